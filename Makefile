@@ -1,0 +1,49 @@
+# Every target sets itself up: needs Python 3.11+ with pip, make and a C++ compiler (compressai's source build on Python 3.12+).
+#   make demo     train the tiny preset, all stages, on two CPU cores      (DEMO_ARGS="..." goes to pipelines/full.py)
+#   make test     the default tests                                        (TEST_ARGS="..." goes to pytest)
+#   make lint | bench | lock | clean
+
+PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),$(shell command -v python3.13),python3)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+.PHONY: demo test lint bench lock clean setup
+.DEFAULT_GOAL := demo
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	$(PY) pipelines/full.py tiny $(DEMO_ARGS)
+
+test: $(STAMP)
+	$(PY) -m pytest $(TEST_ARGS)
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+
+bench: $(STAMP)
+	@set -e; for b in tests/bench/bench_*.py; do echo "$$b"; $(PY) "$$b"; done
+
+# Rewrite the lock from pyproject.toml. Every file of a release is listed, so that any platform finds its own.
+lock: $(STAMP)
+	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
+	    --python-version 3.11 --all-extras pyproject.toml --output-file requirements.txt
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "EGIC needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@# uv installs in half a minute what pip takes minutes for; its own version and hash come from the same lock
+	sed -n '/^uv==/,/# via/p' requirements.txt > $(VENV)/uv.txt
+	if $(PY) -m pip install --quiet --require-hashes -r $(VENV)/uv.txt; \
+	then $(VENV)/bin/uv pip install --python $(PY) --require-hashes -r requirements.txt; \
+	else echo "no uv for this machine: using pip"; $(PY) -m pip install --require-hashes -r requirements.txt; fi
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Environment and caches only: runs, models and pictures stay.
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
