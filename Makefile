@@ -29,19 +29,20 @@ bench: $(STAMP)
 
 # Rewrite the lock from pyproject.toml. Every file of a release is listed, so that any platform finds its own.
 lock: $(STAMP)
-	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
+	$(VENV)/bin/uv pip compile --system-certs --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
 	    --python-version 3.11 --all-extras pyproject.toml --output-file requirements.txt
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "EGIC needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@# uv installs in half a minute what pip takes minutes for; its own version and hash come from the same lock
+	@# uv installs in half a minute what pip takes minutes for; its own version and hash come from the same lock.
+	@# It gets the system's certificates, as pip does on a machine behind a proxy, and where it fails pip has its try.
 	sed -n '/^uv==/,/# via/p' requirements.txt > $(VENV)/uv.txt
-	if $(PY) -m pip install --quiet --require-hashes -r $(VENV)/uv.txt; \
-	then $(VENV)/bin/uv pip install --python $(PY) --require-hashes -r requirements.txt; \
-	else echo "no uv for this machine: using pip"; $(PY) -m pip install --require-hashes -r requirements.txt; fi
-	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt && \
+	    $(VENV)/bin/uv pip install --system-certs --python $(PY) --require-hashes -r requirements.txt || \
+	    { echo "uv could not install the lock: using pip"; $(PY) -m pip install --require-hashes -r requirements.txt; }
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 # Environment and caches only: runs, models and pictures stay.
