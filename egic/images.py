@@ -1,0 +1,214 @@
+"""Pictures and panoptic labels to training crops: decode, augment, crop, class ids, weights. numpy and PIL, no torch.
+
+A crop is made in two parts: a `Plan` (all geometry and colour, drawn from the sizes alone) and `apply_plan`, which
+decodes as little as it can and resizes only the pixels that the crop shows (resizing whole pictures costs as much as
+decoding them). Recipe: EGIC section 4, as listed with OASIS-C's: longer side to 640, scale 0.5..1.5, crop, flip.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 64_000_000
+"""Pictures with more pixels are refused before decoding: a few kilobytes can claim gigabytes."""
+PAD_VALUE = 128
+"""The recipe pads with 127.5; in uint8 that rounds to 128."""
+SMALL_INSTANCE_WEIGHT = 3
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """How a picture becomes a square training crop."""
+
+    size: int = 256
+    """Side of the crop in pixels."""
+    longer_side: int = 640
+    """The longer side of every picture is brought to this many pixels before the random scale."""
+    min_scale: float = 0.5
+    """Smallest random scale."""
+    max_scale: float = 1.5
+    """Largest random scale; scales lie on a grid from the smallest to the largest, both included."""
+    scale_step: float = 0.1
+    """Distance between two scales of that grid."""
+    colour: float = 0.1
+    """Light colour augmentation: factors of brightness, contrast and saturation are drawn from 1 -/+ colour."""
+    flip: bool = True
+    """Mirror half of the crops left to right."""
+    small_instance_pixels: int = 4096
+    """Thing instances covering fewer pixels of the crop weigh 3 in the segmentation loss (4096 belongs to 256x256)."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"crop.size is {self.size}; give a positive number of pixels")
+        if self.longer_side < 1:
+            raise ValueError(f"crop.longer_side is {self.longer_side}; give a positive number of pixels")
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(f"crop.min_scale is {self.min_scale}; it must be above 0 and at most max_scale")
+        if self.scale_step <= 0:
+            raise ValueError(f"crop.scale_step is {self.scale_step}; give a positive step")
+        if not 0 <= self.colour < 1:
+            raise ValueError(f"crop.colour is {self.colour}; give a value from 0 (off) to below 1")
+        if self.small_instance_pixels < 0:
+            raise ValueError(f"crop.small_instance_pixels is {self.small_instance_pixels}; give 0 (off) or more")
+
+    @property
+    def num_scales(self) -> int:
+        return 1 + round((self.max_scale - self.min_scale) / self.scale_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One stored picture: its JPEG file, and a panoptic label as an index map with a table of segments."""
+
+    jpeg: bytes
+    segments: np.ndarray
+    """(H, W) uint8 or uint16: 0 void, i = row i of the tables."""
+    segment_class: np.ndarray
+    """(1 + segments,) uint8: class 1..K, 0 for void and crowd; row 0 is void."""
+    segment_thing: np.ndarray
+    """(1 + segments,) uint8: 1 for instances of things."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything random about one crop, and nothing that needs a pixel."""
+
+    height: int
+    width: int
+    """Size to which the whole picture would be resized."""
+    top: int
+    left: int
+    """Crop's corner in the resized picture; negative where padding begins before it."""
+    flip: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+
+
+def plan_training_crop(height: int, width: int, crop: CropConfig, rng: np.random.Generator) -> Plan:
+    """Draw scale, position, flip and colour for a picture of the given size. Always consumes seven numbers of `rng`."""
+    scale, top, left, flip, *colour = rng.random(7)
+    factor = min(crop.min_scale + crop.scale_step * int(scale * crop.num_scales), crop.max_scale)
+    height, width = _resized(height, width, crop.longer_side * factor)
+    brightness, contrast, saturation = (1 + crop.colour * (2 * value - 1) for value in colour)
+    return Plan(
+        height=height,
+        width=width,
+        top=_offset(height, crop.size, top),
+        left=_offset(width, crop.size, left),
+        flip=crop.flip and flip < 0.5,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+    )
+
+
+def plan_center_crop(height: int, width: int, crop: CropConfig) -> Plan:
+    """Validation: longer side to `longer_side`, centre crop, nothing random."""
+    height, width = _resized(height, width, crop.longer_side)
+    return Plan(height=height, width=width, top=(height - crop.size) // 2, left=(width - crop.size) // 2)
+
+
+def apply_plan(sample: Sample, plan: Plan, crop: CropConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Make the planned crop: x (S, S, 3) uint8 RGB, label (S, S) uint8 class or 0 void, weight (S, S) uint8 1 or 3."""
+    rows = slice(max(0, plan.top), min(plan.height, plan.top + crop.size))
+    cols = slice(max(0, plan.left), min(plan.width, plan.left + crop.size))
+    inside = np.s_[rows.start - plan.top : rows.stop - plan.top, cols.start - plan.left : cols.stop - plan.left]
+    x = np.full((crop.size, crop.size, 3), PAD_VALUE, np.uint8)
+    x[inside] = _resized_window(sample.jpeg, plan, rows, cols)
+    index = np.zeros((crop.size, crop.size), sample.segments.dtype)
+    index[inside] = _nearest_window(sample.segments, plan, rows, cols)
+    if plan.flip:
+        x, index = x[:, ::-1], index[:, ::-1]
+    label = sample.segment_class[index]
+    return x, label, _weights(index, sample, crop)[index]
+
+
+def decode_jpeg(jpeg: bytes) -> np.ndarray:
+    """Decode a whole JPEG file to (H, W, 3) uint8 RGB; greyscale and CMYK become RGB.
+
+    EXIF orientation is ignored, as COCO's annotations do. Raises ValueError for anything that is not a whole JPEG.
+    """
+    with _open(jpeg, "JPEG") as image:
+        return np.asarray(_load(image).convert("RGB"))
+
+
+def decode_panoptic_png(png: bytes) -> np.ndarray:
+    """Decode a panoptic PNG to segment ids (H, W) uint32: R + 256 G + 65536 B, 0 = void (COCO panoptic format)."""
+    with _open(png, "PNG") as image:
+        if image.mode not in ("RGB", "RGBA"):
+            raise ValueError(f"panoptic PNG has mode {image.mode}; segment ids need RGB")
+        rgb = np.asarray(_load(image).convert("RGB")).astype(np.uint32)
+    return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
+
+
+def _open(data: bytes, kind: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
+            image = Image.open(io.BytesIO(data), formats=[kind])
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable {kind} file ({error})") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS}")
+    return image
+
+
+def _load(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"truncated or damaged {image.format} file ({error})") from error
+    return image
+
+
+def _resized(height: int, width: int, longer_side: float) -> tuple[int, int]:
+    factor = longer_side / max(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _offset(length: int, size: int, uniform: float) -> int:
+    """Position of the crop along one side: uniform where the picture is longer, centred padding where it is shorter."""
+    return int(uniform * (length - size + 1)) if length >= size else (length - size) // 2
+
+
+def _resized_window(jpeg: bytes, plan: Plan, rows: slice, cols: slice) -> np.ndarray:
+    """Pixels [rows, cols] of the picture resized to the plan's size, (h, w, 3) uint8, bilinear with antialiasing."""
+    with _open(jpeg, "JPEG") as image:
+        image.draft(image.mode, (plan.width, plan.height))  # the decoder itself halves while this stays large enough
+        _load(image)
+        dx, dy = image.width / plan.width, image.height / plan.height
+        box = (cols.start * dx, rows.start * dy, min(cols.stop * dx, image.width), min(rows.stop * dy, image.height))
+        size = (cols.stop - cols.start, rows.stop - rows.start)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        window = rgb.resize(size, Image.Resampling.BILINEAR, box=box)
+    if (plan.brightness, plan.contrast, plan.saturation) != (1, 1, 1):
+        window = window.convert("RGB", _colour_matrix(plan))
+    return np.asarray(window)
+
+
+def _colour_matrix(plan: Plan) -> tuple[float, ...]:
+    """Brightness, contrast about mid-grey and saturation as one 3x4 matrix: a single pass over the pixels."""
+    mix = plan.saturation * np.eye(3) + (1 - plan.saturation) * LUMA
+    offset = 127.5 * (1 - plan.contrast)
+    return tuple(value for row in plan.brightness * plan.contrast * mix for value in (*row.tolist(), offset))
+
+
+def _nearest_window(index: np.ndarray, plan: Plan, rows: slice, cols: slice) -> np.ndarray:
+    """The same window of the label map, nearest neighbour at pixel centres."""
+    y = ((np.arange(rows.start, rows.stop) + 0.5) * (index.shape[0] / plan.height)).astype(np.intp)
+    x = ((np.arange(cols.start, cols.stop) + 0.5) * (index.shape[1] / plan.width)).astype(np.intp)
+    return index.take(y, axis=0).take(x, axis=1)
+
+
+def _weights(index: np.ndarray, sample: Sample, crop: CropConfig) -> np.ndarray:
+    """Weight of each segment in this crop, (1 + segments,) uint8."""
+    pixels = np.bincount(index.ravel(), minlength=len(sample.segment_class))
+    small = (sample.segment_thing == 1) & (sample.segment_class > 0) & (pixels < crop.small_instance_pixels)
+    return np.where(small, SMALL_INSTANCE_WEIGHT, 1).astype(np.uint8)
