@@ -1,0 +1,74 @@
+"""Entropy models: bits under the deep factorized prior of z and under the conditional Gaussian of y; quantisation.
+
+Every rate is computed in float32 and in the log domain, so that even an absurdly unlikely value has a finite
+cost and a gradient that leads back. Sources: Balle et al. 2018 (arXiv 1802.01436, appendix 6.1); Minnen & Singh 2020.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from compressai.entropy_models import EntropyBottleneck
+from compressai.ops.bound_ops import LowerBoundFunction
+from torch import Tensor
+
+SCALE_MIN, SCALE_MAX, NUM_SCALES = 0.11, 256.0, 64
+_LOG_STEP = (math.log(SCALE_MAX) - math.log(SCALE_MIN)) / (NUM_SCALES - 1)
+
+
+def log1mexp(d: Tensor) -> Tensor:
+    """log(1 - exp(-d)) for d > 0 without cancellation."""
+    small = d < math.log(2)
+    d_small, d_large = torch.where(small, d, 1.0), torch.where(small, 1.0, d)
+    return torch.where(small, torch.log(-torch.expm1(-d_small)), torch.log1p(-torch.exp(-d_large)))
+
+
+def _bits_between(log_cdf_low: Tensor, log_cdf_high: Tensor) -> Tensor:
+    """-log2(exp(high) - exp(low)) of two log-probabilities, low < high."""
+    gap = (log_cdf_high - log_cdf_low).clamp_min(1e-12)
+    return (log_cdf_high + log1mexp(gap)) / -math.log(2)
+
+
+def gaussian_bits(d: Tensor, sigma: Tensor) -> Tensor:
+    """Bits of the offset d = y - mu under N(0, sigma) convolved with U(-1/2, 1/2). float32, any shape, elementwise."""
+    tail = -d.abs()  # both tails are alike; on the left one the logarithm is exact
+    return _bits_between(torch.special.log_ndtr((tail - 0.5) / sigma), torch.special.log_ndtr((tail + 0.5) / sigma))
+
+
+class FactorizedPrior(EntropyBottleneck):
+    """Deep factorized prior of z (192 channels: 5,376 parameters): compressai's network, medians fixed at 0.
+
+    Integers are coded as they are, so compressai's learned quantiles and its own tables are left out.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, filters=(3, 3), init_scale=10, likelihood_bound=0)
+        for unused in ("quantiles", "target", "_offset", "_quantized_cdf", "_cdf_length"):
+            delattr(self, unused)
+
+    def bits(self, z: Tensor) -> Tensor:
+        """Bits of each value of z (B, C, H, W), float32, same shape: -log2 P(z - 1/2 < Z < z + 1/2)."""
+        values = z.transpose(0, 1).reshape(z.shape[1], 1, -1)
+        low = self._logits_cumulative(values - 0.5, stop_gradient=False)
+        high = self._logits_cumulative(values + 0.5, stop_gradient=False)
+        flip = low + high > 0  # work on the left tail, where the logarithm of the sigmoid is exact
+        low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+        bits = _bits_between(F.logsigmoid(low), F.logsigmoid(high))
+        return bits.reshape(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
+
+
+def sigma_of(index: Tensor) -> Tensor:
+    """Scale of a continuous index clamped to [0, 63]; beyond a bound the gradient passes only where it leads back."""
+    index = LowerBoundFunction.apply(index, index.new_zeros(()))
+    index = -LowerBoundFunction.apply(-index, index.new_full((), 1.0 - NUM_SCALES))
+    return torch.exp(math.log(SCALE_MIN) + index * _LOG_STEP)
+
+
+def quantize(y: Tensor, mu: Tensor) -> Tensor:
+    """round(y - mu) + mu; gradient 1 to y, 0 to mu (straight-through). The value is exact: y - y is a true zero."""
+    return (torch.round(y - mu) + mu).detach() + (y - y.detach())
+
+
+def quantize_int(z: Tensor) -> Tensor:
+    """round(z) with a straight-through gradient."""
+    return torch.round(z).detach() + (z - z.detach())

@@ -1,0 +1,74 @@
+"""LPIPS (AlexNet) and where its ImageNet backbone comes from; the linear heads ship with the `lpips` package."""
+
+import hashlib
+import os
+import pickle
+import urllib.error
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+FILE_NAME = "alexnet_features.pth"
+RANDOM = "random"
+
+
+def find_backbone(source: str, url: str = ALEXNET_URL) -> tuple[str, dict[str, Tensor] | None]:
+    """Backbone weights as (what they are, state dict); None stands for a seeded random backbone.
+
+    source: a file (torchvision's AlexNet, or its `features` alone), "random", or "" for the first to be had of
+    $EGIC_WEIGHTS/alexnet_features.pth and torchvision's download (checked and cached by torch.hub).
+    Raises ValueError when nothing can be had, naming both ways out.
+    """
+    if source == RANDOM:
+        return "random backbone, seed 0", None
+    if not source and os.environ.get("EGIC_WEIGHTS"):
+        source = str(Path(os.environ["EGIC_WEIGHTS"]) / FILE_NAME)
+    if source:
+        return _from_file(Path(source))
+    try:
+        state = torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", check_hash=True, progress=False, weights_only=True
+        )
+    except (urllib.error.URLError, OSError, RuntimeError) as e:
+        raise ValueError(
+            f"LPIPS weights could not be downloaded from {url} ({e}); go online, or give a local copy with "
+            f"--lpips-weights FILE or a folder with {FILE_NAME} in EGIC_WEIGHTS"
+        ) from e
+    return f"torchvision {Path(url).name}", state
+
+
+def _from_file(path: Path) -> tuple[str, dict[str, Tensor]]:
+    if not path.is_file():
+        raise ValueError(f"LPIPS weights {path} do not exist; give torchvision's AlexNet, or --lpips-weights random")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as e:
+        raise ValueError(f"LPIPS weights {path} cannot be read ({str(e).splitlines()[0]}); give AlexNet's .pth") from e
+    return f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}", state
+
+
+class LPIPS(nn.Module):
+    """LPIPS v0.1 with AlexNet on pictures (B, 3, H, W) in 0..255; forward returns the mean distance, a scalar."""
+
+    def __init__(self, backbone: Mapping[str, Tensor] | None):
+        super().__init__()
+        import lpips  # imports torchvision: only where the distance is really needed
+
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            self.net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        if backbone is not None:
+            features = {k.removeprefix("features."): v for k, v in backbone.items()}
+            wanted = {name: name.split(".", 1)[1] for name in self.net.net.state_dict()}  # slice2.3.weight -> 3.weight
+            if missing := [k for k in wanted.values() if k not in features]:
+                raise ValueError(f"LPIPS weights lack AlexNet's features {', '.join(missing)}; give torchvision's file")
+            self.net.net.load_state_dict({name: features[k] for name, k in wanted.items()})
+        self.requires_grad_(False).eval()
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        return self.net(x_hat / 127.5 - 1, x / 127.5 - 1).mean()

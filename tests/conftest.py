@@ -1,0 +1,36 @@
+"""Folders of real data, given by environment variables; a test that needs one skips where it is absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set")
+    path = Path(value)
+    if not path.is_dir():
+        pytest.fail(f"{variable} names no folder: {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def coco_root() -> Path:
+    return _folder("EGIC_COCO_ROOT")
+
+
+@pytest.fixture(scope="session")
+def kodak() -> Path:
+    return _folder("EGIC_KODAK")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return _folder("EGIC_GOLDEN")
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    return _folder("EGIC_WEIGHTS")
