@@ -1,0 +1,183 @@
+"""Everything a run can be told: a frozen dataclass per stage, and `Config` with all of them (presets: jobs.presets)."""
+
+from dataclasses import dataclass, field
+
+from egic.codec import CodecConfig
+from egic.discriminator import DiscriminatorConfig
+from egic.images import CropConfig
+from egic.steps import GanLoss
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Length, learning rate and rhythm of one stage."""
+
+    steps: int
+    """Optimizer steps of the stage, the only clock."""
+    batch: int = 16
+    """Pictures per step, over all workers."""
+    lr: float = 1e-4
+    """Adam's learning rate."""
+    last_lr: float = 1e-5
+    """Learning rate of the last steps."""
+    last_steps: int = 0
+    """How many steps at the end use last_lr."""
+    clip_norm: float = 0.0
+    """Largest gradient norm; longer gradients are scaled down to it (0 = off)."""
+    log_every: int = 50
+    """Steps between two rows of metrics, each the mean over its steps."""
+    checkpoint_every: int = 5000
+    """Steps between two checkpoints; each comes with validation and pictures."""
+    val_samples: int = 512
+    """Validation crops behind each val/ metric (at most those there are)."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for field_name in ("steps", "batch", "log_every", "checkpoint_every", "val_samples"):
+            value = getattr(self, field_name)
+            _check(value >= 1, f"{name}.{field_name} is {value}; give 1 or more")
+        _check(self.lr > 0 and self.last_lr > 0, f"{name}.lr and last_lr must be positive")
+        _check(0 <= self.last_steps <= self.steps, f"{name}.last_steps must lie in 0..steps, got {self.last_steps}")
+        _check(self.clip_norm >= 0, f"{name}.clip_norm is {self.clip_norm}; give 0 (off) or a positive norm")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the step with this index (0-based)."""
+        return self.last_lr if step >= self.steps - self.last_steps else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig(Training):
+    """OASIS-C taught to label real photographs, so that the GAN stage starts from a discriminator that sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MseCodecConfig(Training):
+    """SwinT-ChARM for rate and distortion: mse255 + beta * bits per image."""
+
+    beta: float = 0.003
+    """Weight of the bits of one crop against mse255: larger is a lower rate. SwinT-ChARM published 0.003 .. 0.0001;
+    EGIC's rates around 0.1 bpp need more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.beta > 0, f"MseCodecConfig.beta is {self.beta}; give a positive weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GanConfig(Training):
+    """g_s alone, first for distortion and LPIPS (warm-up), then also against OASIS-C. Steps count both phases."""
+
+    warmup_steps: int
+    """Steps of the warm-up; the rest is adversarial, each step with half a batch for D and half for g_s."""
+    adversarial_lr: float = 1e-5
+    """Learning rate of g_s and D in the adversarial phase; lr, last_lr and last_steps belong to the warm-up."""
+    loss: GanLoss = field(default_factory=GanLoss)
+    ema: float = 0.0
+    """Decay of an exponential moving average of g_s that is published in its place (0 = off, as in the paper)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(0 <= self.warmup_steps <= self.steps, f"GanConfig.warmup_steps must lie in 0..steps ({self.steps})")
+        _check(self.last_steps <= self.warmup_steps, "GanConfig.last_steps must lie in 0..warmup_steps")
+        _check(self.batch % 2 == 0, f"GanConfig.batch is {self.batch}; D and g_s need half each: give an even number")
+        _check(0 <= self.ema < 1, f"GanConfig.ema is {self.ema}; give 0 (off) or a decay below 1, such as 0.999")
+
+    def lr_at(self, step: int) -> float:
+        if step >= self.warmup_steps:
+            return self.adversarial_lr
+        return self.last_lr if step >= self.warmup_steps - self.last_steps else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrpConfig(Training):
+    """The residual head alone, for mse255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Encode pictures to real files, decode them, one row per picture and alpha."""
+
+    alphas: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Realism of each decoded picture: 0 most faithful, 1 most realistic."""
+    max_pictures: int = 500
+    """At most this many pictures of the validation set (in its order)."""
+
+    def __post_init__(self) -> None:
+        inside = bool(self.alphas) and all(0 <= a <= 1 for a in self.alphas)
+        _check(inside, f"EvaluateConfig.alphas must lie in [0, 1], got {self.alphas}")
+        _check(self.max_pictures >= 1, f"EvaluateConfig.max_pictures is {self.max_pictures}; give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """Where a stage runs; nothing here changes what it learns, beyond float rounding."""
+
+    workers: int = 1
+    """Train workers of a stage; the batch is split over them."""
+    use_gpu: bool = False
+    """One GPU per worker (nccl); otherwise CPUs (gloo)."""
+    cpus_per_worker: float = 1.0
+    """CPUs that each worker reserves, beside those of the data tasks."""
+    data_cpus: float = 1.0
+    """CPUs that each data task reserves; pictures are decoded and cropped in such tasks."""
+    threads: int = 0
+    """Torch threads per worker (0 = the node's cores shared among the workers that run on it)."""
+    max_failures: int = 3
+    """Restarts of a stage's workers, each from the last checkpoint, before it counts as failed."""
+
+    def __post_init__(self) -> None:
+        _check(self.workers >= 1, f"ComputeConfig.workers is {self.workers}; give 1 or more")
+        for name in ("cpus_per_worker", "data_cpus"):
+            _check(getattr(self, name) > 0, f"ComputeConfig.{name} is {getattr(self, name)}; give a positive number")
+        _check(self.threads >= 0, f"ComputeConfig.threads is {self.threads}; give 0 (automatic) or more")
+        _check(self.max_failures >= 0, f"ComputeConfig.max_failures is {self.max_failures}; give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole pipeline."""
+
+    data: str = ""
+    """COCO tree (train2017/, val2017/, annotations/) or a folder that `python -m jobs.prepare` wrote; empty = drawn
+    scenes, for trying things."""
+    output: str = "outputs"
+    """Checkpoints, prepared data and summaries; on a cluster, storage that every node reaches."""
+    experiment: str = "egic"
+    """MLflow experiment."""
+    seed: int = 0
+    """Seed of sample order, augmentation, noise and initial weights."""
+    precision: str = "float32"
+    """float32, or bfloat16 for transforms, D and LPIPS (rates stay float32)."""
+    lpips_weights: str = ""
+    """AlexNet backbone of LPIPS: a file, `random` (seeded, for trying things), or empty for $EGIC_WEIGHTS, else
+    torchvision's download."""
+    crop: CropConfig = field(default_factory=CropConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    segmentation: SegmentationConfig
+    mse_codec: MseCodecConfig
+    gan: GanConfig
+    orp: OrpConfig
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.precision in ("float32", "bfloat16"), f"precision is {self.precision!r}; give float32 or bfloat16")
+        _check(self.seed >= 0, f"seed is {self.seed}; give 0 or more")
+        wanted, given = self.codec.dims[-1], self.discriminator.latent_channels
+        _check(given == wanted, f"discriminator.latent_channels is {given}; the codec has {wanted}")
+        multiple = max(self.codec.multiple, 2 ** len(self.discriminator.down))
+        _check(
+            self.crop.size % multiple == 0,
+            f"crop.size is {self.crop.size}; these networks need a multiple of {multiple}",
+        )
+        workers = self.compute.workers
+        for name in ("segmentation", "mse_codec", "gan", "orp"):
+            batch = getattr(self, name).batch
+            unit = 2 * workers if name == "gan" else workers
+            _check(batch % unit == 0, f"{name}.batch is {batch}; {workers} workers need a multiple of {unit}")

@@ -1,0 +1,69 @@
+"""Stage: g_s alone, first for distortion and LPIPS (warm-up), then against OASIS-C (EGIC section 4.2)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from egic import losses, metrics, panels, steps
+from egic.steps import Batch, Nets
+from jobs.config import Config
+from jobs.segmentation import as_image
+from jobs.stage import Stage, means
+
+
+def build(config: Config, components: Mapping[str, nn.Module]) -> Nets:
+    return Nets(codec=components["codec"], discriminator=components["discriminator"], lpips=components["lpips"])
+
+
+def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
+    c = config.gan
+    if step < c.warmup_steps:
+        return steps.warmup_step(nets, optimizers, batch, loss=c.loss, clip_norm=c.clip_norm)
+    return steps.gan_step(nets, optimizers, batch, loss=c.loss, clip_norm=c.clip_norm, seed=config.seed)
+
+
+def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
+    """Distortion, LPIPS, bpp, and how well D labels the reconstruction (`seg`)."""
+    with nets.autocast(batch.x.device):
+        coded = nets.codec(batch.x)
+        logits = nets.discriminator(coded.x_hat, coded.y_hat)
+        lpips = nets.lpips(coded.x_hat, batch.x)
+    x, n = metrics.to_uint8(batch.x), len(batch.position)
+    return {
+        "count": torch.tensor(n, device=x.device),
+        "psnr_db": metrics.psnr_db(metrics.to_uint8(coded.x_hat), x).sum(),
+        "lpips": lpips * n,
+        "bpp": coded.bits.sum() / (x.shape[2] * x.shape[3]),
+        "seg": losses.seg(logits, batch.label, batch.weight) * n,
+    }
+
+
+def pictures(nets: Nets, batch: Batch, config: Config) -> dict[str, bytes]:
+    with nets.autocast(batch.x.device):
+        coded = nets.codec(batch.x)
+        predicted = nets.discriminator(coded.x_hat, coded.y_hat).argmax(1)
+    rows = [
+        [as_image(a), as_image(b), panels.label_colours(c.cpu().numpy()), panels.label_colours(d.cpu().numpy())]
+        for a, b, c, d in zip(batch.x, coded.x_hat, batch.label, predicted, strict=True)
+    ]
+    titles = ["original", "reconstruction", "labels", "D on reconstruction"]
+    return {"reconstruction": panels.png(panels.panel(rows, titles))}
+
+
+STAGE = Stage(
+    name="gan",
+    parents=("mse-codec", "segmentation"),
+    takes=("codec", "discriminator"),
+    publishes=("codec", "discriminator"),
+    trains={"g_s": ("codec.g_s.",), "discriminator": ("discriminator.",)},
+    reads=("gan", "codec", "discriminator", "crop", "seed", "precision", "lpips_weights"),
+    settings=lambda config: config.gan,
+    build=build,
+    step=step,
+    validate=validate,
+    summarise=means,
+    pictures=pictures,
+    headline="val/lpips",
+    higher_is_better=False,
+)

@@ -1,0 +1,318 @@
+"""The one worker loop: build, restore, step, log, validate, save. Shared by every stage, on one worker or many.
+
+The loop meets the outside through a `Session` alone: `jobs.train` gives it Ray's, tests a local one. Order,
+augmentation and noise are functions of (seed, position): only weights, optimizers and the step need to be restored.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from egic import checkpoint
+from egic.steps import Batch, Nets, NonFiniteError
+from jobs.config import Config, Training
+from jobs.stage import Stage, load_stage
+
+PROGRESS_EVERY_S = 5.0
+
+
+class Session(Protocol):
+    """What surrounds the loop: place in the group, data, the last checkpoint, a place for the next."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def stream(self, config: Config, first_step: int, settings: Training) -> Iterator[dict[str, np.ndarray]]:
+        """Raw training batches of this rank from `first_step` on."""
+
+    def val_batches(self, config: Config, settings: Training) -> Iterator[dict[str, np.ndarray]]:
+        """Raw validation batches of this rank."""
+
+    def restore(self) -> Path | None:
+        """Folder of the last checkpoint, if there is one."""
+
+    def report(self, metrics: dict, write) -> None:
+        """Hand over metrics; rank 0 fills a new checkpoint folder with `write(folder)`."""
+
+
+@dataclass
+class State:
+    """Everything a resumed run needs, and what it has yet to say."""
+
+    nets: Nets
+    optimizers: dict[str, torch.optim.Optimizer]
+    step: int = 0
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[dict] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+
+
+def to_batch(raw: dict[str, np.ndarray], device: torch.device) -> Batch:
+    """uint8 arrays from the wire -> tensors as the steps want them."""
+
+    def send(name: str) -> Tensor:
+        return torch.as_tensor(raw[name]).to(device, non_blocking=True)
+
+    x = send("x").permute(0, 3, 1, 2).contiguous().float()
+    return Batch(x, send("label").long(), send("weight").float(), [int(p) for p in raw["position"]])
+
+
+def named_parameters(nets: Nets) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of all networks as `codec.g_s...`, `discriminator...`, `orp...`, `lpips...`."""
+    for part in ("codec", "discriminator", "orp", "lpips"):
+        if (module := getattr(nets, part)) is not None:
+            yield from module.named_parameters(prefix=part)
+
+
+def prepare_training(stage: Stage, nets: Nets, session: Session, settings: Training) -> State:
+    """Freeze all but what the stage declares, make its optimizers and wrap what trains for several workers."""
+    parts = {"codec": nets.codec, "g_s": nets.codec and nets.codec.g_s, "discriminator": nets.discriminator,
+             "orp": nets.orp}  # fmt: skip
+    for module in (nets.codec, nets.discriminator, nets.orp, nets.lpips):
+        if module is not None:
+            module.to(session.device).eval()  # no network here behaves otherwise in training, but LPIPS's dropout
+    for _, parameter in named_parameters(nets):
+        parameter.requires_grad_(False)
+    optimizers = {}
+    for name, prefixes in stage.trains.items():
+        chosen = [p for full, p in named_parameters(nets) if full.startswith(prefixes)]
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        optimizers[name] = torch.optim.Adam(chosen, settings.lr, fused=True)
+    for name in stage.trains:
+        wrap = session.world_size > 1
+        devices = [session.device] if session.device.type == "cuda" else None
+        nets.trained[name] = DistributedDataParallel(parts[name], device_ids=devices) if wrap else parts[name]
+    return State(nets, optimizers)
+
+
+def trained_weights(stage: Stage, nets: Nets) -> dict[str, Tensor]:
+    """The parameters that the stage moves, by full name."""
+    prefixes = tuple(prefix for group in stage.trains.values() for prefix in group)
+    return {name: p.data for name, p in named_parameters(nets) if name.startswith(prefixes)}
+
+
+def save(folder: Path, stage: Stage, state: State, rows: list[dict]) -> None:
+    """Write a checkpoint: resume.pt, and meta.json with its digest, the step and the rows since the last one."""
+    content = {
+        "weights": {k: v.cpu() for k, v in trained_weights(stage, state.nets).items()},
+        "optimizers": {k: opt.state_dict() for k, opt in state.optimizers.items()},
+        "ema": {k: v.cpu() for k, v in state.ema.items()},
+    }
+    torch.save(content, folder / "resume.pt")
+    meta = {"step": state.step, "rows": rows, "sha256": file_sha256(folder / "resume.pt")}
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def restore(folder: Path, stage: Stage, state: State) -> None:
+    """Bring back what `save` wrote. Raises ValueError when the file is not what was written."""
+    meta = json.loads((folder / "meta.json").read_text())
+    if file_sha256(folder / "resume.pt") != meta["sha256"]:
+        raise ValueError(
+            f"checkpoint {folder} is damaged: resume.pt has another digest; remove it to use the one before"
+        )
+    content = torch.load(folder / "resume.pt", map_location="cpu", weights_only=True)
+    weights = trained_weights(stage, state.nets)
+    if weights.keys() != content["weights"].keys():
+        raise ValueError(f"checkpoint {folder} belongs to other networks; use another output folder")
+    for name, value in weights.items():
+        value.copy_(content["weights"][name])
+    for name, opt in state.optimizers.items():
+        opt.load_state_dict(content["optimizers"][name])
+    state.ema = {k: v.to(next(iter(weights.values())).device) for k, v in content["ema"].items()}
+    state.step, state.rows = meta["step"], meta["rows"]
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def reduce_sum(values: dict[str, Tensor], world_size: int) -> dict[str, Tensor]:
+    """Sum of each tensor over all workers."""
+    if world_size > 1:
+        for value in values.values():
+            dist.all_reduce(value)
+    return values
+
+
+class swapped:
+    """Context in which the averaged weights (EMA), if any, stand in for the trained ones."""
+
+    def __init__(self, state: State):
+        own = dict(named_parameters(state.nets))
+        self.pairs = [(own[name].data, value) for name, value in state.ema.items()]
+
+    def _swap(self) -> None:
+        for weight, average in self.pairs:
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_) -> None:
+        self._swap()
+
+
+def update_ema(state: State, decay: float) -> None:
+    """g_s's moving average, started from its weights."""
+    own = {k: p.data for k, p in named_parameters(state.nets) if k.startswith("codec.g_s.")}
+    if not state.ema:
+        state.ema = {k: v.clone() for k, v in own.items()}
+    torch._foreach_lerp_(list(state.ema.values()), [own[k] for k in state.ema], 1 - decay)
+
+
+@torch.no_grad()
+def validate(stage: Stage, state: State, config: Config, session: Session) -> tuple[dict[str, float], dict[str, bytes]]:
+    """val/ metrics over all workers' validation crops, and rank 0's pictures of its first batch."""
+    sums: dict[str, Tensor] = {}
+    pictures: dict[str, bytes] = {}
+    with swapped(state):
+        for i, raw in enumerate(session.val_batches(config, stage.settings(config))):
+            batch = to_batch(raw, session.device)
+            for name, value in stage.validate(state.nets, batch, config).items():
+                value = value.double()
+                sums[name] = sums[name] + value if name in sums else value
+            if i == 0 and session.rank == 0:
+                pictures = stage.pictures(state.nets, batch.part(slice(0, 4)), config)
+    sums = reduce_sum(dict(sorted(sums.items())), session.world_size)
+    return {f"val/{k}": v for k, v in stage.summarise(sums).items()}, pictures
+
+
+class Meter:
+    """Means of losses and times between two rows; tensors stay on the device until a row is due."""
+
+    def __init__(self, session: Session):
+        self.session, self.sums, self.num_steps = session, {}, 0
+        self.time_s = {"data": 0.0, "step": 0.0, "checkpoint": 0.0}
+        self.start = time.perf_counter()
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Count one step's losses; which ones there are may change between phases."""
+        self.num_steps += 1
+        for name, value in losses.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + value, count + 1)
+
+    def row(self, step: int, batch: int, lr: float) -> dict:
+        """The row of metrics at `step` (steps done), the same on every worker."""
+        names = sorted(self.sums)
+        mean = torch.stack([self.sums[n][0].float() / self.sums[n][1] for n in names])
+        mean = reduce_sum({"mean": mean}, self.session.world_size)["mean"] / self.session.world_size
+        elapsed = time.perf_counter() - self.start
+        row = {"step": step} | {f"train/{n}": v for n, v in zip(names, mean.tolist(), strict=True)}
+        row |= {f"time/{k}_s": v / self.num_steps for k, v in self.time_s.items()}
+        row |= {"time/images_per_s": self.num_steps * batch / elapsed, "train/lr": lr}
+        row |= system_metrics(self.session.device)
+        self.__init__(self.session)
+        return row
+
+
+def system_metrics(device: torch.device) -> dict[str, float]:
+    """Memory and load of this worker."""
+    process = psutil.Process()
+    found = {"system/worker_rss_gb": process.memory_info().rss / 1e9, "system/cpu_percent": psutil.cpu_percent()}
+    if device.type == "cuda":
+        found["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return found
+
+
+def progress(stage: Stage, row: dict, settings: Training) -> str:
+    """One line: stage, step, rate, loss, time left."""
+    rate = row["time/images_per_s"] / settings.batch
+    left = int((settings.steps - row["step"]) / max(rate, 1e-9))
+    loss = next(row[f"train/{n}"] for n in ("loss", "seg", "mse255") if f"train/{n}" in row)
+    eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+    return f"{stage.name:<13} step {row['step']}/{settings.steps}  {rate:.2f} steps/s  loss {loss:.4g}  left {eta}"
+
+
+def train(
+    stage_name: str, config: Config, components: dict[str, nn.Module], session: Session, provenance: dict
+) -> None:
+    """Run a stage to its end, from its last checkpoint if it has one. Resume beats init; see `Stage.build` for init."""
+    stage = load_stage(stage_name)
+    settings = stage.settings(config)
+    torch.manual_seed(config.seed)
+    nets = stage.build(config, components)
+    nets.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
+    state = prepare_training(stage, nets, session, settings)
+    if folder := session.restore():
+        restore(folder, stage, state)
+    run_steps(stage, config, settings, state, session, provenance)
+
+
+def run_steps(
+    stage: Stage, config: Config, settings: Training, state: State, session: Session, provenance: dict
+) -> None:
+    """The steps that are left, with a row every log_every and a checkpoint every checkpoint_every steps."""
+    meter, spoken = Meter(session), 0.0
+    unsent, since = list(state.rows), []  # rows a killed run may not have delivered; rows since the last checkpoint
+    if state.step >= settings.steps:  # finished, but its end was not heard: say it again
+        finish_interval(stage, config, settings, state, session, provenance, unsent, since)
+        return
+    stream = session.stream(config, state.step, settings)
+    for step in range(state.step, settings.steps):
+        began = time.perf_counter()
+        batch = to_batch(next(stream), session.device)
+        meter.time_s["data"] += time.perf_counter() - began
+        began = time.perf_counter()
+        for opt in state.optimizers.values():
+            for group in opt.param_groups:
+                group["lr"] = settings.lr_at(step)
+        try:
+            meter.add(stage.step(state.nets, state.optimizers, batch, config, step))
+        except NonFiniteError as e:
+            where = f"{stage.name} step {step + 1}, rank {session.rank}"
+            raise NonFiniteError(f"{where}: {e}; the update was not made") from None
+        if decay := getattr(settings, "ema", 0.0):
+            update_ema(state, decay)
+        state.step = step + 1
+        meter.time_s["step"] += time.perf_counter() - began
+        last = state.step == settings.steps
+        if state.step % settings.log_every == 0 or last or state.step % settings.checkpoint_every == 0:
+            since.append(meter.row(state.step, settings.batch, settings.lr_at(step)))
+            if session.rank == 0 and (time.monotonic() - spoken > PROGRESS_EVERY_S or last):
+                spoken = time.monotonic()
+                print(progress(stage, since[-1], settings), flush=True)
+        if state.step % settings.checkpoint_every == 0 or last:
+            began = time.perf_counter()
+            finish_interval(stage, config, settings, state, session, provenance, unsent, since)
+            unsent, since = [], []
+            meter.time_s["checkpoint"] += time.perf_counter() - began
+            meter.start = time.perf_counter()
+
+
+def finish_interval(
+    stage: Stage, config: Config, settings: Training, state: State, session: Session, provenance: dict,
+    unsent: list[dict], since: list[dict],
+) -> None:  # fmt: skip
+    """Validate, checkpoint and report; at the last step the checkpoint carries the artifact."""
+    values, pictures = validate(stage, state, config, session)
+    row = {"step": state.step} | values
+    if since:
+        since[-1] |= values
+    rows = since or [row]
+
+    def write(folder: Path) -> None:
+        save(folder, stage, state, rows)
+        if state.step == settings.steps:
+            with swapped(state):
+                parts = {name: getattr(state.nets, name) for name in stage.publishes}
+                checkpoint.save(folder / "artifact", parts, provenance | {"step": state.step, "metrics": row})
+
+    session.report({"step": state.step, "rows": unsent + rows, "pictures": pictures, "val": values}, write)

@@ -1,0 +1,59 @@
+"""Stage: the whole codec for rate and distortion (SwinT-ChARM; EGIC section 4.1)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from egic import metrics, panels, steps
+from egic.codec import Codec
+from egic.steps import Batch, Nets
+from jobs.config import Config
+from jobs.segmentation import as_image
+from jobs.stage import Stage, means
+
+
+def build(config: Config, components: Mapping[str, nn.Module]) -> Nets:
+    return Nets(codec=components.get("codec") or Codec(config.codec))
+
+
+def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
+    c = config.mse_codec
+    return steps.mse_codec_step(nets, optimizers, batch, beta=c.beta, clip_norm=c.clip_norm, seed=config.seed)
+
+
+def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
+    """PSNR of 8-bit pictures, estimated bpp, and the PSNR of each crop's mean colour to compare with."""
+    with nets.autocast(batch.x.device):
+        coded = nets.codec(batch.x)
+    x = metrics.to_uint8(batch.x)
+    flat = metrics.to_uint8(batch.x.mean((2, 3), keepdim=True).expand_as(batch.x))
+    return {
+        "count": torch.tensor(len(batch.position), device=x.device),
+        "psnr_db": metrics.psnr_db(metrics.to_uint8(coded.x_hat), x).sum(),
+        "mean_colour_psnr_db": metrics.psnr_db(flat, x).sum(),
+        "bpp": coded.bits.sum() / (x.shape[2] * x.shape[3]),
+    }
+
+
+def pictures(nets: Nets, batch: Batch, config: Config) -> dict[str, bytes]:
+    with nets.autocast(batch.x.device):
+        x_hat = nets.codec(batch.x).x_hat
+    rows = [[as_image(a), as_image(b)] for a, b in zip(batch.x, x_hat, strict=True)]
+    return {"reconstruction": panels.png(panels.panel(rows, ["original", "reconstruction"]))}
+
+
+STAGE = Stage(
+    name="mse-codec",
+    parents=(),
+    publishes=("codec",),
+    trains={"codec": ("codec.",)},
+    reads=("mse_codec", "codec", "crop", "seed", "precision"),
+    settings=lambda config: config.mse_codec,
+    build=build,
+    step=step,
+    validate=validate,
+    summarise=means,
+    pictures=pictures,
+    headline="val/psnr_db",
+)

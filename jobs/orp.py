@@ -1,0 +1,72 @@
+"""Stage: the residual head alone, so that one file decodes at any alpha (EGIC section 3.3)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from egic import metrics, panels, steps
+from egic.orp import ResidualHead, blend
+from egic.steps import Batch, Nets
+from jobs.config import Config
+from jobs.segmentation import as_image
+from jobs.stage import Stage, means
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def build(config: Config, components: Mapping[str, nn.Module]) -> Nets:
+    codec = components["codec"]
+    head = components.get("orp")
+    if head is None:
+        head = ResidualHead(codec.config)
+        head.start_from(codec.g_s)
+    return Nets(codec=codec, orp=head)
+
+
+def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
+    return steps.orp_step(nets, optimizers, batch, clip_norm=config.orp.clip_norm)
+
+
+def both(nets: Nets, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x_gan and x_mse of pictures (B, 3, H, W), from one pass over all but the last stage."""
+    with nets.autocast(x.device):
+        h = nets.codec.g_s.last_features(nets.codec.encode(x))
+        return nets.codec.g_s.last_stage(h).float() * 255, nets.orp(h)
+
+
+def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
+    """PSNR at alpha 0 and 1."""
+    x_gan, x_mse = both(nets, batch.x)
+    x = metrics.to_uint8(batch.x)
+    return {
+        "count": torch.tensor(len(batch.position), device=x.device),
+        "psnr_db": metrics.psnr_db(metrics.to_uint8(x_mse), x).sum(),
+        "psnr_db_alpha1": metrics.psnr_db(metrics.to_uint8(x_gan), x).sum(),
+    }
+
+
+def pictures(nets: Nets, batch: Batch, config: Config) -> dict[str, bytes]:
+    x_gan, x_mse = both(nets, batch.x)
+    rows = [
+        [as_image(x), *(as_image(blend(g, m, alpha)) for alpha in ALPHAS)]
+        for x, g, m in zip(batch.x, x_gan, x_mse, strict=True)
+    ]
+    return {"alpha": panels.png(panels.panel(rows, ["original", *(f"alpha {a:g}" for a in ALPHAS)]))}
+
+
+STAGE = Stage(
+    name="orp",
+    parents=("gan",),
+    takes=("codec",),
+    publishes=("codec", "orp"),
+    trains={"orp": ("orp.",)},
+    reads=("orp", "codec", "crop", "seed", "precision"),
+    settings=lambda config: config.orp,
+    build=build,
+    step=step,
+    validate=validate,
+    summarise=means,
+    pictures=pictures,
+    headline="val/psnr_db",
+)

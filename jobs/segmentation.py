@@ -1,0 +1,71 @@
+"""Stage: OASIS-C learns to label real photographs (EGIC section 4.1; SPEC of losses in egic.losses)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from egic import losses, metrics, panels, steps
+from egic.discriminator import Discriminator
+from egic.steps import Batch, Nets
+from jobs.config import Config
+from jobs.stage import Stage
+
+
+def build(config: Config, components: Mapping[str, nn.Module]) -> Nets:
+    return Nets(discriminator=components.get("discriminator") or Discriminator(config.discriminator))
+
+
+def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
+    return steps.segmentation_step(nets, optimizers, batch, clip_norm=config.segmentation.clip_norm)
+
+
+def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
+    with nets.autocast(batch.x.device):
+        logits = nets.discriminator(batch.x).float()
+    hit, union = metrics.overlap(logits.argmax(1), batch.label, nets.discriminator.config.num_classes)
+    n = len(batch.position)
+    seg = losses.seg(logits, batch.label, batch.weight) * n
+    return {"count": torch.tensor(n, device=seg.device), "seg": seg, "hit": hit, "union": union}
+
+
+def summarise(sums: dict[str, Tensor]) -> dict[str, float]:
+    """seg loss, mIoU over the classes that occur, and share of labelled pixels that are right."""
+    labelled = sums["union"].sum() + sums["hit"].sum()  # each labelled pixel counts as a row and as a column
+    return {
+        "seg": (sums["seg"] / sums["count"]).item(),
+        "miou": metrics.mean_iou(sums["hit"], sums["union"]),
+        "pixel_accuracy": (2 * sums["hit"].sum() / labelled.clamp_min(1)).item(),
+    }
+
+
+def pictures(nets: Nets, batch: Batch, config: Config) -> dict[str, bytes]:
+    with nets.autocast(batch.x.device):
+        predicted = nets.discriminator(batch.x).argmax(1)
+    rows = [
+        [as_image(x), panels.label_colours(label.cpu().numpy()), panels.label_colours(p.cpu().numpy())]
+        for x, label, p in zip(batch.x, batch.label, predicted, strict=True)
+    ]
+    return {"segmentation": panels.png(panels.panel(rows, ["original", "labels", "D's prediction"]))}
+
+
+def as_image(x: Tensor) -> np.ndarray:
+    """Float picture (3, H, W) in 0..255 -> uint8 (H, W, 3)."""
+    return metrics.to_uint8(x).permute(1, 2, 0).cpu().numpy()
+
+
+STAGE = Stage(
+    name="segmentation",
+    parents=(),
+    publishes=("discriminator",),
+    trains={"discriminator": ("discriminator.down.", "discriminator.up.", "discriminator.out.")},
+    reads=("segmentation", "discriminator", "crop", "seed", "precision"),
+    settings=lambda config: config.segmentation,
+    build=build,
+    step=step,
+    validate=validate,
+    summarise=summarise,
+    pictures=pictures,
+    headline="val/miou",
+)

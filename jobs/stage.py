@@ -1,0 +1,101 @@
+"""What a stage is, and its key: the same key means the same result, so a finished stage is never run twice."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from egic.steps import Batch, Nets
+from jobs.config import Config, Training
+
+MODULES = {
+    "segmentation": "jobs.segmentation",
+    "mse-codec": "jobs.mse_codec",
+    "gan": "jobs.gan",
+    "orp": "jobs.orp",
+}
+
+# What decides a result, beside the stage's own module: a change anywhere here retrains.
+CODE = (
+    "egic/charm.py", "egic/codec.py", "egic/discriminator.py", "egic/entropy.py", "egic/images.py", "egic/losses.py",
+    "egic/orp.py", "egic/perceptual.py", "egic/steps.py", "egic/transforms.py", "jobs/data.py", "jobs/loop.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage as plain functions; the worker loop (`jobs.loop`) knows nothing else about it."""
+
+    name: str
+    parents: tuple[str, ...]
+    """Stages whose artifacts this one starts from."""
+    takes: tuple[str, ...] = ()
+    """Components (codec, discriminator) it needs from them."""
+    publishes: tuple[str, ...]
+    """Components of its own artifact."""
+    trains: Mapping[str, tuple[str, ...]]
+    """Optimizer -> prefixes of the parameters it moves. Everything else stays bit-identical."""
+    reads: tuple[str, ...]
+    """Fields of Config that its result depends on."""
+    settings: Callable[[Config], Training]
+    build: Callable[[Config, Mapping[str, nn.Module]], Nets]
+    """Networks from the parents' components; fresh ones take their initial weights from the global seed."""
+    step: Callable[..., dict[str, Tensor]]
+    """(nets, optimizers, batch, config, step) -> losses, after one update."""
+    validate: Callable[[Nets, Batch, Config], dict[str, Tensor]]
+    """Sums over the batch's pictures, `count` among them; they are added over batches and workers."""
+    summarise: Callable[[dict[str, Tensor]], dict[str, float]]
+    """Those sums -> val/ metrics."""
+    pictures: Callable[[Nets, Batch, Config], dict[str, bytes]]
+    """PNG files to look at."""
+    headline: str
+    """The val/ metric that stands for the stage, and by which alias `best` moves."""
+    higher_is_better: bool = True
+
+
+def load_stage(name: str) -> Stage:
+    """The stage's definition, imported by name, so that only its name travels to the workers."""
+    return importlib.import_module(MODULES[name]).STAGE
+
+
+def means(sums: dict[str, Tensor]) -> dict[str, float]:
+    """Every sum divided by `count`."""
+    count = sums["count"].item()
+    return {name: value.item() / count for name, value in sums.items() if name != "count"}
+
+
+def code_digest(stage: str) -> str:
+    """sha256 (hex) over the sources that decide what a stage learns."""
+    root, total = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for name in (*CODE, MODULES[stage].replace(".", "/") + ".py"):
+        total.update(f"{name} {hashlib.sha256((root / name).read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def ingredients(
+    stage: Stage, config: Config, *, parents: Mapping[str, str], data: str, lpips: str
+) -> dict[str, object]:
+    """Everything that the stage's result depends on: settings, code, parents' digests, data digest, LPIPS backbone."""
+    settings = {}
+    for name in stage.reads:
+        value = getattr(config, name)
+        settings[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return {
+        "stage": stage.name,
+        "config": settings,
+        "code": code_digest(stage.name),
+        "parents": dict(sorted(parents.items())),
+        "data": data,
+        "lpips": lpips if "lpips_weights" in stage.reads else "",
+    }
+
+
+def stage_key(ingredients: Mapping[str, object]) -> str:
+    """16 hex digits that name the stage's run, its folder and its MLflow tag."""
+    text = json.dumps(ingredients, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
