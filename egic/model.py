@@ -1,0 +1,134 @@
+"""A model that makes and reads .egic files: `egic.load(folder).compress(image)`, `.decompress(data, alpha=)`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from egic import bitstream, checkpoint
+from egic.bitstream import BitstreamError, Header
+from egic.codec import Codec
+from egic.coding import LatentCoder, identity
+from egic.orp import ResidualHead, blend
+
+
+class Model:
+    """A codec, with or without ORP, ready to code pictures on its device."""
+
+    def __init__(self, codec: Codec, orp: ResidualHead | None = None):
+        self.codec, self.orp = codec.eval(), orp.eval() if orp is not None else None
+        self._identity, self._coder = None, None
+
+    @property
+    def identity(self) -> bytes:
+        """What a file's header pins: the entropy model, shared by all stages of a family."""
+        if self._identity is None:
+            self._identity = identity(self.codec)
+        return self._identity
+
+    @property
+    def coder(self) -> LatentCoder:
+        if self._coder is None:
+            self._coder = LatentCoder(self.codec)
+        return self._coder
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.codec.parameters()).device
+
+    def to(self, device: str | torch.device) -> "Model":
+        """The same model on another device."""
+        self.codec.to(device)
+        if self.orp is not None:
+            self.orp.to(device)
+        return self
+
+    @torch.inference_mode()
+    def compress(self, image: np.ndarray | Image) -> bytes:
+        """RGB picture, uint8 (H, W, 3) or PIL -> the bytes of an .egic file. Raises ValueError for other inputs."""
+        x = _as_array(image)
+        height, width = x.shape[:2]
+        y = self.codec.analyse(self._padded(x)).float()
+        payload, crc, _ = self.coder.encode(y, height, width)
+        header = Header(model_id=self.identity, height=height, width=width, symbols_crc=crc)
+        return bitstream.pack(header, payload)
+
+    def _padded(self, x: np.ndarray) -> Tensor:
+        """uint8 (H, W, 3) -> float (1, 3, H', W') 0..255, reflected at bottom and right to the codec's multiple."""
+        m = self.codec.config.multiple
+        x = np.pad(x, ((0, -x.shape[0] % m), (0, -x.shape[1] % m), (0, 0)), mode="reflect")
+        return torch.from_numpy(x).to(self.device).permute(2, 0, 1)[None].float()
+
+    @torch.inference_mode()
+    def decode_latents(self, data: bytes, max_pixels: int = bitstream.MAX_PIXELS) -> tuple[Tensor, Header]:
+        """A file's y_hat (1, M, H/16, W/16) of the padded picture and its header. Raises BitstreamError."""
+        header, payload = bitstream.unpack(data, max_pixels)
+        if header.model_id != self.identity:
+            raise BitstreamError(
+                f"the file was made with model {header.model_id.hex()}, this is model {self.identity.hex()}"
+            )
+        return self.coder.decode(payload, header.height, header.width, header.symbols_crc), header
+
+    @torch.inference_mode()
+    def _render(self, y_hat: Tensor, header: Header, gan: bool, mse: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The pictures asked for, float (H, W, 3), 0..255, not clipped; no work for the other."""
+        h = self.codec.g_s.last_features(y_hat)
+        x_gan = self.codec.g_s.last_stage(h).float() * 255 if gan else None
+        x_mse = self.orp(h) if mse else None
+        return tuple(
+            None if x is None else x[0, :, : header.height, : header.width].permute(1, 2, 0) for x in (x_gan, x_mse)
+        )
+
+    def decode_pictures(self, data: bytes) -> tuple[Tensor, Tensor | None]:
+        """(x_gan, x_mse), float (H, W, 3), 0..255, not clipped; x_mse is None without ORP."""
+        y_hat, header = self.decode_latents(data)
+        return self._render(y_hat, header, gan=True, mse=self.orp is not None)
+
+    def decompress(self, data: bytes, alpha: float | None = None) -> np.ndarray:
+        """File -> uint8 (H, W, 3). alpha 0 is the most faithful picture, 1 (the default) the most realistic one.
+
+        Raises BitstreamError for a bad file, ValueError for alpha outside [0, 1] or for a model without ORP.
+        """
+        alpha = check_alpha(alpha, self.orp is not None)
+        y_hat, header = self.decode_latents(data)
+        x_gan, x_mse = self._render(y_hat, header, gan=alpha > 0, mse=alpha < 1)
+        if x_gan is None or x_mse is None:
+            return as_bytes(x_mse if x_gan is None else x_gan)
+        return as_bytes(blend(x_gan, x_mse, alpha))
+
+
+def check_alpha(alpha: float | None, has_orp: bool) -> float:
+    """alpha, 1 when not given. Raises ValueError."""
+    if alpha is None:
+        return 1.0
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {alpha}")
+    if not has_orp:
+        raise ValueError("this model has no ORP head, so alpha has no meaning: leave it out, or take an ORP model")
+    return float(alpha)
+
+
+def as_bytes(x: Tensor) -> np.ndarray:
+    """Float picture (H, W, 3) in 0..255 -> uint8, rounded and clipped."""
+    return x.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def _as_array(image: np.ndarray | Image) -> np.ndarray:
+    """uint8 (H, W, 3), checked."""
+    x = np.asarray(image.convert("RGB") if isinstance(image, Image) else image)
+    if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 or not x.size:
+        raise ValueError(f"a picture is RGB, uint8 of shape (H, W, 3); got {x.dtype} of shape {x.shape}")
+    if x.shape[0] * x.shape[1] > bitstream.MAX_PIXELS:
+        raise ValueError(f"a picture has at most {bitstream.MAX_PIXELS} pixels, got {x.shape[1]} x {x.shape[0]}")
+    return x
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
+    """The model of an artifact folder: its codec, and its ORP head where it has one. Raises ValueError."""
+    configs = checkpoint.read_config(folder)
+    if "codec" not in configs:
+        raise ValueError(f"{folder} holds no codec (only {', '.join(configs)}); name an MSE-codec, GAN or ORP model")
+    parts = checkpoint.load(folder, *(name for name in ("codec", "orp") if name in configs))
+    return Model(parts["codec"], parts.get("orp")).to(device)
