@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 EXPERIMENT = "egic"
 PARAM_LIMIT = 6000  # characters of a value, MLflow's limit
-BATCH_LIMIT = 100  # parameters or tags per request, MLflow's limit
 
 
 def mlflow() -> ModuleType:
@@ -206,16 +205,15 @@ def log_params(run_id: str, params: Mapping[str, Any] | Any) -> None:
         elif had[name] != value:
             changed[f"changed.{name}"] = value
             log.warning("parameter %s was %s when run %s began, now %s", name, had[name], run_id, value)
-    for begin in range(0, len(fresh), BATCH_LIMIT):
-        store.log_batch(run_id, params=fresh[begin : begin + BATCH_LIMIT])
+    if fresh:
+        store.log_batch(run_id, params=fresh)
     set_tags(run_id, changed)
 
 
 def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run, all in one request per hundred."""
-    entities = [mlflow().entities.RunTag(name, str(value)) for name, value in tags.items()]
-    for begin in range(0, len(entities), BATCH_LIMIT):
-        client().log_batch(run_id, tags=entities[begin : begin + BATCH_LIMIT])
+    """Set tags of a run."""
+    if tags:
+        client().log_batch(run_id, tags=[mlflow().entities.RunTag(name, str(value)) for name, value in tags.items()])
 
 
 def log_pictures(run_id: str, step: int, pictures: Mapping[str, bytes]) -> None:
