@@ -215,6 +215,11 @@ class Index:
         """Class and is-thing flag of each segment, row 0 void: two (1 + segments,) uint8 arrays."""
         return [values[self._starts[sample] : self._starts[sample + 1]] for values in self._tables]
 
+    def name_and_shard(self, manifest: Manifest, sample: int) -> tuple[str, str]:
+        """Picture name and shard path, for messages."""
+        shard = manifest.shards[int(self.columns["shard"][sample])]
+        return self.file_name[sample].as_py(), str(Path(manifest.folder) / shard)
+
 
 @lru_cache(maxsize=4)
 def read_index(manifest: Manifest) -> Index:

@@ -1,10 +1,8 @@
 """COCO tree -> shards: what goes in comes out, bad input is named and skipped or ends in one clear line."""
 
-import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -302,16 +300,14 @@ def test_command_line_ends_in_one_line_and_status_2(tmp_path):
     assert good.returncode == 0 and "train: 3 samples, 0 skipped" in good.stdout
 
 
-@pytest.mark.skipif(not os.environ.get("EGIC_COCO_ROOT"), reason="EGIC_COCO_ROOT (a COCO panoptic tree) is not set")
-def test_official_pictures_keep_every_labelled_pixel(tmp_path):
-    root = Path(os.environ["EGIC_COCO_ROOT"])
-    manifest = load_manifest(prepare(PrepareConfig(coco_root=root, out=tmp_path, split="val"))["val"])
-    content = json.loads((root / "annotations/panoptic_val2017.json").read_text())
+def test_official_pictures_keep_every_labelled_pixel(tmp_path, coco_root):
+    manifest = load_manifest(prepare(PrepareConfig(coco_root=coco_root, out=tmp_path, split="val"))["val"])
+    content = json.loads((coco_root / "annotations/panoptic_val2017.json").read_text())
     crowd = void = 0
     for annotation in content["annotations"]:
-        png = (root / "annotations/panoptic_val2017" / annotation["file_name"]).read_bytes()
+        png = (coco_root / "annotations/panoptic_val2017" / annotation["file_name"]).read_bytes()
         rgb = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int) @ (1, 256, 65536)
         void += (rgb == 0).sum()
         crowd += sum((rgb == s["id"]).sum() for s in annotation["segments_info"] if s["iscrowd"])
     assert manifest.class_pixels[0] == void + crowd
-    assert manifest.num_samples == len(content["images"]) and len(hashlib.sha256().hexdigest()) == len(manifest.digest)
+    assert manifest.num_samples == len(content["images"])
