@@ -255,17 +255,9 @@ def _segment(sequence: TrainingSequence, first: int, num_cpus: float, num_tasks_
     batches = iter(dataset.iter_batches(batch_size=sequence.local_batch, batch_format="numpy", prefetch_batches=2))
     try:
         yield from batches
-    except ray.exceptions.RayError as error:
-        raise ValueError(_users_mistake(error)) from error
+    except ray.exceptions.RayTaskError as error:
+        if not isinstance(error.cause, ValueError):
+            raise
+        raise ValueError(str(error.cause).splitlines()[0]) from error  # Ray appends lines of its own advice
     finally:
         batches.close()
-
-
-def _users_mistake(error: BaseException) -> str:
-    """The message of the ValueError that a data task raised, out of Ray's wrapping; other errors go through."""
-    cause: BaseException | None = error
-    while cause is not None and type(cause) is not ValueError:
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    if cause is None:
-        raise error
-    return str(cause)
