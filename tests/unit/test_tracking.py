@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -270,11 +271,11 @@ def test_lost_answers_are_retried_and_nothing_is_stored_twice(store, run_id, mon
 
 
 def test_log_never_waits_and_close_says_what_is_lost(run_id, monkeypatch, caplog):
-    entered = []
+    entered, release = [], threading.Event()
 
     def hang(self, *args, **kwargs):
         entered.append(1)
-        time.sleep(3)
+        release.wait(60)
         raise ConnectionError("gone")
 
     monkeypatch.setattr(tracking.mlflow().MlflowClient, "log_batch", hang)
@@ -284,6 +285,8 @@ def test_log_never_waits_and_close_says_what_is_lost(run_id, monkeypatch, caplog
     curves.log([{"step": 8, "train/loss": 1.0}])  # returns while the first batch hangs
     assert len(entered) == 1
     assert curves.close(timeout=0.1) == 2
+    assert curves._thread.is_alive()  # close did not wait for the batch that hangs
+    release.set()
     assert "2 metric values" in caplog.text and "steps 7 to 8" in caplog.text
 
 
