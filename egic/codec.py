@@ -98,14 +98,14 @@ class Codec(nn.Module):
         return self.g_s(y_hat).float() * 255
 
     def hyper(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """z_hat (B, N, H/64, W/64) -> hyper means and hyper scales, each (B, M, H/16, W/16) float32."""
-        means, scales = self.h_s(z_hat).float().chunk(2, 1)
+        """z_hat (B, N, H/64, W/64) -> hyper means and hyper scales, each (B, M, H/16, W/16)."""
+        means, scales = self.h_s(z_hat).chunk(2, 1)
         return means, scales
 
     def decode_latents(self, z_hat: Tensor, code: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
-        """z_hat -> y_hat through the ChARM loop, in float32 whatever the surrounding precision; see `ChARM.forward`."""
+        """z_hat -> y_hat through the ChARM loop, in the weights' precision, never a lower one; see `ChARM.forward`."""
         with torch.autocast(z_hat.device.type, enabled=False):
-            return self.charm(*self.hyper(z_hat.float()), code)
+            return self.charm(*self.hyper(z_hat.to(self.charm.mean_nets[0][0].weight.dtype)), code)
 
     def encode(self, x: Tensor) -> Tensor:
         """Picture -> y_hat (B, M, H/16, W/16), quantised as in a file."""

@@ -75,8 +75,8 @@ class Model:
     def _render(self, y_hat: Tensor, header: Header, gan: bool, mse: bool) -> tuple[Tensor | None, Tensor | None]:
         """The pictures asked for, float (H, W, 3), 0..255, not clipped; no work for the other."""
         h = self.codec.g_s.last_features(y_hat)
-        x_gan = self.codec.g_s.last_stage(h).float() * 255 if gan else None
-        x_mse = self.orp(h) if mse else None
+        x_gan = self.codec.g_s.last_stage(h, keep=mse).float() * 255 if gan else None
+        x_mse = self.orp(h, keep=False) if mse else None
         return tuple(
             None if x is None else x[0, :, : header.height, : header.width].permute(1, 2, 0) for x in (x_gan, x_mse)
         )

@@ -20,9 +20,12 @@ class ResidualHead(nn.Module):
         """Take the weights of g_s's last stage: alpha then changes nothing until the head is trained."""
         self.stage.load_state_dict(copy.deepcopy(g_s.stages[-1].state_dict()))
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Features of `Synthesis.last_features` (B, H/2, W/2, C) -> x_mse (B, 3, H, W), 0..255, not clipped."""
-        return self.stage(h).permute(0, 3, 1, 2).float() * 255
+    def forward(self, h: Tensor, keep: bool = True) -> Tensor:
+        """Features of `Synthesis.last_features` (B, H/2, W/2, C) -> x_mse (B, 3, H, W), 0..255, not clipped.
+
+        `keep` as in `Stage`.
+        """
+        return self.stage(h, keep).permute(0, 3, 1, 2).float() * 255
 
 
 def blend(x_gan: Tensor, x_mse: Tensor, alpha: float) -> Tensor:

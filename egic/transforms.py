@@ -3,6 +3,8 @@
 Features are NHWC inside (attention and LayerNorm act on the last axis), NCHW at the borders, where convolutions
 and entropy models meet them. The blocks are timm's; they equal the TensorFlow reference to float32 accuracy when
 windows always partition and the shift mask follows the input's true size.
+
+Without gradients a stage runs strip by strip in place (egic/strips.py): the same arithmetic in far less memory.
 """
 
 from functools import partial
@@ -10,6 +12,8 @@ from functools import partial
 import torch
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
+
+from egic import strips
 
 HEAD_DIM = 32
 LayerNorm = partial(nn.LayerNorm, eps=1e-5)
@@ -86,9 +90,14 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*(SwinBlock(dim, window, (i % 2) * window // 2) for i in range(depth)))
         self.resample = resample
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) -> (B, H', W', out)."""
-        return self.resample(self.blocks(x))
+    def forward(self, x: Tensor, keep: bool = True) -> Tensor:
+        """(B, H, W, dim) -> (B, H', W', out). With keep=False and without gradients the blocks overwrite x."""
+        if torch.is_grad_enabled():
+            return self.resample(self.blocks(x))
+        x = x.clone(memory_format=torch.contiguous_format) if keep else x
+        for block in self.blocks:
+            strips.swin_block_(block, x)
+        return x if isinstance(self.resample, nn.Identity) else strips.by_rows(self.resample, x)
 
 
 class Analysis(nn.Module):
@@ -103,10 +112,13 @@ class Analysis(nn.Module):
         down = [PatchMerging(a, b) for a, b in zip(dims, dims[1:], strict=False)] + [nn.Identity()]
         self.stages = nn.ModuleList(Stage(*args, window, d) for *args, d in zip(dims, depths, down, strict=True))
 
+    def _embed(self, x: Tensor) -> Tensor:
+        return self.patch_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patch_embed(x).permute(0, 2, 3, 1)
+        x = strips.by_rows(self._embed, x.permute(0, 2, 3, 1))
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x, keep=False)
         return x.permute(0, 3, 1, 2).contiguous()
 
 
@@ -124,13 +136,13 @@ class Synthesis(nn.Module):
     def last_features(self, y: Tensor) -> Tensor:
         """The input of the last stage, (B, 2^(n-1) H, 2^(n-1) W, dims[-1]) NHWC: what ORP is fed with."""
         h = y.permute(0, 2, 3, 1)
-        for stage in self.stages[:-1]:
-            h = stage(h)
+        for k, stage in enumerate(self.stages[:-1]):
+            h = stage(h, keep=k == 0)
         return h
 
-    def last_stage(self, h: Tensor) -> Tensor:
-        """Features of `last_features` -> (B, out, H', W')."""
-        return self.stages[-1](h).permute(0, 3, 1, 2).contiguous()
+    def last_stage(self, h: Tensor, keep: bool = True) -> Tensor:
+        """Features of `last_features` -> (B, out, H', W'); `keep` as in `Stage`."""
+        return self.stages[-1](h, keep).permute(0, 3, 1, 2).contiguous()
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.last_stage(self.last_features(y))
+        return self.last_stage(self.last_features(y), keep=False)

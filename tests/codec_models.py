@@ -1,0 +1,63 @@
+"""Codecs for tests: a tiny one with lively latents, and the paper's size with the reference arrays' weights."""
+
+import importlib.util
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from egic.codec import Codec, CodecConfig
+from egic.model import Model
+from egic.orp import ResidualHead
+from egic.reference import load_reference_weights
+
+TINY = CodecConfig(
+    dims=(32, 32, 64, 64),
+    depths=(1, 1, 2, 1),
+    hyper_dims=(32, 32),
+    hyper_depths=(1, 1),
+    num_slices=4,
+    window=4,
+    hyper_window=2,
+)
+
+
+@torch.no_grad()
+def tiny_model(seed: int = 0, orp: bool = True) -> Model:
+    """Random weights, made such that y has a standard deviation of about 2 and scale indices spread over 0..30."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        codec, head = Codec(TINY), ResidualHead(TINY)
+        codec.g_a.stages[2].resample.reduction.weight.mul_(4)
+        codec.h_a.patch_embed.weight.mul_(3)
+        for mean_net, scale_net in zip(codec.charm.mean_nets, codec.charm.scale_nets, strict=True):
+            nn.init.normal_(mean_net[-1].bias, 0, 0.5)
+            nn.init.normal_(scale_net[-1].bias, 7, 6)
+            scale_net[-1].weight.mul_(20)
+    return Model(codec, head if orp else None)
+
+
+@lru_cache(maxsize=1)
+def reference_module(golden: Path):
+    """The folder's `fill`, `fill_params` and `make_image`."""
+    spec = importlib.util.spec_from_file_location("reference_weights", golden / "reference_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def full_model(golden: Path) -> Model:
+    """32.6 M parameters and ORP, filled as for the reference arrays: 1.5 bit per pixel on photographs."""
+    reference = reference_module(golden)
+    groups = {"codec": {}, "orp": {}, "disc": {}}
+    for v in json.loads((golden / "manifest.json").read_text())["variables"]:
+        root = v["path"].split("/")[0]
+        if root != "disc":
+            group = groups[root if root in groups else "codec"]
+            group[v["path"]] = reference.fill(v["path"], v["shape"], *reference.fill_params(v["path"]))
+    codec, orp = Codec(CodecConfig()), ResidualHead(CodecConfig())
+    load_reference_weights(codec, groups["codec"])
+    load_reference_weights(orp, groups["orp"])
+    return Model(codec, orp)
