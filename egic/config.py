@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import io
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import tyro
@@ -10,10 +14,42 @@ import tyro
 T = TypeVar("T")
 
 
+def _one_line(parse: Callable[[], T], prog: str | None) -> T:
+    """Run a tyro parser; its framed complaints, which span a screen, become one line on stderr and exit status 2."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return parse()
+    except SystemExit as e:
+        if e.code in (0, None):
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in complaint.getvalue().splitlines()[1:]]
+        first = " ".join(itertools.takewhile(bool, lines)).replace("__tyro-dummy-inner__.", "")
+        print(f"error: {first} (see {prog or sys.argv[0]} --help)", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def parse_config(config_type: Callable[..., T], argv: Sequence[str] | None = None, *, prog: str | None = None) -> T:
     """Read a command line into `config_type`: required fields are positional, the others flags with their docstrings.
 
     `config_type` is a dataclass, a function with annotated arguments, or a union of dataclasses (subcommands). `argv`
-    defaults to the process's own. An unknown flag or a wrong type ends the process with one message and status 2.
+    defaults to the process's own. An unknown flag or a wrong value ends the process with one line and status 2.
     """
-    return tyro.cli(config_type, args=argv, prog=prog, config=(tyro.conf.PositionalRequiredArgs,))
+    options = (tyro.conf.PositionalRequiredArgs,)
+    return _one_line(lambda: tyro.cli(config_type, args=argv, prog=prog, config=options), prog)
+
+
+def parse_preset(
+    presets: Mapping[str, Callable[[], T]], argv: Sequence[str] | None = None, *, prog: str | None = None
+) -> T:
+    """Read `PRESET --field value ...`: the named preset's config with the fields that the flags change.
+
+    An unknown preset or flag, or a value that the config refuses, ends the process with one line and status 2.
+    """
+    choices = {name: ((make.__doc__ or "").strip().splitlines()[0], make()) for name, make in presets.items()}
+    return _one_line(lambda: tyro.extras.overridable_config_cli(choices, args=argv, prog=prog), prog)
+
+
+def flag(name: str):
+    """Annotation that gives a field another name on the command line (a Python keyword, say)."""
+    return tyro.conf.arg(name=name)

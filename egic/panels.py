@@ -14,21 +14,35 @@ def label_colours(label: np.ndarray) -> np.ndarray:
     return palette[label]
 
 
-def panel(rows: list[list[np.ndarray]], titles: list[str], gap: int = 4) -> Image.Image:
-    """Rows of RGB uint8 pictures of one size, with a title over each column -> one picture on white."""
-    h, w, _ = rows[0][0].shape
-    head = 16
-    sheet = Image.new("RGB", (len(titles) * (w + gap) + gap, head + len(rows) * (h + gap) + gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        draw.text((gap + column * (w + gap), 2), title, fill="black")
-        for row, pictures in enumerate(rows):
-            sheet.paste(Image.fromarray(pictures[column]), (gap + column * (w + gap), head + row * (h + gap)))
+def panel(rows: list[list[np.ndarray]], titles: list[str] | list[list[str]], gap: int = 4) -> Image.Image:
+    """Rows of RGB uint8 pictures -> one picture on white.
+
+    titles: one per column, or one per picture as a list of rows. Pictures of a row share its height; columns are as
+    wide as their widest.
+    """
+    per_picture = titles if isinstance(titles[0], list) else [titles] + [[""] * len(titles)] * (len(rows) - 1)
+    widths = [max(row[i].shape[1] for row in rows) for i in range(len(rows[0]))]
+    heads = [16 if any(line) else 0 for line in per_picture]
+    height = sum(row[0].shape[0] + head + gap for row, head in zip(rows, heads, strict=True)) + gap
+    sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), height), "white")
+    draw, top = ImageDraw.Draw(sheet), gap
+    for row, line, head in zip(rows, per_picture, heads, strict=True):
+        left = gap
+        for picture, title, width in zip(row, line, widths, strict=True):
+            draw.text((left, top), title, fill="black")
+            sheet.paste(Image.fromarray(picture), (left, top + head))
+            left += width + gap
+        top += row[0].shape[0] + head + gap
     return sheet
 
 
-def png(image: Image.Image) -> bytes:
-    """A picture's PNG file."""
+def png(image: Image.Image | np.ndarray) -> bytes:
+    """The PNG file of a picture (PIL, or uint8 (H, W, 3))."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def from_png(data: bytes) -> np.ndarray:
+    """uint8 (H, W, 3) of a PNG file made by `png`."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

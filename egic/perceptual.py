@@ -13,20 +13,22 @@ from torch import Tensor, nn
 
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 FILE_NAME = "alexnet_features.pth"
-RANDOM = "random"
+RANDOM = "random backbone, seed 0"
 
 
 def find_backbone(source: str, url: str = ALEXNET_URL) -> tuple[str, dict[str, Tensor] | None]:
     """Backbone weights as (what they are, state dict); None stands for a seeded random backbone.
 
-    source: a file (torchvision's AlexNet, or its `features` alone), "random", or "" for the first to be had of
-    $EGIC_WEIGHTS/alexnet_features.pth and torchvision's download (checked and cached by torch.hub).
+    source: a file (torchvision's AlexNet, or its `features` alone); "random"; "local" for $EGIC_WEIGHTS'
+    alexnet_features.pth or, where that is not set, random; "" for that file or torchvision's download (checked and
+    cached by torch.hub).
     Raises ValueError when nothing can be had, naming both ways out.
     """
-    if source == RANDOM:
-        return "random backbone, seed 0", None
-    if not source and os.environ.get("EGIC_WEIGHTS"):
-        source = str(Path(os.environ["EGIC_WEIGHTS"]) / FILE_NAME)
+    folder = os.environ.get("EGIC_WEIGHTS")
+    if source == "random" or (source == "local" and not folder):
+        return RANDOM, None
+    if source in ("", "local") and folder:
+        source = str(Path(folder) / FILE_NAME)
     if source:
         return _from_file(Path(source))
     try:

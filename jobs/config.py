@@ -154,8 +154,8 @@ class Config:
     precision: str = "float32"
     """float32, or bfloat16 for transforms, D and LPIPS (rates stay float32)."""
     lpips_weights: str = ""
-    """AlexNet backbone of LPIPS: a file, `random` (seeded, for trying things), or empty for $EGIC_WEIGHTS, else
-    torchvision's download."""
+    """AlexNet backbone of LPIPS: a file; empty for alexnet_features.pth in $EGIC_WEIGHTS, else torchvision's download;
+    `local` for $EGIC_WEIGHTS, else a seeded random backbone; `random` for the latter alone (to try things)."""
     crop: CropConfig = field(default_factory=CropConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

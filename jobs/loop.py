@@ -44,7 +44,7 @@ class Session(Protocol):
         """Folder of the last checkpoint, if there is one."""
 
     def report(self, metrics: dict, write) -> None:
-        """Hand over metrics; rank 0 fills a new checkpoint folder with `write(folder)`."""
+        """Hand over metrics, plain JSON; rank 0 fills a new checkpoint folder with `write(folder)`."""
 
 
 @dataclass
@@ -54,9 +54,10 @@ class State:
     nets: Nets
     optimizers: dict[str, torch.optim.Optimizer]
     step: int = 0
+    time_s: float = 0.0
+    """Time spent on data and steps so far, over all attempts."""
     ema: dict[str, Tensor] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
-    pictures: dict[str, bytes] = field(default_factory=dict)
 
 
 def to_batch(raw: dict[str, np.ndarray], device: torch.device) -> Batch:
@@ -112,7 +113,7 @@ def save(folder: Path, stage: Stage, state: State, rows: list[dict]) -> None:
         "ema": {k: v.cpu() for k, v in state.ema.items()},
     }
     torch.save(content, folder / "resume.pt")
-    meta = {"step": state.step, "rows": rows, "sha256": file_sha256(folder / "resume.pt")}
+    meta = {"step": state.step, "time_s": state.time_s, "rows": rows, "sha256": file_sha256(folder / "resume.pt")}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -132,7 +133,7 @@ def restore(folder: Path, stage: Stage, state: State) -> None:
     for name, opt in state.optimizers.items():
         opt.load_state_dict(content["optimizers"][name])
     state.ema = {k: v.to(next(iter(weights.values())).device) for k, v in content["ema"].items()}
-    state.step, state.rows = meta["step"], meta["rows"]
+    state.step, state.time_s, state.rows = meta["step"], meta["time_s"], meta["rows"]
 
 
 def file_sha256(path: Path) -> str:
@@ -267,7 +268,7 @@ def run_steps(
         return
     stream = session.stream(config, state.step, settings)
     for step in range(state.step, settings.steps):
-        began = time.perf_counter()
+        begun = began = time.perf_counter()
         batch = to_batch(next(stream), session.device)
         meter.time_s["data"] += time.perf_counter() - began
         began = time.perf_counter()
@@ -283,6 +284,7 @@ def run_steps(
             update_ema(state, decay)
         state.step = step + 1
         meter.time_s["step"] += time.perf_counter() - began
+        state.time_s += time.perf_counter() - begun
         last = state.step == settings.steps
         if state.step % settings.log_every == 0 or last or state.step % settings.checkpoint_every == 0:
             since.append(meter.row(state.step, settings.batch, settings.lr_at(step)))
@@ -310,9 +312,12 @@ def finish_interval(
 
     def write(folder: Path) -> None:
         save(folder, stage, state, rows)
+        for name, png in pictures.items():
+            (folder / f"{name}.png").write_bytes(png)
         if state.step == settings.steps:
             with swapped(state):
                 parts = {name: getattr(state.nets, name) for name in stage.publishes}
-                checkpoint.save(folder / "artifact", parts, provenance | {"step": state.step, "metrics": row})
+                facts = {"steps": state.step, "batch": settings.batch, "time_s": state.time_s, "metrics": row}
+                checkpoint.save(folder / "artifact", parts, provenance | facts)
 
-    session.report({"step": state.step, "rows": unsent + rows, "pictures": pictures, "val": values}, write)
+    session.report({"step": state.step, "rows": unsent + rows, "pictures": sorted(pictures)}, write)

@@ -25,7 +25,7 @@ from egic.config import parse_config
 from egic.errors import run_main
 from jobs.coco import Entry, Tree, read_row, read_tree
 from jobs.download import download_coco
-from jobs.shards import FORMAT, Row, file_sha256, load_manifest, write_index, write_shard
+from jobs.shards import FORMAT, Manifest, Row, file_sha256, load_manifest, write_index, write_shard
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
@@ -76,6 +76,23 @@ def prepare(config: PrepareConfig) -> dict[str, Path]:
     if any(tree.categories != trees[0].categories for tree in trees):
         raise ValueError(f"{config.coco_root}: the annotation files of train and val list different categories")
     return {tree.split: _prepare_split(tree, config) for tree in trees}
+
+
+def open_data(data: str, output: Path) -> dict[str, Manifest]:
+    """Manifests of train and val: of a prepared folder, of a COCO tree (prepared below `output` first), or of drawn
+    scenes when `data` is empty. Raises ValueError when `data` is none of these.
+    """
+    if not data:
+        from jobs.scenes import write_scenes
+
+        data = str(write_scenes(output / "scenes"))
+    folder = Path(data)
+    if all((folder / split / "manifest.json").is_file() for split in SPLITS):
+        return {split: load_manifest(folder / split) for split in SPLITS}
+    if not folder.is_dir():
+        raise ValueError(f"data folder {folder} does not exist; name a COCO tree or what jobs.prepare wrote")
+    out = output / "data" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return {split: load_manifest(path) for split, path in prepare(PrepareConfig(coco_root=folder, out=out)).items()}
 
 
 def _prepare_split(tree: Tree, config: PrepareConfig) -> Path:

@@ -19,11 +19,17 @@ MODULES = {
     "gan": "jobs.gan",
     "orp": "jobs.orp",
 }
+EVALUATE = "evaluate"
 
 # What decides a result, beside the stage's own module: a change anywhere here retrains.
 CODE = (
     "egic/charm.py", "egic/codec.py", "egic/discriminator.py", "egic/entropy.py", "egic/images.py", "egic/losses.py",
     "egic/orp.py", "egic/perceptual.py", "egic/steps.py", "egic/transforms.py", "jobs/data.py", "jobs/loop.py",
+)  # fmt: skip
+# What evaluation reads on top: everything that turns a picture into a file and back.
+CODE_OF_FILES = (
+    "egic/bitstream.py", "egic/coding.py", "egic/metrics.py", "egic/model.py", "egic/phases.py", "egic/rangecoder.py",
+    "egic/tables.py", "jobs/evaluate.py",
 )  # fmt: skip
 
 
@@ -72,7 +78,8 @@ def means(sums: dict[str, Tensor]) -> dict[str, float]:
 def code_digest(stage: str) -> str:
     """sha256 (hex) over the sources that decide what a stage learns."""
     root, total = Path(__file__).resolve().parents[1], hashlib.sha256()
-    for name in (*CODE, MODULES[stage].replace(".", "/") + ".py"):
+    own = CODE_OF_FILES if stage == EVALUATE else (MODULES[stage].replace(".", "/") + ".py",)
+    for name in (*CODE, *own):
         total.update(f"{name} {hashlib.sha256((root / name).read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
+
+interrupted = threading.Event()
+"""Set when the program was told to stop: what then fails in its threads was killed, and did not fail by itself."""
 
 EXPERIMENT = "egic"
 PARAM_LIMIT = 6000  # characters of a value, MLflow's limit
@@ -172,6 +176,20 @@ def finish(run_id: str, status: str = "FINISHED") -> None:
     client().set_terminated(run_id, status)
 
 
+@contextmanager
+def ending(run_id: str) -> Iterator[None]:
+    """End the run with the block: FINISHED, KILLED when interrupted, FAILED with anything else that is raised."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            finish(run_id, "KILLED" if interrupted.is_set() or isinstance(error, KeyboardInterrupt) else "FAILED")
+        except Exception as away:  # the error itself matters more
+            log.warning("run %s could not be ended in MLflow: %s", run_id, away)
+        raise
+    finish(run_id)
+
+
 def flatten(params: Any, prefix: str = "") -> dict[str, str]:
     """Nested dataclasses and mappings as {"gan.lam": "2.0", ...}; sequences as JSON, anything else as `str` has it."""
     if dataclasses.is_dataclass(params) and not isinstance(params, type):
@@ -227,6 +245,14 @@ def log_pictures(run_id: str, step: int, pictures: Mapping[str, bytes]) -> None:
             client().log_artifacts(run_id, folder)
         except Exception as error:  # whatever transport the artifact store uses has its own exceptions
             log.warning("pictures of step %d did not reach MLflow: %s", step, error)
+
+
+def log_folder(run_id: str, folder: Path, metrics: Mapping[str, float]) -> None:
+    """Store a folder's files on the run, and final values beside them."""
+    store = client()
+    store.log_artifacts(run_id, str(folder))
+    for name, value in metrics.items():
+        store.log_metric(run_id, name, value)
 
 
 @contextmanager

@@ -16,11 +16,11 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from torch import Tensor, nn
 
 from egic import checkpoint
-from egic.perceptual import LPIPS
+from egic.perceptual import LPIPS, find_backbone
 from jobs import data, loop, registry, tracking
 from jobs.config import ComputeConfig, Config, Training
 from jobs.metric_log import MetricLog
@@ -95,6 +95,7 @@ class RaySession:
 def train_worker(job: Job) -> None:
     """The function that every train worker runs."""
     torch.set_num_threads(job.threads)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     components: dict[str, nn.Module] = {}
     for name, ref in job.components.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +120,8 @@ class Reports(UserCallback):
             if self.metric_log is None:
                 self.metric_log = MetricLog(self.run_id)
             self.metric_log.log(report["rows"])
-            tracking.log_pictures(self.run_id, report["step"], report["pictures"])
+            pictures = {name: read_file(checkpoint, f"{name}.png") for name in report["pictures"]}
+            tracking.log_pictures(self.run_id, report["step"], pictures)
         except Exception:  # a tracking server that is away must not stop the training
             log.warning("MLflow did not take the report of step %s", report["step"], exc_info=True)
         if report["step"] == self.last_step:
@@ -134,6 +136,12 @@ class Reports(UserCallback):
             self.metric_log = None
 
 
+def read_file(stored: ray.train.Checkpoint, name: str) -> bytes:
+    """One file of a checkpoint, wherever it is stored."""
+    with stored.filesystem.open_input_file(f"{stored.path}/{name}") as f:
+        return f.read()
+
+
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS or a submitted job names, else start Ray on this machine."""
     if ray.is_initialized():
@@ -143,8 +151,28 @@ def start_ray() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *(p for p in paths if p and p != root)])
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # reports are heard this often; Ray's 2 s wait
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # progress lines differ only in numbers, and are all wanted
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every printed line twice
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(logging_level=logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def find_lpips(config: Config) -> tuple[str, dict[str, Tensor] | None]:
+    """What LPIPS runs on, and its backbone (None = seeded random); says so when it is random."""
+    name, backbone = find_backbone(config.lpips_weights)
+    if backbone is None:
+        log.warning("LPIPS runs on a %s: fine for trying things, useless as a measure", name)
+    return name, backbone
+
+
+def check_data(config: Config, manifest: Manifest) -> None:
+    """Raise ValueError when data and discriminator disagree on the categories."""
+    given = config.discriminator.num_categories
+    if manifest.num_classes != given:
+        raise ValueError(
+            f"{manifest.folder} has {manifest.num_classes} categories, discriminator.num_categories is {given}; "
+            f"give --discriminator.num-categories {manifest.num_classes}"
+        )
 
 
 def needed(compute: ComputeConfig) -> dict[str, float]:
@@ -196,10 +224,12 @@ def run_stage(
     lpips: tuple[str, dict[str, Tensor] | None],
     parent_run: str | None = None,
     side_by_side: int = 1,
+    may_train: bool = True,
 ) -> Outcome:
     """Reuse the finished run with this stage's key, or train it (going on from its last checkpoint) and publish it.
 
     parents: artifacts by the stage they come from, or by any name. lpips: what it is, and its backbone (None = random).
+    side_by_side: stages that share the cluster with this one. may_train: False only reuses.
     Raises ValueError for what a user can mend, RuntimeError when training failed for good.
     """
     stage, store = load_stage(name), Path(config.output)
@@ -211,28 +241,25 @@ def run_stage(
         if parent_run:
             tracking.reuse_stage(parent_run, name, artifact.run_id)
         return outcome(stage, artifact, store, reused=True)
+    if not may_train:
+        raise ValueError(
+            f"{name} is not finished with this configuration, code and data; start --from {name} or earlier"
+        )
     check_resources(config.compute)
     provenance = provenance_of(stage, config, facts, parents)
     params = {"key": key, "code": facts["code"], "data": data_digest, "lpips": facts["lpips"], **facts["config"]}
     run_id = tracking.start_stage(parent_run, name, key, params, {}, experiment=config.experiment)
-    try:
+    with tracking.ending(run_id):
         registry.log_parents(run_id, parents)
-        components = parent_components(stage, parents, store)
         job = Job(
-            stage=name, config=config, train=manifests["train"], val=manifests["val"], components=components,
-            lpips=ray.put(lpips[1]) if "lpips_weights" in stage.reads else None, provenance=provenance,
+            stage=name, config=config, train=manifests["train"], val=manifests["val"],
+            components=parent_components(stage, parents, store), provenance=provenance,
+            lpips=ray.put(lpips[1]) if "lpips_weights" in stage.reads else None,
             threads=config.compute.threads or threads(config.compute, side_by_side),
         )  # fmt: skip
         result = fit(job, f"{name}-{key}", Reports(run_id, stage.settings(config).steps))
         with result.checkpoint.as_directory() as folder:
             artifact = publish(stage, run_id, Path(folder) / "artifact", provenance, data_digest)
-        tracking.finish(run_id)
-    except KeyboardInterrupt:
-        tracking.finish(run_id, "KILLED")
-        raise
-    except BaseException:
-        tracking.finish(run_id, "FAILED")
-        raise
     return outcome(stage, artifact, store, reused=False)
 
 
@@ -276,6 +303,7 @@ def fit(job: Job, name: str, reports: Reports) -> ray.train.Result:
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             callbacks=[reports],
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:

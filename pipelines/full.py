@@ -1,0 +1,209 @@
+"""The whole pipeline: COCO pictures and panoptic masks in, a codec whose files decode at any alpha out.
+
+    python pipelines/full.py tiny
+    ray job submit --working-dir . -- python pipelines/full.py paper --data s3://bucket/coco
+
+Stages that are finished with the same configuration, code, parents and data are reused; the others run, side by side
+where they do not depend on each other and the cluster has room.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, and as a submitted job
+
+from egic.config import flag, parse_preset
+from egic.errors import run_main
+from jobs.config import Config
+from jobs.presets import PRESETS
+
+STAGES = ("segmentation", "mse-codec", "gan", "orp", "evaluate")
+PARENTS = {"gan": ("mse-codec", "segmentation"), "orp": ("gan",), "evaluate": ("orp",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline(Config):
+    """A preset's configuration, and which of its stages to run."""
+
+    start: Annotated[str, flag("from")] = STAGES[0]
+    """First stage to run; the ones before it must be finished: segmentation, mse-codec, gan, orp or evaluate."""
+    until: str = STAGES[-1]
+    """Last stage to run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, stage in (("from", self.start), ("until", self.until)):
+            if stage not in STAGES:
+                raise ValueError(f"--{name} {stage} is no stage; choose one of {', '.join(STAGES)}")
+        if STAGES.index(self.start) > STAGES.index(self.until):
+            raise ValueError(f"--from {self.start} comes after --until {self.until}")
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The stages to look at, in order: all up to `until` but evaluation's own parents that nothing needs."""
+        return STAGES[: STAGES.index(self.until) + 1]
+
+
+def main(preset: str, config: Pipeline) -> None:
+    """Run the pipeline and print its table; the last line is the path of summary.json."""
+    from jobs import tracking, train
+    from jobs.prepare import open_data
+
+    began = time.perf_counter()
+    lpips = train.find_lpips(config) if "gan" in config.wanted else ("", None)
+    manifests = open_data(config.data, Path(config.output))
+    train.check_data(config, manifests["train"])
+    run_id = tracking.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
+    train.start_ray()
+    with tracking.ending(run_id), ThreadPoolExecutor(2) as pool, interruptible():
+        train.check_resources(config.compute)
+        rows = run_stages(config, manifests, lpips, run_id, pool)
+    took = time.perf_counter() - began
+    summary = {"preset": preset, "run_id": run_id, "time_s": took, "lpips": lpips[0], "stages": rows}
+    path = Path(config.output).absolute() / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    print(table(rows))
+    if "random" in lpips[0]:
+        print(f"LPIPS ran on a {lpips[0]}: its values compare with nothing; give --lpips-weights FILE for real ones.")
+    for row in rows:
+        if row["stage"] == "evaluate":
+            print(f"picture to look at: {row['sheet']}")
+    print(f"curves, pictures and models: {mlflow_command()}")
+    print(f"took {took:.0f} s")
+    print(path)
+
+
+def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, pool: ThreadPoolExecutor) -> list[dict]:
+    """One summary row per wanted stage. Independent stages overlap when the cluster can place both."""
+    from jobs import evaluate, train
+
+    side_by_side = min(2, train.stages_side_by_side(config.compute))
+    first = STAGES.index(config.start)
+    done: dict[str, object] = {}
+
+    def run(name: str, together: int) -> object:
+        may_train = STAGES.index(name) >= first
+        if name == "evaluate":
+            return evaluate.run(config, done["orp"].artifact, manifests["val"], parent_run=run_id)
+        parents = {p: done[p].artifact for p in PARENTS.get(name, ())}
+        return train.run_stage(
+            name, config, parents=parents, manifests=manifests, lpips=lpips, parent_run=run_id,
+            side_by_side=together, may_train=may_train,
+        )  # fmt: skip
+
+    rows = []
+    for group in (("segmentation", "mse-codec"), ("gan",), ("orp",), ("evaluate",)):
+        names = [n for n in group if n in config.wanted]
+        size = side_by_side if len(names) > 1 else 1
+        for part in (names[i : i + size] for i in range(0, len(names), size)):
+            futures = {n: pool.submit(run, n, len(part)) for n in part}
+            done |= {n: wait(f) for n, f in futures.items()}
+        rows += [row_of(n, done[n]) for n in names]
+    return rows
+
+
+def wait(future: Future) -> object:
+    """The future's result, open to signals while waiting."""
+    while not future.done():
+        time.sleep(0.1)
+    return future.result()
+
+
+class interruptible:
+    """Ctrl-C and SIGTERM (`ray job stop`) end the run: Ray stops, its threads come back, MLflow says KILLED."""
+
+    def __enter__(self) -> None:
+        self.before = signal.signal(signal.SIGTERM, self._stop)
+
+    @staticmethod
+    def _stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    def __exit__(self, kind, *_) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+        if kind is not None:
+            import ray
+
+            from jobs import tracking
+
+            tracking.interrupted.set() if issubclass(kind, KeyboardInterrupt) else None
+            ray.shutdown()  # ends what runs beside the failed stage, too
+
+
+def row_of(name: str, result) -> dict:
+    """One stage's line of the table."""
+    if name == "evaluate":
+        psnr = {k.removeprefix("psnr_db_alpha_"): v for k, v in result.items() if k.startswith("psnr_db_alpha_")}
+        headline = ", ".join(f"{v:.2f} dB at alpha {alpha}" for alpha, v in psnr.items())
+        return {
+            "stage": name,
+            "steps": result["num_pictures"],
+            "time_s": result["time_s"],
+            "images_per_s": result["num_pictures"] / result["time_s"],
+            "headline": f"{headline}, {result['bpp']:.3f} bpp",
+            "run_id": result["run_id"],
+            "reused": result["reused"],
+            "sheet": str((result["folder"] / "sheet.png").absolute()),
+        }
+    from jobs.stage import load_stage
+
+    facts, stage = result.provenance, load_stage(name)
+    metric = stage.headline
+    headline = f"{metric} {facts['metrics'][metric]:.4g}"
+    if "random" in facts["lpips"] and "lpips" in metric:
+        headline += " (random backbone)"
+    return {
+        "stage": name, "steps": facts["steps"], "time_s": facts["time_s"],
+        "images_per_s": facts["steps"] * facts["batch"] / max(facts["time_s"], 1e-9), "headline": headline,
+        "metrics": {k: v for k, v in facts["metrics"].items() if k.startswith("val/")},
+        "run_id": result.artifact.run_id, "model": f"egic-{name} version {result.artifact.model_version}",
+        "sha256": result.artifact.sha256, "reused": result.reused,
+    }  # fmt: skip
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as aligned text."""
+    head = ("stage", "steps", "time", "images/s", "headline metric", "MLflow run", "")
+    lines = [head] + [
+        (r["stage"], str(r["steps"]), f"{r['time_s']:.0f} s", f"{r['images_per_s']:.1f}", r["headline"], r["run_id"],
+         "reused" if r["reused"] else "trained" if r["stage"] != "evaluate" else "evaluated")
+        for r in rows
+    ]  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def mlflow_command() -> str:
+    """How to see the run."""
+    from jobs import tracking
+
+    uri = tracking.tracking_uri()
+    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else tracking.shown_uri()
+
+
+def with_choices(make: Callable[[], Config]) -> Callable[[], Pipeline]:
+    """A preset with the pipeline's own fields."""
+
+    def pipeline() -> Pipeline:
+        config = make()
+        return Pipeline(**{f.name: getattr(config, f.name) for f in fields(config)})
+
+    pipeline.__doc__ = make.__doc__
+    return pipeline
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # torch.jit and Ray deprecations of packages, in every worker
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("jobs").setLevel(logging.INFO)
+    chosen = parse_preset({name: with_choices(make) for name, make in PRESETS.items()}, prog="full.py")
+    raise SystemExit(run_main(lambda: main(sys.argv[1], chosen)))
