@@ -249,7 +249,7 @@ def _segment(sequence: TrainingSequence, first: int, num_cpus: float, num_tasks_
         dataset = ray.data.read_datasource(
             _CropTasks(sequence, tasks),
             num_cpus=num_cpus,
-            compute=ray.data.TaskPoolStrategy(size=num_tasks_at_once),
+            compute=ray.data.TaskPoolStrategy(size=min(num_tasks_at_once, len(tasks))),
             override_num_blocks=len(tasks),
         )
     batches = iter(dataset.iter_batches(batch_size=sequence.local_batch, batch_format="numpy", prefetch_batches=2))

@@ -227,7 +227,7 @@ def read_index(manifest: Manifest) -> Index:
     return Index(manifest)
 
 
-def read_samples(manifest: Manifest, indices: Sequence[int], *, num_threads: int = 8) -> Iterator[Sample]:
+def read_samples(manifest: Manifest, indices: Sequence[int], *, num_threads: int = 4) -> Iterator[Sample]:
     """Read any samples, in the order asked for; threads keep several reads under way (network disks).
 
     Raises ValueError naming the shard if it is missing or damaged.
