@@ -15,10 +15,17 @@ from egic.orp import ResidualHead, blend
 
 
 class Model:
-    """A codec, with or without ORP, ready to code pictures on its device."""
+    """A codec, with or without ORP, ready to code pictures on its device.
 
-    def __init__(self, codec: Codec, orp: ResidualHead | None = None):
+    `precision` is that of g_a, h_a, g_s and ORP. Entropy parameters keep the weights' float32, so that a file decodes
+    whatever the precision of either side.
+    """
+
+    def __init__(self, codec: Codec, orp: ResidualHead | None = None, precision: str = "float32"):
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
         self.codec, self.orp = codec.eval(), orp.eval() if orp is not None else None
+        self.precision = getattr(torch, precision)
         self._identity, self._coder = None, None
 
     @property
@@ -38,6 +45,11 @@ class Model:
     def device(self) -> torch.device:
         return next(self.codec.parameters()).device
 
+    def _transforms(self) -> torch.autocast:
+        """The precision of the transforms, for a `with` block."""
+        low = self.precision == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
+
     def to(self, device: str | torch.device) -> "Model":
         """The same model on another device."""
         self.codec.to(device)
@@ -50,8 +62,9 @@ class Model:
         """RGB picture, uint8 (H, W, 3) or PIL -> the bytes of an .egic file. Raises ValueError for other inputs."""
         x = _as_array(image)
         height, width = x.shape[:2]
-        y = self.codec.analyse(self._padded(x)).float()
-        payload, crc, _ = self.coder.encode(y, height, width)
+        with self._transforms():
+            y = self.codec.analyse(self._padded(x)).float()
+            payload, crc, _ = self.coder.encode(y, height, width)
         header = Header(model_id=self.identity, height=height, width=width, symbols_crc=crc)
         return bitstream.pack(header, payload)
 
@@ -74,9 +87,10 @@ class Model:
     @torch.inference_mode()
     def _render(self, y_hat: Tensor, header: Header, gan: bool, mse: bool) -> tuple[Tensor | None, Tensor | None]:
         """The pictures asked for, float (H, W, 3), 0..255, not clipped; no work for the other."""
-        h = self.codec.g_s.last_features(y_hat)
-        x_gan = self.codec.g_s.last_stage(h, keep=mse).float() * 255 if gan else None
-        x_mse = self.orp(h, keep=False) if mse else None
+        with self._transforms():
+            h = self.codec.g_s.last_features(y_hat)
+            x_gan = self.codec.g_s.last_stage(h, keep=mse).float() * 255 if gan else None
+            x_mse = self.orp(h, keep=False) if mse else None
         return tuple(
             None if x is None else x[0, :, : header.height, : header.width].permute(1, 2, 0) for x in (x_gan, x_mse)
         )
@@ -86,28 +100,25 @@ class Model:
         y_hat, header = self.decode_latents(data)
         return self._render(y_hat, header, gan=True, mse=self.orp is not None)
 
+    def check_alpha(self, alpha: float) -> float:
+        """alpha, when this model can blend with it; else ValueError."""
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {alpha}")
+        if self.orp is None:
+            raise ValueError("this model has no ORP head, so alpha has no meaning: leave it out, or take an ORP model")
+        return float(alpha)
+
     def decompress(self, data: bytes, alpha: float | None = None) -> np.ndarray:
         """File -> uint8 (H, W, 3). alpha 0 is the most faithful picture, 1 (the default) the most realistic one.
 
         Raises BitstreamError for a bad file, ValueError for alpha outside [0, 1] or for a model without ORP.
         """
-        alpha = check_alpha(alpha, self.orp is not None)
+        alpha = 1.0 if alpha is None else self.check_alpha(alpha)
         y_hat, header = self.decode_latents(data)
         x_gan, x_mse = self._render(y_hat, header, gan=alpha > 0, mse=alpha < 1)
         if x_gan is None or x_mse is None:
             return as_bytes(x_mse if x_gan is None else x_gan)
         return as_bytes(blend(x_gan, x_mse, alpha))
-
-
-def check_alpha(alpha: float | None, has_orp: bool) -> float:
-    """alpha, 1 when not given. Raises ValueError."""
-    if alpha is None:
-        return 1.0
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {alpha}")
-    if not has_orp:
-        raise ValueError("this model has no ORP head, so alpha has no meaning: leave it out, or take an ORP model")
-    return float(alpha)
 
 
 def as_bytes(x: Tensor) -> np.ndarray:
@@ -125,10 +136,10 @@ def _as_array(image: np.ndarray | Image) -> np.ndarray:
     return x
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
+def load(folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> Model:
     """The model of an artifact folder: its codec, and its ORP head where it has one. Raises ValueError."""
     configs = checkpoint.read_config(folder)
     if "codec" not in configs:
         raise ValueError(f"{folder} holds no codec (only {', '.join(configs)}); name an MSE-codec, GAN or ORP model")
     parts = checkpoint.load(folder, *(name for name in ("codec", "orp") if name in configs))
-    return Model(parts["codec"], parts.get("orp")).to(device)
+    return Model(parts["codec"], parts.get("orp"), precision).to(device)

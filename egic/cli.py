@@ -1,0 +1,221 @@
+"""egic compress | decompress | info | models.
+
+Plain argparse: `egic --help` and `egic info` start in a fraction of a second, torch is imported only to code pictures.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from egic import bitstream, cli_files, cli_refs
+from egic.cli_files import Task
+from egic.errors import run_main
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from egic.model import Model
+
+SUFFIX = ".egic"
+_REF = "artifact folder, a file in one, or an MLflow URI (models:/egic-orp@best)"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = _Parser(prog="egic", description="EGIC, a generative image codec.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="compress | decompress | info | models")
+    compress = commands.add_parser("compress", help="pictures -> .egic files")
+    decompress = commands.add_parser("decompress", help=".egic files -> pictures")
+    for command, what, made in ((compress, "pictures", ".egic"), (decompress, ".egic files", ".png")):
+        command.add_argument("inputs", nargs="+", metavar="IN", help=f"{what}, folders of them, or - for stdin")
+        command.add_argument(
+            "-o", "--output", metavar="OUT", help=f"file, folder for several, or - (default: beside IN, {made})"
+        )
+        command.add_argument("-m", "--model", required=True, metavar="REF", help=_REF)
+        command.add_argument("-f", "--force", action="store_true", help="overwrite outputs")
+        command.add_argument("--stats", action="store_true", help="print rate, quality and time of each picture")
+        command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
+        command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+        command.add_argument(
+            "--precision", choices=("float32", "bfloat16"), default="float32",
+            help="of the transforms; entropy parameters stay float32, files fit either way (default: float32)",
+        )  # fmt: skip
+    decompress.add_argument(
+        "--alpha", type=float, metavar="A", help="0 most faithful ... 1 most realistic (default: 1; needs an ORP model)"
+    )
+    info = commands.add_parser("info", help="what a file says of itself, and whether it is whole")
+    info.add_argument("files", nargs="+", metavar="FILE", help=".egic files, or - for stdin")
+    models = commands.add_parser("models", help="models in MLflow's registry, or in folders")
+    models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="look here instead of in MLflow")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status: 0, or 2 when anything could not be done."""
+    args = parser().parse_args(argv)
+    command = {"compress": _compress, "decompress": _decompress, "info": _info, "models": _models}[args.command]
+    try:
+        return run_main(lambda: command(args)) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _each(tasks: list[Task], work: Callable[[Task], str]) -> int:
+    """Work on every task, one line each when there are several; a failure is told and the rest goes on."""
+    failed = 0
+    for number, task in enumerate(tasks, 1):
+        place = f"[{number}/{len(tasks)}] " if len(tasks) > 1 else ""
+        try:
+            line = work(task)
+        except (ValueError, OSError, MemoryError) as error:
+            failed += 1
+            print(f"{place}error: {task.name}: {_reason(error)}", file=sys.stderr)
+        else:
+            if place and line:
+                print(f"{place}{task.name}: {line}", file=sys.stderr)
+    if failed and len(tasks) > 1:
+        print(f"{failed} of {len(tasks)} failed", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, without the file's name, which stands before it."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())
+
+
+def _load(args: argparse.Namespace) -> "Model":
+    """The model asked for, on its device."""
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {args.threads}")
+    folder = cli_refs.folder_of(args.model)
+    import torch  # seconds; everything above fails without it
+
+    from egic.model import load
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {args.device} cannot be used ({reason}); try --device cpu") from error
+    return load(folder, device, args.precision)
+
+
+def _compress(args: argparse.Namespace) -> int:
+    from egic import pictures
+
+    tasks = cli_files.plan(args.inputs, args.output, SUFFIX, pictures.READ_SUFFIXES)
+    model = _load(args)
+
+    def work(task: Task) -> str:
+        cli_files.check_free(task, args.force)
+        image, notes = pictures.read(cli_files.read(task))
+        for note in notes:
+            print(f"warning: {task.name}: {note}", file=sys.stderr)
+        start = time.perf_counter()
+        data = model.compress(image)
+        time_s = time.perf_counter() - start
+        cli_files.write(task, data)
+        if args.stats:
+            print(f"{task.name}: {_quality(model, image, data, time_s)}", file=_beside(task))
+        return f"{len(data)} bytes, {8 * len(data) / image[..., 0].size:.4f} bpp, {time_s:.2f} s"
+
+    return _each(tasks, work)
+
+
+def _decompress(args: argparse.Namespace) -> int:
+    from egic import pictures
+
+    tasks = cli_files.plan(args.inputs, args.output, ".png", (SUFFIX,))
+    for task in tasks:
+        pictures.check_suffix(task.target.suffix if task.target else ".png")
+    if args.alpha is not None and not 0 <= args.alpha <= 1:  # before the model is fetched
+        raise ValueError(f"--alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {args.alpha}")
+    model = _load(args)
+    if args.alpha is not None:
+        model.check_alpha(args.alpha)
+
+    def work(task: Task) -> str:
+        cli_files.check_free(task, args.force)
+        data = cli_files.read(task)
+        start = time.perf_counter()
+        image = model.decompress(data, args.alpha)
+        time_s = time.perf_counter() - start
+        cli_files.write(task, pictures.write(image, task.target.suffix if task.target else ".png"))
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        if args.stats:
+            print(
+                f"{task.name}: {8 * len(data) / image[..., 0].size:.4f} bpp, {time_s:.2f} s decompress",
+                file=_beside(task),
+            )
+        return f"{size}, {time_s:.2f} s"
+
+    return _each(tasks, work)
+
+
+def _beside(task: Task):
+    """Where a line of text goes without harm to the output: stderr when stdout carries it."""
+    return sys.stdout if task.target else sys.stderr
+
+
+def _quality(model: "Model", image: "np.ndarray", data: bytes, compress_s: float) -> str:
+    """Rate, PSNR, MS-SSIM (from 161 pixels a side) and times of a picture and its file, decoded as by default."""
+    import torch
+
+    from egic import metrics
+
+    start = time.perf_counter()
+    decoded = model.decompress(data)
+    decompress_s = time.perf_counter() - start
+    x, x_hat = (torch.from_numpy(a.copy()).permute(2, 0, 1)[None] for a in (image, decoded))
+    quality = f"{metrics.psnr_db(x_hat, x).item():.2f} dB PSNR"
+    if min(x.shape[2:]) > 160:
+        from pytorch_msssim import ms_ssim
+
+        quality += f", {ms_ssim(x_hat.float(), x.float(), data_range=255).item():.4f} MS-SSIM"
+    bpp = metrics.bpp(len(data), *image.shape[:2])
+    return f"{bpp:.4f} bpp, {quality}, {compress_s:.2f} s compress, {decompress_s:.2f} s decompress"
+
+
+def _info(args: argparse.Namespace) -> int:
+    def work(task: Task) -> str:
+        data = cli_files.read(task)
+        header, payload = bitstream.unpack(data)
+        pixels = header.height * header.width
+        print(
+            f"{task.name}: {header.width} x {header.height}, {len(data)} bytes ({len(payload)} payload), "
+            f"{8 * len(data) / pixels:.4f} bpp, format {bitstream.VERSION}, model {header.model_id.hex()}"
+        )
+        return ""
+
+    return _each([Task(source=None if f == cli_files.STD else Path(f), target=None) for f in args.files], work)
+
+
+def _models(args: argparse.Namespace) -> None:
+    if not args.folders:
+        rows = cli_refs.registered()
+        print("\n".join(f"{uri:32} {what}" for uri, what in rows) if rows else "no EGIC model is registered in MLflow")
+        return
+    for folder in args.folders:
+        for found in cli_refs.local(folder):
+            orp = "codec + ORP" if (found / "orp.safetensors").is_file() else "codec"
+            print(f"{found}  {orp}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,111 @@
+"""Which outputs belong to which inputs, and outputs that appear whole or not at all."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+STD = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One input and its output; None stands for stdin and stdout."""
+
+    source: Path | None
+    target: Path | None
+
+    @property
+    def name(self) -> str:
+        return str(self.source) if self.source else "stdin"
+
+
+def plan(inputs: list[str], out: str | None, suffix: str, takes: tuple[str, ...]) -> list[Task]:
+    """Pair each input with its output.
+
+    A folder stands for the files below it that end with one of `takes`. Outputs lie beside their inputs with `suffix`
+    in place of the input's own; `out` names the file for one input, and a folder for several (or when it is one, or
+    ends with a slash). Raises ValueError for inputs that are not there and for two outputs of one name.
+    """
+    if inputs.count(STD) > 1:
+        raise ValueError("stdin (-) can be read only once")
+    sources = list(_sources(inputs, takes))
+    if not sources:
+        raise ValueError(f"no {', '.join(takes)} files in {', '.join(inputs)}")
+    many = len(sources) > 1 or Path(inputs[0]).is_dir()
+    as_folder = out is not None and out != STD and (many or out.endswith(os.sep) or Path(out).is_dir())
+    if many and out == STD:
+        raise ValueError("several pictures do not fit on stdout; name a folder with -o")
+    tasks = []
+    for source, relative in sources:
+        if as_folder:
+            name = relative.with_suffix(suffix) if relative else Path("stdin" + suffix)
+            target = Path(out) / name
+        elif out is not None:
+            target = None if out == STD else Path(out)
+        else:
+            target = source.with_suffix(suffix) if source else None
+        tasks.append(Task(source=source, target=target))
+    _check_distinct(tasks)
+    return tasks
+
+
+def _sources(inputs: Iterable[str], takes: tuple[str, ...]) -> Iterator[tuple[Path | None, Path | None]]:
+    """(path, path below the folder that was named) of every input file."""
+    for name in inputs:
+        path = Path(name)
+        if name == STD:
+            yield None, None
+        elif path.is_dir():
+            for found in sorted(path.rglob("*")):
+                if found.suffix.lower() in takes and found.is_file() and not found.name.startswith("."):
+                    yield found, found.relative_to(path)
+        else:
+            yield path, Path(path.name)
+
+
+def _check_distinct(tasks: list[Task]) -> None:
+    seen: dict[Path, Task] = {}
+    for task in tasks:
+        if task.target is None:
+            continue
+        other = seen.setdefault(task.target, task)
+        if other is not task:
+            raise ValueError(f"{other.name} and {task.name} would both become {task.target}; code them separately")
+        if task.source and task.target == task.source:
+            raise ValueError(f"{task.name} would overwrite itself; name another output with -o")
+
+
+def read(task: Task) -> bytes:
+    """The input's bytes."""
+    return sys.stdin.buffer.read() if task.source is None else task.source.read_bytes()
+
+
+def check_free(task: Task, force: bool) -> None:
+    """Raise ValueError where the output exists already, before any work is done."""
+    if task.target and task.target.is_dir():
+        raise ValueError(f"{task.target} is a folder")
+    if task.target and task.target.is_file() and not force:
+        raise ValueError(f"{task.target} exists; --force overwrites it")
+
+
+def write(task: Task, data: bytes) -> None:
+    """Write aside, then rename: the output is whole or absent, and an older one stays until then."""
+    if task.target is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    if task.target.exists() and not task.target.is_file():  # a device or pipe
+        task.target.write_bytes(data)
+        return
+    task.target.parent.mkdir(parents=True, exist_ok=True)
+    aside = task.target.with_name(f".{task.target.name}.{os.getpid()}.part")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, task.target)
+    finally:
+        aside.unlink(missing_ok=True)
