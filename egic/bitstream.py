@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 MAGIC, VERSION = b"EGIC", 1
 ID_BYTES = 8
+BLOCK = 256  # sides are counted in blocks of so many pixels: networks pad to them, and work is proportional to that
 MAX_PIXELS = 2**28  # 16384 x 16384
-PIXELS_PER_BYTE = 2**14  # a payload has at least one byte for so many pixels: a short file cannot ask for hours of work
+BYTES_PER_BLOCK = 4  # a payload has at least so many: a short file cannot ask for hours of work
 _CRC = struct.Struct("<I")
 
 
@@ -54,9 +55,22 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     raise BitstreamError("damaged .egic file: it ends, or a size is absurd, in the header")
 
 
+def blocks(height: int, width: int) -> int:
+    """Number of 256 x 256 blocks that cover the picture."""
+    return -(-height // BLOCK) * -(-width // BLOCK)
+
+
 def least_payload(height: int, width: int) -> int:
     """Bytes that the payload of such a picture has at least; the encoder fills up with zeros."""
-    return height * width // PIXELS_PER_BYTE
+    return blocks(height, width) * BYTES_PER_BLOCK
+
+
+def check_size(height: int, width: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise ValueError for pictures that no file holds."""
+    if not height or not width or blocks(height, width) * BLOCK**2 > max_pixels:
+        raise BitstreamError(
+            f"the picture is {width} x {height}; allowed are 1 to {max_pixels} pixels, sides rounded up to {BLOCK}"
+        )
 
 
 def pack(header: Header, payload: bytes) -> bytes:
@@ -80,8 +94,7 @@ def unpack(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes]:
     end = len(data) - _CRC.size
     if end < at + _CRC.size or zlib.crc32(memoryview(data)[:end]) != _CRC.unpack_from(data, end)[0]:
         raise BitstreamError("damaged or truncated .egic file: its checksum does not fit")
-    if not height or not width or height * width > max_pixels:
-        raise BitstreamError(f"the picture is {width} x {height}; allowed are 1 to {max_pixels} pixels")
+    check_size(height, width, max_pixels)
     payload = bytes(data[at + _CRC.size : end])
     if len(payload) < least_payload(height, width):
         raise BitstreamError(f"{len(payload)} bytes cannot hold a picture of {width} x {height}")

@@ -108,13 +108,14 @@ class Model:
             raise ValueError("this model has no ORP head, so alpha has no meaning: leave it out, or take an ORP model")
         return float(alpha)
 
-    def decompress(self, data: bytes, alpha: float | None = None) -> np.ndarray:
+    def decompress(self, data: bytes, alpha: float | None = None, max_pixels: int = bitstream.MAX_PIXELS) -> np.ndarray:
         """File -> uint8 (H, W, 3). alpha 0 is the most faithful picture, 1 (the default) the most realistic one.
 
-        Raises BitstreamError for a bad file, ValueError for alpha outside [0, 1] or for a model without ORP.
+        Raises BitstreamError for a bad file or one of more than `max_pixels`, ValueError for alpha outside [0, 1] or
+        for a model without ORP.
         """
         alpha = 1.0 if alpha is None else self.check_alpha(alpha)
-        y_hat, header = self.decode_latents(data)
+        y_hat, header = self.decode_latents(data, max_pixels)
         x_gan, x_mse = self._render(y_hat, header, gan=alpha > 0, mse=alpha < 1)
         if x_gan is None or x_mse is None:
             return as_bytes(x_mse if x_gan is None else x_gan)
@@ -131,8 +132,7 @@ def _as_array(image: np.ndarray | Image) -> np.ndarray:
     x = np.asarray(image.convert("RGB") if isinstance(image, Image) else image)
     if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 or not x.size:
         raise ValueError(f"a picture is RGB, uint8 of shape (H, W, 3); got {x.dtype} of shape {x.shape}")
-    if x.shape[0] * x.shape[1] > bitstream.MAX_PIXELS:
-        raise ValueError(f"a picture has at most {bitstream.MAX_PIXELS} pixels, got {x.shape[1]} x {x.shape[0]}")
+    bitstream.check_size(*x.shape[:2])
     return x
 
 
