@@ -1,9 +1,11 @@
-"""A user's mistake ends a command-line tool with one clear line and exit status 2, never a traceback."""
+"""Manners of command-line tools: a user's mistake is one clear line and exit status 2, and packages keep quiet."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable
 
 
@@ -20,4 +22,19 @@ def run_main(main: Callable[[], object]) -> int | None:
         logging.getLogger(__name__).debug("traceback", exc_info=True)
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return status if isinstance(status, int) else None
+
+
+def quiet(*loggers: str) -> None:
+    """Show warnings, and from the named loggers what they are doing; hide deprecations inside packages.
+
+    The latter through the environment, so that processes which this one starts keep quiet, too.
+    """
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.INFO)

@@ -16,9 +16,15 @@ import ray
 import ray.data
 
 from egic import metrics, panels
+from egic.config import parse_preset
+from egic.errors import quiet, run_main
 from jobs import registry, tracking
+from jobs.cluster import interruptible, start_ray
 from jobs.config import Config, EvaluateConfig
+from jobs.prepare import open_data
+from jobs.presets import PRESETS, extended
 from jobs.registry import Artifact
+from jobs.run import local_copy
 from jobs.shards import Manifest, read_index, read_samples
 from jobs.stage import EVALUATE as NAME
 from jobs.stage import code_digest, stage_key
@@ -136,7 +142,7 @@ def run(config: Config, artifact: Artifact, manifest: Manifest, *, parent_run: s
     with tracking.ending(run_id):
         registry.log_parents(run_id, {"model": artifact})
         start = time.perf_counter()
-        local = registry.fetch(artifact.uri, Path(config.output) / "artifacts" / artifact.sha256[:16], artifact.sha256)
+        local = local_copy(artifact, Path(config.output))
         table = code_pictures(local, config, manifest)
         found = summarise(table) | {"time_s": time.perf_counter() - start}
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,3 +153,38 @@ def run(config: Config, artifact: Artifact, manifest: Manifest, *, parent_run: s
         aside.rename(folder / "summary.json")
         tracking.log_folder(run_id, folder, {f"val/{k}": v for k, v in found.items()})
     return found | {"folder": folder, "run_id": run_id, "reused": False}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AloneConfig(Config):
+    """A preset's configuration, and the model to evaluate."""
+
+    model: str = ""
+    """Artifact with a codec: a folder, models:/egic-orp@best, models:/name/3 or runs:/ID."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m jobs.evaluate PRESET --model REF [--data FOLDER]`: validation pictures through real files."""
+    quiet("jobs")
+    presets = {name: extended(make, AloneConfig) for name, make in PRESETS.items()}
+    config = parse_preset(presets, argv, prog="python -m jobs.evaluate")
+    raise SystemExit(run_main(lambda: run_alone(config)))
+
+
+def run_alone(config: AloneConfig) -> None:
+    """Evaluate `config.model` and print the means and where the rows are."""
+    if not config.model:
+        raise ValueError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
+    artifact = registry.resolve(config.model)
+    manifest = open_data(config.data, Path(config.output))["val"]
+    start_ray()
+    with interruptible():
+        found = run(config, artifact, manifest)
+    for name, value in found.items():
+        if isinstance(value, float):
+            print(f"{name:<20} {value:.4g}")
+    print(found["folder"].absolute())
+
+
+if __name__ == "__main__":
+    main()

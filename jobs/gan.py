@@ -67,3 +67,8 @@ STAGE = Stage(
     headline="val/lpips",
     higher_is_better=False,
 )
+
+if __name__ == "__main__":
+    from jobs.alone import main
+
+    main("gan")

@@ -57,3 +57,8 @@ STAGE = Stage(
     pictures=pictures,
     headline="val/psnr_db",
 )
+
+if __name__ == "__main__":
+    from jobs.alone import main
+
+    main("mse-codec")

@@ -70,3 +70,8 @@ STAGE = Stage(
     pictures=pictures,
     headline="val/psnr_db",
 )
+
+if __name__ == "__main__":
+    from jobs.alone import main
+
+    main("orp")

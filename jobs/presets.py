@@ -1,11 +1,15 @@
 """Complete configurations. Each starts from `paper()` and states only what differs."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import TypeVar
 
 from egic.codec import CodecConfig
 from egic.discriminator import DiscriminatorConfig
 from egic.images import CropConfig
 from jobs.config import ComputeConfig, Config, EvaluateConfig, GanConfig, MseCodecConfig, OrpConfig, SegmentationConfig
+
+C = TypeVar("C", bound=Config)
 
 
 def paper() -> Config:
@@ -37,7 +41,7 @@ def workstation() -> Config:
 def tiny() -> Config:
     """Two CPU cores and a few minutes: every stage, on small networks and 128-pixel crops. For trying things."""
     p = paper()
-    rhythm = {"batch": 8, "log_every": 10, "checkpoint_every": 100, "val_samples": 16}
+    rhythm = {"batch": 4, "log_every": 10, "checkpoint_every": 50, "val_samples": 16}
     return replace(
         p,
         precision="float32",
@@ -53,15 +57,27 @@ def tiny() -> Config:
             num_slices=4,
         ),  # fmt: skip
         discriminator=DiscriminatorConfig(down=(16, 32, 32, 64), up=(64, 32, 32, 16), latent_channels=64),
-        segmentation=replace(p.segmentation, steps=200, lr=1e-3, last_lr=1e-3, **rhythm),
-        mse_codec=replace(p.mse_codec, steps=500, last_steps=50, lr=1e-3, last_lr=1e-4, beta=0.05, **rhythm),
+        segmentation=replace(p.segmentation, steps=150, lr=1e-3, last_lr=1e-3, **rhythm),
+        mse_codec=replace(p.mse_codec, steps=350, last_steps=50, lr=1e-3, last_lr=1e-4, **rhythm),
         gan=replace(
-            p.gan, steps=200, warmup_steps=100, last_steps=10, lr=3e-4, last_lr=1e-4, adversarial_lr=1e-4, **rhythm
+            p.gan, steps=100, warmup_steps=60, last_steps=10, lr=3e-4, last_lr=1e-4, adversarial_lr=1e-4, **rhythm
         ),
-        orp=replace(p.orp, steps=150, last_steps=20, lr=3e-4, last_lr=1e-4, **rhythm),
+        orp=replace(p.orp, steps=100, last_steps=20, lr=3e-4, last_lr=1e-4, **rhythm),
         evaluate=EvaluateConfig(max_pictures=16),
-        compute=ComputeConfig(cpus_per_worker=0.5, data_cpus=0.5),
+        # One thread: on two cores a second one would wait for the data tasks and the other stage at every operation.
+        compute=ComputeConfig(cpus_per_worker=0.5, data_cpus=0.5, threads=1),
     )
 
 
 PRESETS = {"tiny": tiny, "workstation": workstation, "paper": paper}
+
+
+def extended(make: Callable[[], Config], kind: type[C]) -> Callable[[], C]:
+    """A preset as another kind of Config, one with fields of its own at their defaults."""
+
+    def preset() -> C:
+        config = make()
+        return kind(**{f.name: getattr(config, f.name) for f in fields(config)})
+
+    preset.__doc__ = make.__doc__
+    return preset

@@ -69,3 +69,8 @@ STAGE = Stage(
     pictures=pictures,
     headline="val/miou",
 )
+
+if __name__ == "__main__":
+    from jobs.alone import main
+
+    main("segmentation")

@@ -1,14 +1,9 @@
-"""A stage on Ray: its key, the finished run that makes it needless, or a TorchTrainer and what it leaves in MLflow."""
+"""A stage on Ray Train: what its workers get and do, and how their reports reach MLflow."""
 
-import json
 import logging
-import os
-import platform
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +11,16 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
-from torch import Tensor, nn
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from torch import nn
 
 from egic import checkpoint
-from egic.perceptual import LPIPS, find_backbone
-from jobs import data, loop, registry, tracking
-from jobs.config import ComputeConfig, Config, Training
-from jobs.metric_log import MetricLog
-from jobs.registry import Artifact
+from egic.perceptual import LPIPS
+from jobs import data, loop
+from jobs.cluster import quiet_ray
+from jobs.config import Config, Training
+from jobs.reports import Reports
 from jobs.shards import Manifest
-from jobs.stage import Stage, ingredients, load_stage, stage_key
 
 log = logging.getLogger(__name__)
 
@@ -46,17 +40,6 @@ class Job:
     lpips: ray.ObjectRef | None
     provenance: dict
     threads: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a stage went."""
-
-    stage: str
-    artifact: Artifact
-    folder: Path
-    reused: bool
-    provenance: dict
 
 
 class RaySession:
@@ -95,7 +78,7 @@ class RaySession:
 def train_worker(job: Job) -> None:
     """The function that every train worker runs."""
     torch.set_num_threads(job.threads)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    quiet_ray()
     components: dict[str, nn.Module] = {}
     for name, ref in job.components.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -105,185 +88,6 @@ def train_worker(job: Job) -> None:
     if job.lpips is not None:
         components["lpips"] = LPIPS(ray.get(job.lpips))
     loop.train(job.stage, job.config, components, RaySession(job), job.provenance)
-
-
-class Reports(UserCallback):
-    """Carries what the workers report to MLflow, from Ray Train's controller: workers need no way to the server."""
-
-    def __init__(self, run_id: str, last_step: int):
-        self.run_id, self.last_step, self.uri, self.metric_log = run_id, last_step, tracking.tracking_uri(), None
-
-    def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
-        report = metrics[0]
-        os.environ["MLFLOW_TRACKING_URI"] = self.uri
-        try:
-            if self.metric_log is None:
-                self.metric_log = MetricLog(self.run_id)
-            self.metric_log.log(report["rows"])
-            pictures = {name: read_file(checkpoint, f"{name}.png") for name in report["pictures"]}
-            tracking.log_pictures(self.run_id, report["step"], pictures)
-        except Exception:  # a tracking server that is away must not stop the training
-            log.warning("MLflow did not take the report of step %s", report["step"], exc_info=True)
-        if report["step"] == self.last_step:
-            self.close()
-
-    def after_exception(self, run_context, worker_exceptions) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self.metric_log is not None:
-            self.metric_log.close()
-            self.metric_log = None
-
-
-def read_file(stored: ray.train.Checkpoint, name: str) -> bytes:
-    """One file of a checkpoint, wherever it is stored."""
-    with stored.filesystem.open_input_file(f"{stored.path}/{name}") as f:
-        return f.read()
-
-
-def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS or a submitted job names, else start Ray on this machine."""
-    if ray.is_initialized():
-        return
-    root = str(Path(__file__).resolve().parents[1])
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, *(p for p in paths if p and p != root)])
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # reports are heard this often; Ray's 2 s wait
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # progress lines differ only in numbers, and are all wanted
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every printed line twice
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(logging_level=logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-
-
-def find_lpips(config: Config) -> tuple[str, dict[str, Tensor] | None]:
-    """What LPIPS runs on, and its backbone (None = seeded random); says so when it is random."""
-    name, backbone = find_backbone(config.lpips_weights)
-    if backbone is None:
-        log.warning("LPIPS runs on a %s: fine for trying things, useless as a measure", name)
-    return name, backbone
-
-
-def check_data(config: Config, manifest: Manifest) -> None:
-    """Raise ValueError when data and discriminator disagree on the categories."""
-    given = config.discriminator.num_categories
-    if manifest.num_classes != given:
-        raise ValueError(
-            f"{manifest.folder} has {manifest.num_classes} categories, discriminator.num_categories is {given}; "
-            f"give --discriminator.num-categories {manifest.num_classes}"
-        )
-
-
-def needed(compute: ComputeConfig) -> dict[str, float]:
-    """Resources that one stage reserves: its workers, and one data task for each."""
-    cpus = compute.workers * (compute.cpus_per_worker + compute.data_cpus)
-    return {"CPU": cpus} | ({"GPU": float(compute.workers)} if compute.use_gpu else {})
-
-
-def check_resources(compute: ComputeConfig) -> None:
-    """Raise ValueError when the cluster can never place a stage: Ray itself would wait without a word."""
-    there = ray.cluster_resources()
-    for name, count in needed(compute).items():
-        if there.get(name, 0.0) < count:
-            raise ValueError(
-                f"{compute.workers} workers and their data tasks need {count:g} {name}, the cluster has "
-                f"{there.get(name, 0.0):g}; lower compute.workers, compute.cpus_per_worker or compute.data_cpus"
-                + (", or compute.use_gpu" if name == "GPU" else "")
-            )
-
-
-def stages_side_by_side(compute: ComputeConfig) -> int:
-    """How many stages the cluster can run at once."""
-    there = ray.cluster_resources()
-    return max(1, min(int(there.get(name, 0.0) // count) for name, count in needed(compute).items()))
-
-
-def provenance_of(stage: Stage, config: Config, facts: Mapping[str, object], parents: Mapping[str, Artifact]) -> dict:
-    """Where an artifact comes from: settings, code, data, parents by run id and sha256, versions."""
-    try:
-        root = Path(__file__).resolve().parents[1]
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
-    packages = ("torch", "ray", "mlflow", "compressai", "timm", "lpips", "numpy")
-    return dict(facts) | {
-        "key": stage_key(facts),
-        "commit": commit,
-        "parents": {name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in parents.items()},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }
-
-
-def run_stage(
-    name: str,
-    config: Config,
-    *,
-    parents: Mapping[str, Artifact],
-    manifests: Mapping[str, Manifest],
-    lpips: tuple[str, dict[str, Tensor] | None],
-    parent_run: str | None = None,
-    side_by_side: int = 1,
-    may_train: bool = True,
-) -> Outcome:
-    """Reuse the finished run with this stage's key, or train it (going on from its last checkpoint) and publish it.
-
-    parents: artifacts by the stage they come from, or by any name. lpips: what it is, and its backbone (None = random).
-    side_by_side: stages that share the cluster with this one. may_train: False only reuses.
-    Raises ValueError for what a user can mend, RuntimeError when training failed for good.
-    """
-    stage, store = load_stage(name), Path(config.output)
-    digests = {k: a.sha256 for k, a in parents.items()}
-    data_digest = f"{manifests['train'].digest} {manifests['val'].digest}"
-    facts = ingredients(stage, config, parents=digests, data=data_digest, lpips=lpips[0])
-    key = stage_key(facts)
-    if artifact := registry.find_finished(name, key, experiment=config.experiment):
-        if parent_run:
-            tracking.reuse_stage(parent_run, name, artifact.run_id)
-        return outcome(stage, artifact, store, reused=True)
-    if not may_train:
-        raise ValueError(
-            f"{name} is not finished with this configuration, code and data; start --from {name} or earlier"
-        )
-    check_resources(config.compute)
-    provenance = provenance_of(stage, config, facts, parents)
-    params = {"key": key, "code": facts["code"], "data": data_digest, "lpips": facts["lpips"], **facts["config"]}
-    run_id = tracking.start_stage(parent_run, name, key, params, {}, experiment=config.experiment)
-    with tracking.ending(run_id):
-        registry.log_parents(run_id, parents)
-        job = Job(
-            stage=name, config=config, train=manifests["train"], val=manifests["val"],
-            components=parent_components(stage, parents, store), provenance=provenance,
-            lpips=ray.put(lpips[1]) if "lpips_weights" in stage.reads else None,
-            threads=config.compute.threads or threads(config.compute, side_by_side),
-        )  # fmt: skip
-        result = fit(job, f"{name}-{key}", Reports(run_id, stage.settings(config).steps))
-        with result.checkpoint.as_directory() as folder:
-            artifact = publish(stage, run_id, Path(folder) / "artifact", provenance, data_digest)
-    return outcome(stage, artifact, store, reused=False)
-
-
-def threads(compute: ComputeConfig, side_by_side: int) -> int:
-    """A node's cores divided among the workers that share it."""
-    cores = os.cpu_count() or 1
-    nodes = max(1, sum(n["Alive"] for n in ray.nodes()))
-    return max(1, cores // max(1, -(-compute.workers * side_by_side // nodes)))
-
-
-def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: Path) -> dict[str, ray.ObjectRef]:
-    """Files of the parents' artifacts, digest-checked and put into the object store, by the component they hold."""
-    found: dict[str, ray.ObjectRef] = {}
-    for artifact in parents.values():
-        folder = registry.fetch(artifact.uri, store / "artifacts" / artifact.sha256[:16], artifact.sha256)
-        content = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-        ref = ray.put(content)
-        found |= {name: ref for name in checkpoint.read_config(folder) if name in (*stage.takes, *stage.publishes)}
-    if missing := [name for name in stage.takes if name not in found]:
-        raise ValueError(
-            f"{stage.name} needs a {' and a '.join(missing)} to start from; give the artifacts of "
-            f"{' and '.join(stage.parents)} with --init-from models:/egic-{stage.parents[0]}@latest ..."
-        )
-    return found
 
 
 def fit(job: Job, name: str, reports: Reports) -> ray.train.Result:
@@ -315,21 +119,3 @@ def fit(job: Job, name: str, reports: Reports) -> ray.train.Result:
         if known:
             raise ValueError(str(known[0])) from e
         raise
-
-
-def publish(stage: Stage, run_id: str, folder: Path, provenance: dict, data_digest: str) -> Artifact:
-    """The artifact into MLflow as a new version of `egic-<stage>`; alias `best` moves when the headline improved."""
-    written = json.loads((folder / "provenance.json").read_text())
-    tags = {"egic.key": provenance["key"]}
-    artifact = registry.publish(run_id, folder, stage.name, checkpoint.digest(folder), provenance["config"], tags)
-    registry.promote_if_best(
-        f"egic-{stage.name}", artifact.model_version, stage.headline, written["metrics"][stage.headline],
-        stage.higher_is_better, data_digest,
-    )  # fmt: skip
-    return artifact
-
-
-def outcome(stage: Stage, artifact: Artifact, store: Path, *, reused: bool) -> Outcome:
-    folder = registry.fetch(artifact.uri, store / "artifacts" / artifact.sha256[:16], artifact.sha256)
-    provenance = json.loads((folder / "provenance.json").read_text())
-    return Outcome(stage=stage.name, artifact=artifact, folder=folder, reused=reused, provenance=provenance)

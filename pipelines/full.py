@@ -8,23 +8,19 @@ where they do not depend on each other and the cluster has room.
 """
 
 import json
-import logging
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, and as a submitted job
 
 from egic.config import flag, parse_preset
-from egic.errors import run_main
+from egic.errors import quiet, run_main
 from jobs.config import Config
-from jobs.presets import PRESETS
+from jobs.presets import PRESETS, extended
 
 STAGES = ("segmentation", "mse-codec", "gan", "orp", "evaluate")
 PARENTS = {"gan": ("mse-codec", "segmentation"), "orp": ("gan",), "evaluate": ("orp",)}
@@ -55,17 +51,17 @@ class Pipeline(Config):
 
 def main(preset: str, config: Pipeline) -> None:
     """Run the pipeline and print its table; the last line is the path of summary.json."""
-    from jobs import tracking, train
+    from jobs import cluster, run, tracking
     from jobs.prepare import open_data
 
     began = time.perf_counter()
-    lpips = train.find_lpips(config) if "gan" in config.wanted else ("", None)
+    lpips = run.find_lpips(config) if "gan" in config.wanted else ("", None)
     manifests = open_data(config.data, Path(config.output))
-    train.check_data(config, manifests["train"])
+    run.check_data(config, manifests["train"])
     run_id = tracking.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
-    train.start_ray()
-    with tracking.ending(run_id), ThreadPoolExecutor(2) as pool, interruptible():
-        train.check_resources(config.compute)
+    cluster.start_ray()
+    with tracking.ending(run_id), ThreadPoolExecutor(2) as pool, cluster.interruptible():
+        cluster.check_resources(config.compute)
         rows = run_stages(config, manifests, lpips, run_id, pool)
     took = time.perf_counter() - began
     summary = {"preset": preset, "run_id": run_id, "time_s": took, "lpips": lpips[0], "stages": rows}
@@ -84,18 +80,19 @@ def main(preset: str, config: Pipeline) -> None:
 
 def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, pool: ThreadPoolExecutor) -> list[dict]:
     """One summary row per wanted stage. Independent stages overlap when the cluster can place both."""
-    from jobs import evaluate, train
+    from jobs import cluster, evaluate
+    from jobs.run import run_stage
 
-    side_by_side = min(2, train.stages_side_by_side(config.compute))
+    side_by_side = min(2, cluster.stages_side_by_side(config.compute))
     first = STAGES.index(config.start)
     done: dict[str, object] = {}
 
-    def run(name: str, together: int) -> object:
+    def result_of(name: str, together: int) -> object:
         may_train = STAGES.index(name) >= first
         if name == "evaluate":
             return evaluate.run(config, done["orp"].artifact, manifests["val"], parent_run=run_id)
         parents = {p: done[p].artifact for p in PARENTS.get(name, ())}
-        return train.run_stage(
+        return run_stage(
             name, config, parents=parents, manifests=manifests, lpips=lpips, parent_run=run_id,
             side_by_side=together, may_train=may_train,
         )  # fmt: skip
@@ -105,7 +102,7 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
         names = [n for n in group if n in config.wanted]
         size = side_by_side if len(names) > 1 else 1
         for part in (names[i : i + size] for i in range(0, len(names), size)):
-            futures = {n: pool.submit(run, n, len(part)) for n in part}
+            futures = {n: pool.submit(result_of, n, len(part)) for n in part}
             done |= {n: wait(f) for n, f in futures.items()}
         rows += [row_of(n, done[n]) for n in names]
     return rows
@@ -116,27 +113,6 @@ def wait(future: Future) -> object:
     while not future.done():
         time.sleep(0.1)
     return future.result()
-
-
-class interruptible:
-    """Ctrl-C and SIGTERM (`ray job stop`) end the run: Ray stops, its threads come back, MLflow says KILLED."""
-
-    def __enter__(self) -> None:
-        self.before = signal.signal(signal.SIGTERM, self._stop)
-
-    @staticmethod
-    def _stop(*_) -> None:
-        raise KeyboardInterrupt
-
-    def __exit__(self, kind, *_) -> None:
-        signal.signal(signal.SIGTERM, self.before)
-        if kind is not None:
-            import ray
-
-            from jobs import tracking
-
-            tracking.interrupted.set() if issubclass(kind, KeyboardInterrupt) else None
-            ray.shutdown()  # ends what runs beside the failed stage, too
 
 
 def row_of(name: str, result) -> dict:
@@ -190,20 +166,7 @@ def mlflow_command() -> str:
     return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else tracking.shown_uri()
 
 
-def with_choices(make: Callable[[], Config]) -> Callable[[], Pipeline]:
-    """A preset with the pipeline's own fields."""
-
-    def pipeline() -> Pipeline:
-        config = make()
-        return Pipeline(**{f.name: getattr(config, f.name) for f in fields(config)})
-
-    pipeline.__doc__ = make.__doc__
-    return pipeline
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # torch.jit and Ray deprecations of packages, in every worker
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("jobs").setLevel(logging.INFO)
-    chosen = parse_preset({name: with_choices(make) for name, make in PRESETS.items()}, prog="full.py")
+    quiet("jobs")
+    chosen = parse_preset({name: extended(make, Pipeline) for name, make in PRESETS.items()}, prog="full.py")
     raise SystemExit(run_main(lambda: main(sys.argv[1], chosen)))

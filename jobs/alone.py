@@ -1,0 +1,64 @@
+"""One stage from the command line: `python -m jobs.gan workstation --init-from models:/egic-mse-codec@best ...`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from egic import checkpoint
+from egic.config import parse_preset
+from egic.errors import quiet, run_main
+from jobs import registry
+from jobs.cluster import interruptible, start_ray
+from jobs.config import Config
+from jobs.prepare import open_data
+from jobs.presets import PRESETS, extended
+from jobs.registry import Artifact
+from jobs.run import check_data, find_lpips, local_copy, run_stage
+from jobs.stage import MODULES, Stage, load_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(Config):
+    """A preset's configuration for one stage alone."""
+
+    init_from: tuple[str, ...] = ()
+    """Artifacts to start from: folders, models:/egic-mse-codec@best, models:/name/3 or runs:/ID."""
+
+
+def main(name: str, argv: list[str] | None = None) -> None:
+    """`python -m jobs.<stage> PRESET [--init-from REF ...] [--data FOLDER]`: one stage, outside a pipeline."""
+    quiet("jobs")
+    config = parse_preset(
+        {k: extended(make, StageConfig) for k, make in PRESETS.items()}, argv, prog=f"python -m {MODULES[name]}"
+    )
+    raise SystemExit(run_main(lambda: run_alone(name, config)))
+
+
+def run_alone(name: str, config: StageConfig) -> None:
+    """The stage from the artifacts that `init_from` names; prints what it made."""
+    stage = load_stage(name)
+    lpips = find_lpips(config) if "lpips_weights" in stage.reads else ("", None)
+    parents = named_parents(stage, config)
+    manifests = open_data(config.data, Path(config.output))
+    check_data(config, manifests["train"])
+    start_ray()
+    with interruptible():
+        done = run_stage(name, config, parents=parents, manifests=manifests, lpips=lpips)
+    metrics = done.provenance["metrics"]
+    print(f"{name}: {stage.headline} {metrics[stage.headline]:.4g} after {done.provenance['steps']} steps", end="")
+    print(f" ({'reused' if done.reused else 'trained'}), models:/egic-{name}/{done.artifact.model_version}")
+    print(done.folder.absolute())
+
+
+def named_parents(stage: Stage, config: StageConfig) -> dict[str, Artifact]:
+    """Artifacts of `--init-from` by the name of the stage that made them."""
+    found = {}
+    for ref in config.init_from:
+        artifact = registry.resolve(ref)
+        folder = local_copy(artifact, Path(config.output))
+        checkpoint.read_config(folder)  # says what is wrong with a folder that is no artifact
+        found[json.loads((folder / "provenance.json").read_text())["stage"]] = artifact
+    if not found and stage.parents:
+        wanted = " ".join(f"models:/egic-{p}@best" for p in stage.parents)
+        raise ValueError(f"{stage.name} starts from other stages; give --init-from {wanted}, or folders")
+    return found

@@ -1,0 +1,160 @@
+"""A stage as a whole: its key, the finished run that makes it needless, or training and what it leaves in MLflow."""
+
+import json
+import logging
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import ray
+import ray.train
+import ray.train.torch
+from torch import Tensor
+
+from egic import checkpoint
+from egic.perceptual import find_backbone
+from jobs import registry, tracking
+from jobs.cluster import check_resources, threads
+from jobs.config import Config
+from jobs.registry import Artifact
+from jobs.reports import Reports
+from jobs.shards import Manifest
+from jobs.stage import Stage, ingredients, load_stage, stage_key
+from jobs.train import Job, fit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a stage went."""
+
+    stage: str
+    artifact: Artifact
+    folder: Path
+    reused: bool
+    provenance: dict
+
+
+def find_lpips(config: Config) -> tuple[str, dict[str, Tensor] | None]:
+    """What LPIPS runs on, and its backbone (None = seeded random); says so when it is random."""
+    name, backbone = find_backbone(config.lpips_weights)
+    if backbone is None:
+        log.warning("LPIPS runs on a %s: fine for trying things, useless as a measure", name)
+    return name, backbone
+
+
+def check_data(config: Config, manifest: Manifest) -> None:
+    """Raise ValueError when data and discriminator disagree on the categories."""
+    given = config.discriminator.num_categories
+    if manifest.num_classes != given:
+        raise ValueError(
+            f"{manifest.folder} has {manifest.num_classes} categories, discriminator.num_categories is {given}; "
+            f"give --discriminator.num-categories {manifest.num_classes}"
+        )
+
+
+def run_stage(
+    name: str,
+    config: Config,
+    *,
+    parents: Mapping[str, Artifact],
+    manifests: Mapping[str, Manifest],
+    lpips: tuple[str, dict[str, Tensor] | None],
+    parent_run: str | None = None,
+    side_by_side: int = 1,
+    may_train: bool = True,
+) -> Outcome:
+    """Reuse the finished run with this stage's key, or train it (going on from its last checkpoint) and publish it.
+
+    parents: artifacts by the stage they come from, or by any name. lpips: what it is, and its backbone (None = random).
+    side_by_side: stages that share the cluster with this one. may_train: False only reuses.
+    Raises ValueError for what a user can mend, RuntimeError when training failed for good.
+    """
+    stage, store = load_stage(name), Path(config.output)
+    digests = {k: a.sha256 for k, a in parents.items()}
+    data_digest = f"{manifests['train'].digest} {manifests['val'].digest}"
+    facts = ingredients(stage, config, parents=digests, data=data_digest, lpips=lpips[0])
+    key = stage_key(facts)
+    if artifact := registry.find_finished(name, key, experiment=config.experiment):
+        if parent_run:
+            tracking.reuse_stage(parent_run, name, artifact.run_id)
+        return outcome(stage, artifact, store, reused=True)
+    if not may_train:
+        raise ValueError(
+            f"{name} is not finished with this configuration, code and data; start --from {name} or earlier"
+        )
+    check_resources(config.compute)
+    provenance = provenance_of(stage, config, facts, parents)
+    params = {"key": key, "code": facts["code"], "data": data_digest, "lpips": facts["lpips"], **facts["config"]}
+    run_id = tracking.start_stage(parent_run, name, key, params, {}, experiment=config.experiment)
+    with tracking.ending(run_id):
+        registry.log_parents(run_id, parents)
+        job = Job(
+            stage=name, config=config, train=manifests["train"], val=manifests["val"],
+            components=parent_components(stage, parents, store), provenance=provenance,
+            lpips=ray.put(lpips[1]) if "lpips_weights" in stage.reads else None,
+            threads=config.compute.threads or threads(config.compute, side_by_side),
+        )  # fmt: skip
+        result = fit(job, f"{name}-{key}", Reports(run_id, stage.settings(config).steps))
+        with result.checkpoint.as_directory() as folder:
+            artifact = publish(stage, run_id, Path(folder) / "artifact", provenance, data_digest)
+    return outcome(stage, artifact, store, reused=False)
+
+
+def provenance_of(stage: Stage, config: Config, facts: Mapping[str, object], parents: Mapping[str, Artifact]) -> dict:
+    """Where an artifact comes from: settings, code, data, parents by run id and sha256, versions."""
+    try:
+        root = Path(__file__).resolve().parents[1]
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        commit = ""
+    packages = ("torch", "ray", "mlflow", "compressai", "timm", "lpips", "numpy")
+    return dict(facts) | {
+        "key": stage_key(facts),
+        "commit": commit,
+        "parents": {name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in parents.items()},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: Path) -> dict[str, ray.ObjectRef]:
+    """Files of the parents' artifacts, digest-checked and put into the object store, by the component they hold."""
+    found: dict[str, ray.ObjectRef] = {}
+    for artifact in parents.values():
+        folder = local_copy(artifact, store)
+        content = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+        ref = ray.put(content)
+        found |= {name: ref for name in checkpoint.read_config(folder) if name in (*stage.takes, *stage.publishes)}
+    if missing := [name for name in stage.takes if name not in found]:
+        raise ValueError(
+            f"{stage.name} needs a {' and a '.join(missing)} to start from; give the artifacts of "
+            f"{' and '.join(stage.parents)} with --init-from models:/egic-{stage.parents[0]}@latest ..."
+        )
+    return found
+
+
+def publish(stage: Stage, run_id: str, folder: Path, provenance: dict, data_digest: str) -> Artifact:
+    """The artifact into MLflow as a new version of `egic-<stage>`; alias `best` moves when the headline improved."""
+    written = json.loads((folder / "provenance.json").read_text())
+    tags = {"egic.key": provenance["key"]}
+    artifact = registry.publish(run_id, folder, stage.name, checkpoint.digest(folder), provenance["config"], tags)
+    registry.promote_if_best(
+        f"egic-{stage.name}", artifact.model_version, stage.headline, written["metrics"][stage.headline],
+        stage.higher_is_better, data_digest,
+    )  # fmt: skip
+    return artifact
+
+
+def local_copy(artifact: Artifact, store: Path) -> Path:
+    """The artifact's folder below `store`, downloaded when missing, its digest checked in any case."""
+    return registry.fetch(artifact.uri, store / "artifacts" / artifact.sha256[:16], artifact.sha256)
+
+
+def outcome(stage: Stage, artifact: Artifact, store: Path, *, reused: bool) -> Outcome:
+    folder = local_copy(artifact, store)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    return Outcome(stage=stage.name, artifact=artifact, folder=folder, reused=reused, provenance=provenance)
