@@ -1,0 +1,192 @@
+"""The command line, as a user runs it: processes, files and pipes."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from egic import checkpoint, cli
+from tests.codec_models import full_model, tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def egic(*arguments, stdin: bytes = b"", timeout: float = 120) -> subprocess.CompletedProcess:
+    """`python -m egic ...` in a process of its own, one thread."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "egic", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, env=env)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "orp"
+    tiny = tiny_model()
+    checkpoint.save(folder, {"codec": tiny.codec, "orp": tiny.orp}, {})
+    checkpoint.save(folder.with_name("mse"), {"codec": tiny.codec}, {})
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "in"
+    (folder / "deeper").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (48, 40, 3)), ("b.jpg", (1, 1, 3)), ("deeper/c.webp", (17, 30, 3))):
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def run(*arguments) -> int:
+    """The command line in this process."""
+    try:
+        return cli.main([str(a) for a in arguments])
+    except SystemExit as end:  # argparse
+        return end.code
+
+
+def test_help_and_info_need_no_torch(pictures, model):
+    assert run("compress", pictures / "a.png", "--model", model) == 0
+    script = "import sys; from egic import cli; cli.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "info", str(pictures / "a.egic")], capture_output=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0 and b"40 x 48" in done.stdout, done.stderr
+
+
+def test_separate_processes_and_pipes(pictures, model, tmp_path):
+    png = (pictures / "a.png").read_bytes()
+    compressed = egic("compress", "-", "--model", model, stdin=png)
+    assert compressed.returncode == 0 and compressed.stdout[:4] == b"EGIC", compressed.stderr
+    assert b"40 x 48" in egic("info", "-", stdin=compressed.stdout).stdout
+    decoded = egic("decompress", "-", "--model", model, "--alpha", "0.5", stdin=compressed.stdout)
+    assert decoded.returncode == 0, decoded.stderr
+    x = np.asarray(Image.open(io.BytesIO(decoded.stdout)))
+    from egic.model import load
+
+    assert np.array_equal(x, load(model).decompress(compressed.stdout, 0.5))
+
+
+def test_folders(pictures, model, tmp_path, capsys):
+    files, back = tmp_path / "files", tmp_path / "back"
+    assert run("compress", pictures, "-o", files, "-m", model, "--stats") == 0
+    out = capsys.readouterr()
+    assert sorted(p.relative_to(files).as_posix() for p in files.rglob("*.egic")) == [
+        "a.egic",
+        "b.egic",
+        "deeper/c.egic",
+    ]
+    assert "[3/3]" in out.err and out.out.count("dB PSNR") == 3 and "bpp" in out.out
+    assert run("decompress", files, "-o", back, "-m", model) == 0
+    assert Image.open(back / "deeper" / "c.png").size == (30, 17)
+
+
+def test_names_decide_formats(pictures, model, tmp_path):
+    assert run("compress", pictures / "a.png", "-o", tmp_path / "x.egic", "-m", model) == 0
+    for suffix, form in ((".png", "PNG"), (".webp", "WEBP"), (".tiff", "TIFF"), (".jpg", "JPEG")):
+        assert run("decompress", tmp_path / "x.egic", "-o", tmp_path / f"y{suffix}", "-m", model) == 0
+        assert Image.open(tmp_path / f"y{suffix}").format == form
+
+
+def test_one_bad_file_does_not_stop_the_others(pictures, model, tmp_path, capsys):
+    (pictures / "a.png").write_bytes(b"no picture")
+    assert run("compress", pictures, "-o", tmp_path / "files", "-m", model) == 2
+    assert "a.png" in (err := capsys.readouterr().err) and "1 of 3 failed" in err and "Traceback" not in err
+    assert len(list((tmp_path / "files").rglob("*.egic"))) == 2
+    (tmp_path / "files" / "b.egic").write_bytes(b"EGIC\x01damaged")
+    assert run("decompress", tmp_path / "files", "-m", model) == 2
+    assert [p.name for p in (tmp_path / "files").rglob("*.png")] == ["c.png"]
+
+
+def test_outputs_are_not_overwritten_without_force(pictures, model, tmp_path, capsys):
+    target = tmp_path / "x.egic"
+    target.write_bytes(b"mine")
+    arguments = ("compress", pictures / "a.png", "-o", target, "-m", model)
+    assert run(*arguments) == 2 and target.read_bytes() == b"mine" and "--force" in capsys.readouterr().err
+    assert run(*arguments, "--force") == 0 and target.read_bytes()[:4] == b"EGIC"
+
+
+def test_a_full_disk_leaves_nothing_behind(pictures, model, tmp_path, capsys, monkeypatch):
+    target = tmp_path / "x.egic"
+    target.write_bytes(b"mine")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("egic.cli_files.os.fsync", full)
+    assert run("compress", pictures / "a.png", "-o", target, "-m", model, "--force") == 2
+    assert "No space left" in capsys.readouterr().err
+    assert target.read_bytes() == b"mine" and sorted(p.name for p in tmp_path.iterdir()) == ["in", "x.egic"]
+
+
+def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
+    a, mse = pictures / "a.png", model.with_name("mse")
+    return [
+        (("compress", a), "--model"),
+        (("compress", a, "-m", pictures / "nothing"), "no such folder"),
+        (("compress", a, "-m", pictures), "no EGIC model"),
+        (("compress", "nothing.png", "-m", model), "No such file"),
+        (("compress", a, a.with_name("a.jpg"), "-m", model), "would both become"),
+        (("compress", pictures / "deeper", "-o", "-", "-m", model), "stdout"),
+        (("compress", "-", "-", "-m", model), "only once"),
+        (("compress", a, "-m", model, "--device", "cuda:99"), "--device"),
+        (("compress", a, "-m", model, "--device", "bananas"), "--device"),
+        (("compress", a, "-m", model, "--threads", "0"), "--threads"),
+        (("decompress", a, "-m", model, "-o", "x.exe"), "cannot write"),
+        (("decompress", a, "-m", model, "-o", pictures / "x.png"), "not an .egic file"),
+        (("decompress", a, "-o", "x.png", "-m", model, "--alpha", "1.5"), "alpha"),
+        (("decompress", a, "-o", "x.png", "-m", model, "--alpha", "much"), "alpha"),
+        (("decompress", a, "-o", "x.png", "-m", mse, "--alpha", "0.5"), "no ORP"),
+        (("info", a), "not an .egic file"),
+        (("models", pictures / "nothing"), "no folder"),
+        (("conquer",), "invalid choice"),
+        ((), "required"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(19))
+def test_mistakes_end_with_one_line_and_status_2(number, pictures, model, capsys):
+    arguments, word = mistakes(pictures, model)[number]
+    assert run(*arguments) == 2
+    err = capsys.readouterr().err
+    assert word in err and err.count("\n") == 1 and "error: " in err, err
+
+
+def test_models_lists_folders(model, capsys):
+    assert run("models", model.parent) == 0
+    out = capsys.readouterr().out
+    assert "orp  codec + ORP" in out and out.count("\n") == 2
+
+
+def test_mlflow_uris_go_through_jobs(pictures, model, monkeypatch, tmp_path):
+    """A URI is resolved first, since aliases move, and kept in the cache under its digest."""
+    import types
+
+    asked = []
+    registry = types.SimpleNamespace(
+        resolve=lambda ref: types.SimpleNamespace(sha256="ab" * 32),
+        fetch=lambda ref, dest, expect_sha256: asked.append((ref, dest, expect_sha256)) or model,
+    )
+    monkeypatch.setattr("egic.cli_refs.importlib.import_module", lambda name: {"jobs.registry": registry}[name])
+    monkeypatch.setenv("EGIC_CACHE", str(tmp_path / "cache"))
+    ref = "models:/egic-orp@best"
+    assert run("compress", pictures / "a.png", "-o", tmp_path / "x.egic", "-m", ref) == 0
+    assert asked == [(ref, tmp_path / "cache" / ("ab" * 16), "ab" * 32)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(17, 333), (500, 375)])
+def test_full_size_files_decode_in_another_process(golden, tmp_path, size):
+    full = full_model(golden)
+    checkpoint.save(tmp_path / "model", {"codec": full.codec}, {})
+    x = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    (tmp_path / "x.egic").write_bytes(full.compress(x))
+    done = egic("decompress", tmp_path / "x.egic", "-m", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    assert np.asarray(Image.open(tmp_path / "x.png")).shape == x.shape
