@@ -46,6 +46,8 @@ def _config(data: object, where: str, kind: type):
 
 def digest(folder: Path) -> str:
     """sha256 (hex) over the artifact's config.json and weight files, by name; provenance does not count."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} is no EGIC model: it has no config.json")
     total = hashlib.sha256()
     files = sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"])
     for path in files:

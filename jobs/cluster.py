@@ -36,7 +36,7 @@ def quiet_ray() -> None:
     """Leave out what Ray's libraries tell of every dataset and report; warnings stay."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that bars are off, as we asked
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train's workers have it at INFO, and tell of every report
 
 
 def needed(compute: ComputeConfig) -> dict[str, float]:

@@ -65,7 +65,7 @@ def tiny() -> Config:
         orp=replace(p.orp, steps=100, last_steps=20, lr=3e-4, last_lr=1e-4, **rhythm),
         evaluate=EvaluateConfig(max_pictures=16),
         # One thread: on two cores a second one would wait for the data tasks and the other stage at every operation.
-        compute=ComputeConfig(cpus_per_worker=0.5, data_cpus=0.5, threads=1),
+        compute=ComputeConfig(cpus_per_worker=0.5, data_cpus=0.25, threads=1),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the workers report, carried to MLflow. A module of its own, because Ray Train's controller imports it: no torch."""
+"""What the workers report, carried to MLflow. Its own module, since Ray Train's controller imports it: no torch."""
 
 import logging
 import os

@@ -1,0 +1,117 @@
+"""The pipeline as users run it: pictures in, a codec that decodes at any alpha out; a second run trains nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import egic
+from jobs import registry, tracking
+
+ROOT = Path(__file__).resolve().parents[2]
+FEW = (
+    "--segmentation.steps 4 --mse-codec.steps 4 --mse-codec.last-steps 1 --gan.steps 4 --gan.warmup-steps 2 "
+    "--gan.last-steps 1 --orp.steps 4 --orp.last-steps 1 --evaluate.max-pictures 2"
+).split()
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def run(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    env.pop("RAY_ADDRESS", None)
+    command = [sys.executable, str(ROOT / "pipelines" / "full.py"), "tiny", *args]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which the pipeline ran: on real COCO pictures where they are at hand, else on drawn scenes."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    root = os.environ.get("EGIC_COCO_ROOT")
+    args = FEW + (["--data", root] if root else [])
+    done = run(folder, *args)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, args, done
+
+
+def summary(done: subprocess.CompletedProcess) -> dict:
+    return json.loads(Path(done.stdout.strip().splitlines()[-1]).read_text())
+
+
+def test_every_stage_trains_and_the_table_says_so(finished):
+    _, _, done = finished
+    rows = summary(done)["stages"]
+    assert [r["stage"] for r in rows] == ["segmentation", "mse-codec", "gan", "orp", "evaluate"]
+    assert not any(r["reused"] for r in rows)
+    for row in rows:
+        assert row["run_id"] in done.stdout
+
+
+def test_models_are_registered_and_decode_at_any_alpha(finished, monkeypatch):
+    folder, _, done = finished
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    for name in ("segmentation", "mse-codec", "gan", "orp"):
+        assert registry.resolve(f"models:/egic-{name}@best") == registry.resolve(f"models:/egic-{name}@latest")
+    row = next(r for r in summary(done)["stages"] if r["stage"] == "orp")
+    assert registry.resolve("models:/egic-orp@best").sha256 == row["sha256"]
+    model = egic.load(registry.fetch("models:/egic-orp@best", folder / "fetched"))
+    picture = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+    data = model.compress(picture)
+    assert {model.decompress(data, alpha).shape for alpha in (0.0, 0.3, 1.0)} == {picture.shape}
+
+
+def test_lineage_curves_and_pictures_are_in_mlflow(finished, monkeypatch):
+    folder, _, done = finished
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    runs = {r["stage"]: tracking.client().get_run(r["run_id"]) for r in summary(done)["stages"]}
+    rows = {r["stage"]: r for r in summary(done)["stages"]}
+    tags = runs["gan"].data.tags
+    for parent in ("mse-codec", "segmentation"):
+        assert tags[f"egic.parent.{parent}.sha256"] == rows[parent]["sha256"]
+        assert tags[f"egic.parent.{parent}.run_id"] == rows[parent]["run_id"]
+    for name, run_ in runs.items():
+        assert run_.info.status == "FINISHED"
+        assert run_.data.tags["mlflow.parentRunId"] == summary(done)["run_id"]
+        if name != "evaluate":
+            assert {"time/data_s", "time/step_s", "system/worker_rss_gb", "train/grad_norm"} <= run_.data.metrics.keys()
+            assert tracking.client().list_artifacts(run_.info.run_id, "pictures")
+
+
+def test_evaluation_counts_bits_of_real_files(finished):
+    folder, _, done = finished
+    row = next(r for r in summary(done)["stages"] if r["stage"] == "evaluate")
+    sheet = Path(row["sheet"])
+    assert sheet.is_file()
+    table = pq.read_table(sheet.parent / "rows.parquet").to_pylist()
+    assert len(table) == 2 * 3
+    for line in table:
+        assert line["bpp"] == 8 * line["bytes"] / (line["height"] * line["width"])
+
+
+def test_the_second_run_trains_nothing(finished):
+    folder, args, first = finished
+    again = run(folder, *args)
+    assert again.returncode == 0, again.stderr[-3000:]
+    rows = summary(again)["stages"]
+    assert all(r["reused"] for r in rows)
+    assert [r.get("sha256") for r in rows] == [r.get("sha256") for r in summary(first)["stages"]]
+
+
+def test_a_cut_list_says_what_is_missing(finished):
+    folder, args, _ = finished
+    done = run(folder, *args, "--orp.lr", "0.5", "--until", "orp", "--from", "orp", "--gan.lr", "0.5")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: gan is not finished with this configuration")
+
+
+def test_missing_data_is_one_clear_line(tmp_path):
+    done = run(tmp_path, "--data", "nowhere", *FEW)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: data folder nowhere does not exist")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,46 @@
+"""A cluster that can never place a stage says what it lacks, instead of waiting without a word."""
+
+from dataclasses import replace
+
+import pytest
+
+from jobs import alone, cluster
+from jobs.config import ComputeConfig
+from jobs.presets import extended, tiny
+from jobs.stage import load_stage
+
+
+@pytest.fixture
+def two_cpus(monkeypatch):
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
+
+
+def test_what_fits_is_accepted(two_cpus):
+    cluster.check_resources(ComputeConfig(workers=2, cpus_per_worker=0.5, data_cpus=0.5))
+
+
+def test_too_many_workers(two_cpus):
+    with pytest.raises(ValueError, match="8 workers and their data tasks need 16 CPU, the cluster has 2"):
+        cluster.check_resources(ComputeConfig(workers=8))
+
+
+def test_gpus_that_are_not_there(two_cpus):
+    with pytest.raises(ValueError, match="need 1 GPU, the cluster has 0.*compute.use_gpu"):
+        cluster.check_resources(ComputeConfig(workers=1, use_gpu=True, cpus_per_worker=0.5))
+
+
+@pytest.mark.parametrize("cpus, stages", [(0.5, 2), (1.0, 1), (2.0, 1)])
+def test_stages_side_by_side(two_cpus, cpus, stages):
+    assert cluster.stages_side_by_side(ComputeConfig(cpus_per_worker=cpus, data_cpus=0.5)) == stages
+
+
+def test_a_stage_alone_names_the_parents_it_needs():
+    config = extended(tiny, alone.StageConfig)()
+    with pytest.raises(ValueError, match="--init-from models:/egic-mse-codec@best models:/egic-segmentation@best"):
+        alone.named_parents(load_stage("gan"), config)
+
+
+def test_a_parent_that_is_no_artifact(tmp_path):
+    config = replace(extended(tiny, alone.StageConfig)(), init_from=(str(tmp_path),))
+    with pytest.raises(ValueError, match="no EGIC model"):
+        alone.named_parents(load_stage("gan"), config)
