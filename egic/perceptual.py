@@ -14,15 +14,23 @@ from torch import Tensor, nn
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 FILE_NAME = "alexnet_features.pth"
 RANDOM = "random backbone, seed 0"
+SHAPES = {
+    "0": (64, 3, 11, 11),
+    "3": (192, 64, 5, 5),
+    "6": (384, 192, 3, 3),
+    "8": (256, 384, 3, 3),
+    "10": (256, 256, 3, 3),
+}
+"""Kernels of AlexNet's convolutions by their place in torchvision's `features`."""
 
 
 def find_backbone(source: str, url: str = ALEXNET_URL) -> tuple[str, dict[str, Tensor] | None]:
-    """Backbone weights as (what they are, state dict); None stands for a seeded random backbone.
+    """Backbone weights as (what they are, `convolutions` of AlexNet); None stands for a seeded random backbone.
 
     source: a file (torchvision's AlexNet, or its `features` alone); "random"; "local" for $EGIC_WEIGHTS'
     alexnet_features.pth or, where that is not set, random; "" for that file or torchvision's download (checked and
     cached by torch.hub).
-    Raises ValueError when nothing can be had, naming both ways out.
+    Raises ValueError when nothing can be had, naming both ways out, and for a file that is no AlexNet.
     """
     folder = os.environ.get("EGIC_WEIGHTS")
     if source == "random" or (source == "local" and not folder):
@@ -40,7 +48,20 @@ def find_backbone(source: str, url: str = ALEXNET_URL) -> tuple[str, dict[str, T
             f"LPIPS weights could not be downloaded from {url} ({e}); go online, or give a local copy with "
             f"--lpips-weights FILE or a folder with {FILE_NAME} in EGIC_WEIGHTS"
         ) from e
-    return f"torchvision {Path(url).name}", state
+    return f"torchvision {Path(url).name}", convolutions(state, url)
+
+
+def convolutions(state: object, where: str) -> dict[str, Tensor]:
+    """AlexNet's convolutions (`0.weight`, ...) out of a state dict of the whole net or of its `features`.
+
+    Raises ValueError naming what is missing or of another shape. The classifier, 220 MB, is left behind.
+    """
+    given = {str(k).removeprefix("features."): v for k, v in state.items()} if isinstance(state, Mapping) else {}
+    wanted = {f"{i}.weight": shape for i, shape in SHAPES.items()} | {f"{i}.bias": s[:1] for i, s in SHAPES.items()}
+    wrong = [k for k, shape in wanted.items() if tuple(getattr(given.get(k), "shape", ())) != shape]
+    if wrong:
+        raise ValueError(f"LPIPS weights {where} lack AlexNet's features {', '.join(wrong)}; give torchvision's file")
+    return {k: given[k] for k in wanted}
 
 
 def _from_file(path: Path) -> tuple[str, dict[str, Tensor]]:
@@ -49,12 +70,17 @@ def _from_file(path: Path) -> tuple[str, dict[str, Tensor]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as e:
-        raise ValueError(f"LPIPS weights {path} cannot be read ({str(e).splitlines()[0]}); give AlexNet's .pth") from e
-    return f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}", state
+        reason = (str(e).splitlines() or ["the file ends early"])[0]
+        raise ValueError(f"LPIPS weights {path} cannot be read ({reason}); give AlexNet's .pth") from e
+    name = f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return name, convolutions(state, str(path))
 
 
 class LPIPS(nn.Module):
-    """LPIPS v0.1 with AlexNet on pictures (B, 3, H, W) in 0..255; forward returns the mean distance, a scalar."""
+    """LPIPS v0.1 with AlexNet on pictures (B, 3, H, W) in 0..255; forward returns the mean distance, a scalar.
+
+    backbone: as from `find_backbone`.
+    """
 
     def __init__(self, backbone: Mapping[str, Tensor] | None):
         super().__init__()
@@ -65,11 +91,8 @@ class LPIPS(nn.Module):
             torch.manual_seed(0)
             self.net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         if backbone is not None:
-            features = {k.removeprefix("features."): v for k, v in backbone.items()}
-            wanted = {name: name.split(".", 1)[1] for name in self.net.net.state_dict()}  # slice2.3.weight -> 3.weight
-            if missing := [k for k in wanted.values() if k not in features]:
-                raise ValueError(f"LPIPS weights lack AlexNet's features {', '.join(missing)}; give torchvision's file")
-            self.net.net.load_state_dict({name: features[k] for name, k in wanted.items()})
+            names = self.net.net.state_dict()
+            self.net.net.load_state_dict({name: backbone[name.split(".", 1)[1]] for name in names})  # slice2.3.weight
         self.requires_grad_(False).eval()
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
