@@ -1,0 +1,106 @@
+"""OASIS-C: its size, its borders, the shortcuts in its arithmetic, and where it starts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from egic.discriminator import SLOPE, Block, Discriminator, DiscriminatorConfig
+
+SMALL = DiscriminatorConfig(down=(16, 32, 32, 64), up=(64, 32, 32, 16), latent_channels=24, num_categories=7)
+
+
+@pytest.fixture
+def small() -> Discriminator:
+    torch.manual_seed(0)
+    return Discriminator(SMALL).eval()
+
+
+def photograph(size: int, num: int = 2) -> torch.Tensor:
+    """Bright and dark regions with some texture, 0..255."""
+    g = torch.Generator().manual_seed(3)
+    coarse = F.interpolate(torch.rand(num, 3, 6, 6, generator=g) * 255, size=(size, size), mode="bicubic")
+    return (coarse + 8 * torch.randn(num, 3, size, size, generator=g)).clamp(0, 255)
+
+
+def test_the_papers_size():
+    with torch.device("meta"):
+        model = Discriminator(DiscriminatorConfig())
+    assert sum(p.numel() for p in model.parameters()) == 22_450_247
+    assert model.config.num_classes == 135 and model.config.fake == 134 and model.multiple == 64
+
+
+@torch.no_grad()
+def test_one_map_of_logits_per_class_at_full_resolution(small):
+    logits = small(photograph(64, 2)[..., :48], torch.randn(2, 24, 4, 3))
+    assert logits.shape == (2, 9, 64, 48)
+
+
+@torch.no_grad()
+def test_projection_is_the_inner_product_with_the_upsampled_condition(small):
+    features, y_hat = torch.randn(2, 16, 48, 32), torch.randn(2, 24, 3, 2)
+    condition = F.interpolate(F.leaky_relu(small.latent(y_hat), SLOPE), scale_factor=16.0, mode="nearest")
+    naive = (features * condition).sum(1, keepdim=True)
+    torch.testing.assert_close(small.projection(features, y_hat), naive, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_condition_adds_the_same_map_to_all_logits(small):
+    x, y_hat = photograph(64), torch.randn(2, 24, 4, 4)
+    difference = small(x, y_hat) - small(x)
+    assert difference.abs().max() > 1e-2
+    torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), rtol=0, atol=1e-4)
+
+
+def naive_block(block: Block, x: torch.Tensor) -> torch.Tensor:
+    """The block as the method words it: the shortcut is doubled before its conv1x1, and pooled after it."""
+    main = x if block.first else F.leaky_relu(x, SLOPE)
+    main = F.interpolate(main, scale_factor=2.0, mode="nearest") if block.up else main
+    main = block.conv2(F.leaky_relu(block.conv1(main), SLOPE))
+    skip = F.interpolate(x, scale_factor=2.0, mode="nearest") if block.up else x
+    skip = skip if block.conv_s is None else block.conv_s(skip)
+    return main + skip if block.up else F.avg_pool2d(main + skip, 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("inp, out", [(12, 12), (12, 20)])
+def test_the_shortcut_at_low_resolution_equals_the_one_at_high_resolution(up, inp, out):
+    torch.manual_seed(1)
+    block, x = Block(inp, out, variance=1.0, up=up), torch.randn(2, inp, 12, 8)
+    assert (block.conv_s is None) == (inp == out)
+    torch.testing.assert_close(block(x), naive_block(block, x), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_start_is_of_sane_scale_on_pictures():
+    """Every block's features near their predicted variance at the paper's widths, and no class is favoured."""
+    torch.manual_seed(0)
+    model = Discriminator(DiscriminatorConfig()).eval()
+    ratios = {}
+
+    def note(name):
+        return lambda module, _, out: ratios.__setitem__(name, (out.var() / module.variance).item())
+
+    for name, block in model.named_modules():
+        if isinstance(block, Block):
+            block.register_forward_hook(note(name))
+    x = photograph(64)
+    logits = model(x, torch.randn(2, 320, 4, 4))
+    # neighbouring pixels are alike, so pooling keeps much of their variance: the prediction is an order of magnitude
+    assert len(ratios) == 12 and all(0.05 < r < 5 for r in ratios.values()), ratios
+    assert 0.02 < model(x).std() < 3 and logits.isfinite().all()
+    assert F.log_softmax(logits, 1).mean((0, 2, 3)).min() > -8  # ln(1/135) is -4.9
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"down": (16, 32)}, "same number"),
+        ({"down": (16,), "up": (16,)}, "at least 2"),
+        ({"latent_channels": 0}, "latent_channels must be at least 1"),
+        ({"num_categories": 0}, "num_categories must be at least 1"),
+    ],
+)
+def test_impossible_configurations_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DiscriminatorConfig(**changes)

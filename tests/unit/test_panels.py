@@ -1,0 +1,40 @@
+"""Sheets of pictures: every picture stands whole where its title says."""
+
+import numpy as np
+
+from egic import panels
+
+
+def picture(height: int, width: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_png_keeps_every_pixel():
+    x = picture(5, 7, 0)
+    assert np.array_equal(panels.from_png(panels.png(x)), x)
+
+
+def test_every_class_has_its_own_fixed_colour_and_void_is_black():
+    classes = np.arange(135, dtype=np.uint8).reshape(1, -1)
+    colours = panels.label_colours(classes)
+    assert colours.shape == (1, 135, 3) and not colours[0, 0].any()
+    assert len({tuple(c) for c in colours[0].tolist()}) == 135
+    assert np.array_equal(colours, panels.label_colours(classes))
+
+
+def test_rows_of_different_sizes_stand_unscaled_below_their_titles():
+    rows = [[picture(20, 30, 1), picture(20, 30, 2)], [picture(40, 16, 3), picture(40, 16, 4)]]
+    sheet = np.asarray(panels.panel(rows, ["original", "reconstruction"], gap=4))
+    assert sheet.shape == (4 + 16 + 20 + 4 + 40 + 4, 4 + 30 + 4 + 30 + 4, 3)
+    for top, left, x in ((20, 4, rows[0][0]), (20, 38, rows[0][1]), (44, 4, rows[1][0]), (44, 38, rows[1][1])):
+        assert np.array_equal(sheet[top : top + x.shape[0], left : left + x.shape[1]], x)
+    assert (sheet[4:16] < 128).any()  # the titles' ink
+
+
+def test_every_picture_may_have_a_title():
+    rows = [[picture(10, 60, 1)], [picture(10, 60, 2)]]
+    sheet = np.asarray(panels.panel(rows, [["one"], ["two"]], gap=2))
+    assert sheet.shape[0] == 2 * (16 + 10 + 2) + 2
+    for top, x in ((2 + 16, rows[0][0]), (2 + 16 + 10 + 2 + 16, rows[1][0])):
+        assert np.array_equal(sheet[top : top + 10, 2:62], x)
+        assert (sheet[top - 14 : top] < 128).any()

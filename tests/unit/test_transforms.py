@@ -1,0 +1,113 @@
+"""Swin transforms: sizes of the paper, order of channels, which pixels see which, strips against whole maps."""
+
+import pytest
+import torch
+
+from egic import strips
+from egic.codec import Codec, CodecConfig
+from egic.transforms import Analysis, PatchMerging, Stage, SwinBlock, Synthesis, depth_to_space
+
+PARTS = {
+    "g_a": 9_139_416,
+    "h_a": 3_065_892,
+    "h_s": 3_314_020,
+    "g_s": 9_139_300,
+    "charm.mean_nets": 3_946_118,
+    "charm.scale_nets": 3_946_118,
+    "prior": 5_376,
+}
+
+
+def test_the_papers_parameter_counts():
+    with torch.device("meta"):
+        codec = Codec(CodecConfig())
+    found = {name: sum(p.numel() for p in codec.get_submodule(name).parameters()) for name in PARTS}
+    assert found == PARTS
+    assert sum(p.numel() for p in codec.parameters()) == 32_556_240 == sum(PARTS.values())
+
+
+@pytest.mark.parametrize("window", [4, 8])
+def test_blocks_alternate_between_no_shift_and_half_a_window(window):
+    stage = Stage(32, 5, window, torch.nn.Identity())
+    assert [block.shift_size[0] for block in stage.blocks] == [0, window // 2, 0, window // 2, 0]
+
+
+def test_depth_to_space_takes_tensorflows_order():
+    x = torch.arange(2 * 3 * 2 * 12.0).view(2, 3, 2, 12)
+    out = depth_to_space(x)
+    assert out.shape == (2, 6, 4, 3)
+    for b, i, j, dy, dx, c in torch.cartesian_prod(*(torch.arange(n) for n in (2, 3, 2, 2, 2, 3))).tolist():
+        assert out[b, 2 * i + dy, 2 * j + dx, c] == x[b, i, j, (dy * 2 + dx) * 3 + c]
+
+
+def test_patch_merging_gathers_neighbours_in_the_swin_order():
+    merge = PatchMerging(2, 8)
+    merge.norm = torch.nn.Identity()
+    merge.reduction.weight.data = torch.eye(8)
+    x = torch.randn(1, 4, 4, 2)
+    out = merge(x)[0, 1, 0]
+    torch.testing.assert_close(out, torch.cat([x[0, 2, 0], x[0, 3, 0], x[0, 2, 1], x[0, 3, 1]]))
+
+
+def changed_pixels(block: SwinBlock, row: int, col: int, size: int = 12) -> set[tuple[int, int]]:
+    """Output pixels that another input pixel (row, col) changes."""
+    x = torch.randn(1, size, size, 32)
+    other = x.clone()
+    other[0, row, col] += 1
+    moved = (block(x) - block(other)).abs().amax(-1)[0] > 0
+    return {tuple(p) for p in moved.nonzero().tolist()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "shift, pixel, rows, cols",
+    [
+        (0, (5, 9), range(4, 8), range(8, 12)),
+        (2, (5, 9), range(2, 6), range(6, 10)),
+        (2, (0, 0), range(0, 2), range(0, 2)),  # at the border a window is cut: it never wraps around
+        (2, (11, 4), range(10, 12), range(2, 6)),
+    ],
+)
+def test_a_block_mixes_pixels_of_one_window(shift, pixel, rows, cols):
+    torch.manual_seed(0)
+    block = SwinBlock(32, 4, shift).eval()
+    assert changed_pixels(block, *pixel) == {(r, c) for r in rows for c in cols}
+
+
+def test_the_mask_follows_each_input_and_serves_training_after_inference():
+    torch.manual_seed(0)
+    block, large, small = SwinBlock(32, 4, 2).eval(), torch.randn(1, 12, 8, 32), torch.randn(1, 4, 4, 32)
+    for x in (large, small):
+        with torch.inference_mode():
+            expected = block(x).clone()
+        out = block(x)
+        out.sum().backward()
+        fresh = SwinBlock(32, 4, 2).eval()
+        fresh.load_state_dict(block.state_dict())
+        assert torch.equal(out, fresh(x)) and torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 3000, 2**18])
+def test_strips_equal_whole_maps(monkeypatch, chunk):
+    """Without gradients a transform runs in strips of any height; the input stays as it was."""
+    monkeypatch.setitem(strips.CHUNK, "cpu", chunk)
+    torch.manual_seed(0)
+    g_a = Analysis(3, (32, 32, 64), (2, 2, 2), 4).eval()
+    g_s = Synthesis(3, (64, 32, 32), (2, 2, 2), 4).eval()
+    for transform, x in ((g_a, torch.randn(2, 3, 64, 96)), (g_s, torch.randn(2, 64, 8, 12))):
+        kept = x.clone()
+        whole = transform(x)
+        with torch.no_grad():
+            torch.testing.assert_close(transform(x), whole, rtol=1e-4, atol=1e-5)
+        assert torch.equal(x, kept)
+
+
+@torch.no_grad()
+def test_last_stage_of_last_features_is_the_synthesis():
+    torch.manual_seed(0)
+    g_s, y = Synthesis(3, (64, 32, 32), (1, 2, 1), 4).eval(), torch.randn(1, 64, 4, 8)
+    h = g_s.last_features(y)
+    assert h.shape == (1, 16, 32, 32)
+    kept = h.clone()
+    assert torch.equal(g_s.last_stage(h), g_s(y))
+    assert torch.equal(h, kept)  # ORP reads it after g_s has
