@@ -1,0 +1,210 @@
+"""Configurations: every field is used, every mistake is one line that names the field, every preset is complete."""
+
+import ast
+import dataclasses
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from egic.codec import CodecConfig
+from egic.config import parse_preset
+from egic.images import CropConfig
+from egic.steps import GanLoss
+from jobs import config as jobs_config
+from jobs.config import ComputeConfig, Config, EvaluateConfig, GanConfig, MseCodecConfig, OrpConfig, SegmentationConfig
+from jobs.presets import PRESETS, extended, paper, tiny
+from pipelines.full import Pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [path for folder in ("egic", "jobs", "pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def is_config(node: ast.AST) -> bool:
+    """A dataclass that users fill in."""
+    others = ("Training", "Pipeline", "GanLoss")
+    return isinstance(node, ast.ClassDef) and (node.name.endswith("Config") or node.name in others)
+
+
+def names_read(tree: ast.AST) -> set[str]:
+    """Attributes read outside __post_init__ (a check alone is no use of a field), and names given to getattr."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+            continue
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+            found |= {arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant)}
+        found |= names_read(node)
+    return found
+
+
+def test_every_field_is_read_somewhere():
+    trees = [ast.parse(path.read_text()) for path in SOURCES]
+    read = set().union(*(names_read(tree) for tree in trees))
+    classes = [node for tree in trees for node in ast.walk(tree) if is_config(node)]
+    fields = {(c.name, n.target.id) for c in classes for n in c.body if isinstance(n, ast.AnnAssign)}
+    known = {c.name for c in classes}
+    assert known >= {"Config", "Training", "GanConfig", "GanLoss", "ComputeConfig", "CodecConfig", "Pipeline"}
+    assert len(fields) > 60
+    unread = sorted(f"{name}.{field}" for name, field in fields if field not in read)
+    assert not unread, unread
+
+
+def test_every_field_says_what_it_is():
+    """The text under a field is its --help."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if is_config(node) and node.decorator_list:
+                for before, after in zip(node.body, [*node.body[1:], None], strict=True):
+                    plain = isinstance(before, ast.AnnAssign) and not ast.unparse(before.annotation).endswith("Config")
+                    if plain and before.target.id != "loss":
+                        assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), (
+                            f"{node.name}.{before.target.id} has no text"
+                        )
+
+
+def test_configs_are_frozen_and_by_keyword():
+    for name, kind in vars(jobs_config).items():
+        if dataclasses.is_dataclass(kind):
+            assert kind.__dataclass_params__.frozen and all(f.kw_only for f in dataclasses.fields(kind)), name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_complete_and_explain_themselves(name):
+    config = PRESETS[name]()
+    assert isinstance(config, Config) and PRESETS[name].__doc__
+    assert config.data == "" and config.seed == 0
+    trained = [config.segmentation, config.mse_codec, config.gan, config.orp]
+    assert all(t.checkpoint_every <= t.steps and t.log_every <= t.checkpoint_every for t in trained)
+    assert 0 < config.gan.warmup_steps < config.gan.steps
+    assert config.crop.small_instance_pixels == 4096 * config.crop.size**2 // 256**2  # the same share of the crop
+
+
+def test_the_paper_preset_is_the_published_recipe():
+    p = paper()
+    assert (p.codec, p.crop.size, p.gan.loss) == (CodecConfig(), 256, GanLoss())
+    assert [(s.steps, s.batch, s.lr) for s in (p.segmentation, p.mse_codec, p.gan, p.orp)] == [
+        (1_000_000, 16, 1e-4), (1_000_000, 16, 1e-4), (3_000_000, 16, 1e-4), (2_000_000, 16, 1e-4),
+    ]  # fmt: skip
+    assert p.gan.ema == 0 and p.gan.adversarial_lr == 1e-5 and p.mse_codec.clip_norm == 10
+    loss = p.gan.loss
+    assert (loss.lam, loss.k_m * loss.c_d, loss.k_p, loss.beta, loss.lam_lm) == (2, 0.1 * 2**-5 * 0.75, 1, 0.15, 10)
+
+
+@pytest.mark.parametrize(
+    "training, expected",
+    [
+        (SegmentationConfig(steps=1_000_000, last_lr=1e-4), {0: 1e-4, 999_999: 1e-4}),
+        (MseCodecConfig(steps=1_000_000, last_steps=100_000), {0: 1e-4, 899_999: 1e-4, 900_000: 1e-5, 999_999: 1e-5}),
+        (
+            GanConfig(steps=3_000_000, warmup_steps=2_000_000, last_steps=200_000, adversarial_lr=2e-5),
+            {0: 1e-4, 1_799_999: 1e-4, 1_800_000: 1e-5, 1_999_999: 1e-5, 2_000_000: 2e-5, 2_999_999: 2e-5},
+        ),
+        (OrpConfig(steps=2_000_000, last_steps=200_000), {1_799_999: 1e-4, 1_800_000: 1e-5}),
+        (OrpConfig(steps=5), {0: 1e-4, 4: 1e-4}),
+    ],
+)
+def test_learning_rates_follow_the_recipe(training, expected):
+    assert {step: training.lr_at(step) for step in expected} == expected
+
+
+GAN = GanConfig(steps=10, warmup_steps=5)
+
+
+@pytest.mark.parametrize(
+    "base, changes, message",
+    [
+        (OrpConfig(steps=5), {"steps": 0}, "OrpConfig.steps is 0; give 1 or more"),
+        (OrpConfig(steps=5), {"log_every": 0}, "OrpConfig.log_every is 0"),
+        (OrpConfig(steps=5), {"val_samples": 0}, "OrpConfig.val_samples is 0"),
+        (OrpConfig(steps=5), {"lr": 0.0}, "OrpConfig.lr and last_lr must be positive"),
+        (OrpConfig(steps=5), {"last_steps": 6}, "OrpConfig.last_steps must lie in 0..steps"),
+        (OrpConfig(steps=5), {"clip_norm": -1.0}, "OrpConfig.clip_norm is -1.0"),
+        (MseCodecConfig(steps=5), {"beta": 0.0}, "MseCodecConfig.beta is 0.0"),
+        (GAN, {"warmup_steps": 11}, "GanConfig.warmup_steps must lie in 0..steps"),
+        (GAN, {"last_steps": 6}, "GanConfig.last_steps must lie in 0..warmup_steps"),
+        (GAN, {"batch": 3}, "GanConfig.batch is 3; D and g_s need half each: give an even number"),
+        (GAN, {"ema": 1.0}, "GanConfig.ema is 1.0"),
+        (EvaluateConfig(), {"alphas": (0.0, 1.5)}, r"EvaluateConfig.alphas must lie in \[0, 1\]"),
+        (EvaluateConfig(), {"alphas": ()}, "EvaluateConfig.alphas"),
+        (EvaluateConfig(), {"max_pictures": 0}, "EvaluateConfig.max_pictures is 0"),
+        (ComputeConfig(), {"workers": 0}, "ComputeConfig.workers is 0"),
+        (ComputeConfig(), {"cpus_per_worker": 0.0}, "ComputeConfig.cpus_per_worker is 0.0"),
+        (ComputeConfig(), {"threads": -1}, "ComputeConfig.threads is -1"),
+        (ComputeConfig(), {"max_failures": -1}, "ComputeConfig.max_failures is -1"),
+        (CodecConfig(), {"dims": (128, 192, 256)}, "dims and its depths need 4 entries"),
+        (CodecConfig(), {"dims": (128, 192, 256, 330)}, "dims must be positive multiples of 32"),
+        (CodecConfig(), {"hyper_depths": (5, 0)}, "every depth of hyper_dims must be at least 1"),
+        (CodecConfig(), {"num_slices": 7}, "num_slices must divide the 320 latent channels"),
+        (CodecConfig(), {"window": 6}, "window must be a power of two"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(base, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        replace(base, **changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"precision": "float16"}, "precision is 'float16'; give float32 or bfloat16"),
+        ({"seed": -1}, "seed is -1"),
+        ({"crop": CropConfig(size=100)}, "crop.size is 100; these networks need a multiple of 128"),
+        ({"codec": CodecConfig()}, "discriminator.latent_channels is 64; the codec has 320"),
+        ({"compute": ComputeConfig(workers=3)}, "segmentation.batch is 4; 3 workers need a multiple of 3"),
+        ({"compute": ComputeConfig(workers=4)}, "gan.batch is 4; 4 workers need a multiple of 8"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused_by_name(changes, message):
+    config = tiny()
+    four = {name: replace(getattr(config, name), batch=4) for name in ("segmentation", "mse_codec", "gan", "orp")}
+    with pytest.raises(ValueError, match=message):
+        replace(config, **(four | changes))
+
+
+def test_flags_change_single_fields_of_a_preset():
+    config = parse_preset(PRESETS, ["tiny", "--gan.steps", "200", "--gan.loss.lam", "3", "--compute.workers", "2"])
+    expected = replace(tiny().gan, steps=200, loss=GanLoss(lam=3.0))
+    assert config == replace(tiny(), gan=expected, compute=replace(tiny().compute, workers=2))
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["tiny", "--gan.step", "3"], "--gan.step"),
+        (["huge"], "huge"),
+        ([], "tiny"),
+        (["tiny", "--gan.steps", "many"], "many"),
+        (["tiny", "--orp.batch", "0"], "OrpConfig.batch is 0"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(argv, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_preset(PRESETS, argv, prog="full.py")
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and words in err, err
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--from", "orp", "--until", "gan"], "--from orp comes after --until gan"),
+        (["--until", "vae"], "--until vae is no stage; choose one of segmentation, mse-codec, gan, orp, evaluate"),
+    ],
+)
+def test_stages_that_make_no_sense_are_refused(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_preset({"tiny": extended(tiny, Pipeline)}, ["tiny", *argv], prog="full.py")
+    assert message in capsys.readouterr().err
+
+
+def test_the_pipeline_itself_ends_with_one_line_and_status_2():
+    command = [sys.executable, "-W", "ignore", str(ROOT / "pipelines" / "full.py"), "tiny", "--nope", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "--nope" in done.stderr, done.stderr
