@@ -1,7 +1,7 @@
 """The whole pipeline: COCO pictures and panoptic masks in, a codec whose files decode at any alpha out.
 
     python pipelines/full.py tiny
-    ray job submit --working-dir . -- python pipelines/full.py paper --data s3://bucket/coco
+    ray job submit --working-dir . -- python pipelines/full.py paper --data /shared/coco --output /shared/egic
 
 Stages that are finished with the same configuration, code, parents and data are reused; the others run, side by side
 where they do not depend on each other and the cluster has room.
