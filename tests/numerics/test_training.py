@@ -1,4 +1,4 @@
-"""Promises of training: resuming equals never having stopped, workers equal batch size, what rests stays bit-identical."""
+"""Promises of training: resuming equals never having stopped, workers equal batch size, what rests stays as it is."""
 
 import dataclasses
 import json
