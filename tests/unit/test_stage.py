@@ -24,9 +24,10 @@ def test_the_same_things_give_the_same_short_key():
     assert key(parents=two) == key(parents=dict(reversed(two.items())))
 
 
-def test_parents_data_and_lpips_count():
+def test_code_parents_data_and_lpips_count(monkeypatch):
     keys = {key(), key(parents={"mse-codec": "b" * 64}), key(data="d1 d3"), key(lpips="random"), key("orp")}
-    assert len(keys) == 5
+    monkeypatch.setattr(stages, "code_digest", lambda name: "other sources")
+    assert len(keys) == 5 and key() not in keys
 
 
 @pytest.mark.parametrize("name", MODULES)
