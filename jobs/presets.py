@@ -26,7 +26,7 @@ def paper() -> Config:
 
 
 def workstation() -> Config:
-    """One 24 GB GPU: the full-size networks and a twentieth of the paper's steps."""
+    """One 24 GB GPU: the full-size networks, a tenth to a fiftieth of the paper's steps per stage."""
     p = paper()
     return replace(
         p,
