@@ -1,7 +1,7 @@
 """Latents -> payload -> latents. The ChARM loop is `Codec.decode_latents`; only its `code` differs between the ways.
 
 Latents that lie wholly outside the picture are not coded: there z_hat is 0 and y_hat is mu, on both sides.
-Stream: group size, phases, z, then slice by slice the symbols round(y - mu), each slice sorted by its tables.
+Stream: number of groups, phases, z, then slice by slice the symbols round(y - mu), each slice sorted by its tables.
 """
 
 import hashlib
@@ -77,14 +77,14 @@ class LatentCoder:
         if not np.isfinite(index).all():
             raise ValueError("the entropy model gives non-finite scales; the model is broken")
         stream = Encoder()
-        code_size, phase = phases.choose(index)
-        stream.uniform([code_size], 128)
+        groups_code, phase = phases.choose(index)
+        stream.uniform([groups_code], 128)
         stream.encode_plain(phase, self._phase)
         stream.encode(z_symbols, _channels(self.codec.config.hyper_dims[-1], hz * wz), self._z)
-        group = np.arange(len(index)) // phases.group_size(code_size)
+        phase = np.resize(phase, len(index))  # symbol j belongs to group j modulo their number
         start, crc = 0, zlib.crc32(z_symbols.astype("<i4"))
         for symbols, index_k in coded:
-            table = phases.table_of(index_k, phase[group[start : start + len(symbols)]])
+            table = phases.table_of(index_k, phase[start : start + len(symbols)])
             stream.encode(symbols, table, self._y)
             start, crc = start + len(symbols), zlib.crc32(symbols.astype("<i4"), crc)
         return stream.bytes(), crc, y_hat
@@ -93,9 +93,11 @@ class LatentCoder:
         """Payload -> y_hat (1, M, H/16, W/16) of the padded picture. Raises BitstreamError."""
         (h, w), (hz, wz) = self._areas(height, width)
         channels, width_k = self.codec.config.hyper_dims[-1], self.codec.charm.width
-        stream, number = Decoder(payload), self.codec.config.dims[-1] * h * w
-        size = phases.group_size(int(stream.uniform(1, 128)[0]))
-        phase = stream.decode_plain(-(-number // size), self._phase)
+        stream = Decoder(payload)
+        groups = phases.num_groups(int(stream.uniform(1, 128)[0]))
+        if groups > self.codec.config.dims[-1] * h * w * 2:
+            raise BitstreamError("damaged .egic file: it claims more groups than symbols")
+        phase = stream.decode_plain(groups, self._phase)
         z_symbols = stream.decode(_channels(channels, hz * wz), self._z)
         device = self.codec.charm.mean_nets[0][0].weight.device
         z = torch.from_numpy(z_symbols).to(device, torch.float32).view(1, channels, hz, wz)
@@ -103,8 +105,9 @@ class LatentCoder:
 
         def code(k: int, mu: Tensor, index: Tensor) -> Tensor:
             nonlocal crc
-            group = np.arange(k * width_k * h * w, (k + 1) * width_k * h * w) // size
-            table = phases.table_of(index[..., :h, :w].cpu().numpy().ravel(), phase[group])
+            index_k = index[..., :h, :w].cpu().numpy().ravel()
+            group = np.arange(k * len(index_k), (k + 1) * len(index_k)) % groups
+            table = phases.table_of(index_k, phase[group])
             values = stream.decode(table, self._y)
             crc = zlib.crc32(values.astype("<i4"), crc)
             symbols = torch.zeros_like(mu)

@@ -2,9 +2,9 @@
 
 A symbol's table follows from the scale net's continuous index, which differs in its last bits between machines. If it
 lies near a rounding edge, encoder and decoder may round it to different tables, and everything after is garbage. So
-the edges move: for each group of consecutive symbols the encoder sends the first of `PHASES` shifts of the rounding
+the edges move: for each group of symbols the encoder sends the first of `PHASES` shifts of the rounding
 grid that keeps every index of the group further from an edge than any arithmetic moves it. Both sides then round alike
-without the decoder knowing which indices were near. The cost is about 4 margins in bits per symbol: 0.2 % of a file.
+without the decoder knowing which indices were near. The cost is about 3.6 margins in bits per symbol: 0.2 % of a file.
 
 The grid is even in u = warp(index), whose slope falls towards small scales: there tables differ by almost nothing, so
 that edges may be far apart. Tables exist at every 1/8 of u and are the same for all shifts.
@@ -20,11 +20,11 @@ TOP = 63.0  # largest scale index
 _KNEE = 6.0  # index above which the slope of u is 1
 _U_TOP = TOP - _KNEE + (_KNEE + 2) ** 2 / 16 - 0.25
 
-# Largest drift of an index i that a file survives: ABSOLUTE + RELATIVE * i. Noise of 1e-5 (one sigma) on every
-# activation of h_s and ChARM moves i by 1.05e-5 i + 1.5e-5 (one sigma), another build or float64 by 5e-7 i.
+# Largest drift of an index i that a file survives: ABSOLUTE + RELATIVE * |i|. Noise of 1e-5 (one sigma) on every
+# activation of h_s and ChARM moves i by 1.05e-5 i + 1.4e-5 (one sigma), another build or float64 by 5e-7 i at most.
 # Only the encoder uses these numbers.
-ABSOLUTE, RELATIVE = 7e-5, 5.2e-5
-_TRIES = 3.3  # expected number of near-edge indices in a group at a random shift
+ABSOLUTE, RELATIVE = 6.3e-5, 4.7e-5
+_TRIES = 4.0  # near-edge indices that a group has at a random shift: larger groups are cheaper, and harder to make safe
 
 
 def warp(index: np.ndarray) -> np.ndarray:
@@ -62,46 +62,43 @@ def _spread(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose(index: np.ndarray) -> tuple[int, np.ndarray]:
-    """Indices (n,) in coding order -> the file's group size code and the phase of each group."""
+    """Indices (n,) in coding order -> the code of the number of groups, and the phase of each group.
+
+    Symbol j belongs to group j modulo their number, so that groups are alike whatever the order of the channels.
+    """
     u, drift = _spread(index)
-    code = size_code(_TRIES / max(2 * float(drift.mean()), 1e-12), len(index))
+    code = 0
+    while num_groups(code) < 2 * drift.sum() / _TRIES:
+        code += 1
     while True:
-        bad = _bad_phases(u, drift, group_size(code))
+        bad = _bad_phases(u, drift, num_groups(code))
         phases = bad.argmin(1)
         if not bad[np.arange(len(bad)), phases].any():
             return code, phases.astype(np.int32)
-        code -= 1  # smaller groups; one symbol alone always finds its phase
+        code += 1  # smaller groups; one symbol alone always finds its phase
 
 
-def _bad_phases(u: np.ndarray, drift: np.ndarray, size: int) -> np.ndarray:
+def _bad_phases(u: np.ndarray, drift: np.ndarray, groups: int) -> np.ndarray:
     """(groups, PHASES) bool: shifts at which some u of the group can cross an edge, which are at phase + 1/2 + k."""
-    bad = np.zeros((-(-len(u) // size), PHASES), bool)
+    bad = np.zeros((groups, PHASES), bool)
     center, reach = (u - 0.5) * PHASES, drift * PHASES
     first, last = np.ceil(center - reach).astype(np.int64), np.floor(center + reach).astype(np.int64)
-    group = np.arange(len(u)) // size
     last[drift == 0] = -(2**40)  # clamped: the same number everywhere
+    group = np.arange(len(u)) % groups
     for step in range(int((last - first).max(initial=-1)) + 1):
         hit = first + step <= last
         bad[group[hit], (first[hit] + step) % PHASES] = True
     return bad
 
 
-def group_size(code: int) -> int:
-    """Symbols of a group, 2^(code / 4) rounded: 1 to 2^31."""
+def num_groups(code: int) -> int:
+    """Number of groups of a code in 0..127, 2^(code / 4) rounded: 1 to 2^31."""
     return (16, 19, 23, 27)[code % 4] * 2 ** (code // 4) // 16
-
-
-def size_code(size: float, most: int) -> int:
-    """The code of the largest group size below `size`, and not far beyond `most`."""
-    code = 0
-    while code < 127 and group_size(code + 1) <= size and group_size(code) < most:
-        code += 1
-    return code
 
 
 def phase_counts() -> np.ndarray:
     """Integer table of the phase: each further shift is needed with the chance that a group is not safe."""
-    safe, rest, mass = 0.04, 1.0, []
+    safe, rest, mass = 0.02, 1.0, []
     for _ in range(PHASES):
         mass.append(rest * safe)
         rest -= mass[-1]

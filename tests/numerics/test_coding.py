@@ -25,8 +25,9 @@ def full(golden):
     return full_model(golden)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread():
+    """Tiny networks gain nothing from threads, and lose much on a machine that others use too."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -100,7 +101,7 @@ def test_padding_is_not_coded(model):
 
 
 @pytest.mark.parametrize("name, other, threads", [pytest.param(*v, id=v[0]) for v in variants(tiny_model())])
-def test_other_arithmetic_decodes(model, one_thread, name, other, threads):
+def test_other_arithmetic_decodes(model, name, other, threads):
     for seed in range(8):
         data = model.compress(picture(128, 128, seed))
         y_hat = model.decode_latents(data)[0]
@@ -111,7 +112,7 @@ def test_other_arithmetic_decodes(model, one_thread, name, other, threads):
 
 
 @pytest.mark.slow
-def test_full_size_files_survive_other_arithmetic(full, kodak, one_thread):
+def test_full_size_files_survive_other_arithmetic(full, kodak):
     pictures = [np.asarray(Image.open(path).convert("RGB"))[:256, :256] for path in sorted(kodak.glob("*.png"))[:2]]
     others = list(variants(full))
     for x in pictures:
@@ -122,7 +123,7 @@ def test_full_size_files_survive_other_arithmetic(full, kodak, one_thread):
             torch.set_num_threads(1)
 
 
-def test_without_moving_edges_other_arithmetic_fails(model, one_thread, monkeypatch):
+def test_without_moving_edges_other_arithmetic_fails(model, monkeypatch):
     """The reason for phases: the same noise breaks a file whose indices are rounded on one grid."""
     monkeypatch.setattr("egic.phases.ABSOLUTE", 0.0)
     monkeypatch.setattr("egic.phases.RELATIVE", 0.0)
