@@ -76,7 +76,9 @@ def _each(tasks: list[Task], work: Callable[[Task], str]) -> int:
         place = f"[{number}/{len(tasks)}] " if len(tasks) > 1 else ""
         try:
             line = work(task)
-        except (ValueError, OSError, MemoryError) as error:
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+                raise
             failed += 1
             print(f"{place}error: {task.name}: {_reason(error)}", file=sys.stderr)
         else:
@@ -87,9 +89,14 @@ def _each(tasks: list[Task], work: Callable[[Task], str]) -> int:
     return 2 if failed else 0
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a type for this on GPUs only."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
 def _reason(error: Exception) -> str:
     """An error in one line, without the file's name, which stands before it."""
-    if isinstance(error, MemoryError):
+    if _is_out_of_memory(error):
         return "not enough memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -125,6 +125,16 @@ def test_a_full_disk_leaves_nothing_behind(pictures, model, tmp_path, capsys, mo
     assert target.read_bytes() == b"mine" and sorted(p.name for p in tmp_path.iterdir()) == ["in", "x.egic"]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")])
+def test_too_little_memory_is_one_line(pictures, model, capsys, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr("egic.model.Model.compress", fail)
+    assert run("compress", pictures / "a.png", "-m", model) == 2
+    assert "not enough memory" in capsys.readouterr().err
+
+
 def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
     a, mse = pictures / "a.png", model.with_name("mse")
     return [
