@@ -7,6 +7,8 @@ Stream: number of groups, phases, z, then slice by slice the symbols round(y - m
 import hashlib
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import numpy as np
@@ -34,6 +36,21 @@ def identity(codec: Codec) -> bytes:
             values = tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4")
             total.update(f"{name} {values.shape}\n".encode() + values.tobytes())
     return total.digest()[:ID_BYTES]
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """No TF32 on GPUs, where torch's convolutions use it by default: its 10 bits drift far beyond what files allow."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class LatentCoder:
@@ -71,7 +88,8 @@ class LatentCoder:
             coded.append((_integers(symbols[..., :h, :w]), index[..., :h, :w].cpu().numpy().ravel()))
             return symbols + mu
 
-        y_hat = self.codec.decode_latents(self._z_hat(z, height, width), code)
+        with exact_float32(y.device):
+            y_hat = self.codec.decode_latents(self._z_hat(z, height, width), code)
         z_symbols = _integers(z)
         index = np.concatenate([i for _, i in coded])
         if not np.isfinite(index).all():
@@ -114,7 +132,8 @@ class LatentCoder:
             symbols[..., :h, :w] = torch.from_numpy(values).to(device, torch.float32).view(1, width_k, h, w)
             return symbols + mu
 
-        y_hat = self.codec.decode_latents(self._z_hat(z, height, width), code)
+        with exact_float32(device):
+            y_hat = self.codec.decode_latents(self._z_hat(z, height, width), code)
         if crc != symbols_crc:
             raise BitstreamError(
                 "the decoded symbols do not fit their checksum: "

@@ -10,6 +10,7 @@ from PIL import Image
 from egic import bitstream, strips
 from egic.bitstream import BitstreamError
 from egic.codec import Codec
+from egic.coding import exact_float32
 from egic.model import Model
 from tests.codec_models import TINY, full_model, tiny_model
 from tests.perturbed import noisy, variants
@@ -130,6 +131,13 @@ def test_without_moving_edges_other_arithmetic_fails(model, monkeypatch):
     data = model.compress(picture(256, 256))
     with pytest.raises(BitstreamError, match="checksum|impossible|large"):
         noisy(model, 1e-5).decode_latents(data)
+
+
+def test_tf32_is_off_while_indices_are_computed_on_gpus():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    with exact_float32(torch.device("cuda")):
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
 
 def test_too_much_drift_is_an_error(model):
