@@ -4,7 +4,6 @@ The loop meets the outside through a `Session` alone: `jobs.train` gives it Ray'
 augmentation and noise are functions of (seed, position): only weights, optimizers and the step need to be restored.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from egic import checkpoint
 from egic.steps import Batch, Nets, NonFiniteError
 from jobs.config import Config, Training
+from jobs.shards import file_sha256
 from jobs.stage import Stage, load_stage
 
 PROGRESS_EVERY_S = 5.0
@@ -134,12 +134,6 @@ def restore(folder: Path, stage: Stage, state: State) -> None:
         opt.load_state_dict(content["optimizers"][name])
     state.ema = {k: v.to(next(iter(weights.values())).device) for k, v in content["ema"].items()}
     state.step, state.time_s, state.rows = meta["step"], meta["time_s"], meta["rows"]
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def reduce_sum(values: dict[str, Tensor], world_size: int) -> dict[str, Tensor]:
