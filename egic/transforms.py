@@ -1,44 +1,16 @@
 """The Swin-transformer transforms g_a, g_s, h_a, h_s (SwinT-ChARM, Zhu et al., ICLR 2022).
 
 Features are NHWC inside (attention and LayerNorm act on the last axis), NCHW at the borders, where convolutions
-and entropy models meet them. The blocks are timm's; they equal the TensorFlow reference to float32 accuracy when
-windows always partition and the shift mask follows the input's true size.
+and entropy models meet them.
 
 Without gradients a stage runs strip by strip in place (egic/strips.py): the same arithmetic in far less memory.
 """
 
-from functools import partial
-
 import torch
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from egic import strips
-
-HEAD_DIM = 32
-LayerNorm = partial(nn.LayerNorm, eps=1e-5)
-
-
-class SwinBlock(SwinTransformerBlock):
-    """timm's Swin block for any input that is a multiple of the window, with its shift mask kept between calls."""
-
-    def __init__(self, dim: int, window: int, shift: int):
-        super().__init__(
-            dim, (window, window), num_heads=dim // HEAD_DIM, window_size=window, shift_size=shift,
-            always_partition=True, dynamic_mask=True, norm_layer=LayerNorm,
-        )  # fmt: skip
-        self._mask_key, self._mask = None, None
-
-    def get_attn_mask(self, x: Tensor | None = None, device=None, dtype=None) -> Tensor | None:
-        """(windows, window^2, window^2) additive mask, -100 across shifted regions; None without a shift."""
-        if x is None or not any(self.shift_size):
-            return None
-        key = (x.shape[1], x.shape[2], x.device, x.dtype)
-        if key != self._mask_key:
-            with torch.inference_mode(False):
-                self._mask_key, self._mask = key, super().get_attn_mask(x)
-        return self._mask
-
+from egic.swin import LayerNorm, SwinBlock
 
 class PatchMerging(nn.Module):
     """(B, H, W, C) -> (B, H/2, W/2, out): gather 2x2 neighbours, LayerNorm, Linear without bias."""

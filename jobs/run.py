@@ -112,7 +112,7 @@ def provenance_of(stage: Stage, config: Config, facts: Mapping[str, object], par
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
     except OSError:
         commit = ""
-    packages = ("torch", "ray", "mlflow", "compressai", "timm", "lpips", "numpy")
+    packages = ("torch", "ray", "mlflow", "lpips", "numpy")
     return dict(facts) | {
         "key": stage_key(facts),
         "commit": commit,

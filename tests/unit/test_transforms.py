@@ -5,7 +5,8 @@ import torch
 
 from egic import strips
 from egic.codec import Codec, CodecConfig
-from egic.transforms import Analysis, PatchMerging, Stage, SwinBlock, Synthesis, depth_to_space
+from egic.swin import SwinBlock
+from egic.transforms import Analysis, PatchMerging, Stage, Synthesis, depth_to_space
 
 PARTS = {
     "g_a": 9_139_416,
@@ -29,7 +30,7 @@ def test_the_papers_parameter_counts():
 @pytest.mark.parametrize("window", [4, 8])
 def test_blocks_alternate_between_no_shift_and_half_a_window(window):
     stage = Stage(32, 5, window, torch.nn.Identity())
-    assert [block.shift_size[0] for block in stage.blocks] == [0, window // 2, 0, window // 2, 0]
+    assert [block.shift for block in stage.blocks] == [0, window // 2, 0, window // 2, 0]
 
 
 def test_depth_to_space_takes_tensorflows_order():
@@ -72,19 +73,6 @@ def test_a_block_mixes_pixels_of_one_window(shift, pixel, rows, cols):
     torch.manual_seed(0)
     block = SwinBlock(32, 4, shift).eval()
     assert changed_pixels(block, *pixel) == {(r, c) for r in rows for c in cols}
-
-
-def test_the_mask_follows_each_input_and_serves_training_after_inference():
-    torch.manual_seed(0)
-    block, large, small = SwinBlock(32, 4, 2).eval(), torch.randn(1, 12, 8, 32), torch.randn(1, 4, 4, 32)
-    for x in (large, small):
-        with torch.inference_mode():
-            expected = block(x).clone()
-        out = block(x)
-        out.sum().backward()
-        fresh = SwinBlock(32, 4, 2).eval()
-        fresh.load_state_dict(block.state_dict())
-        assert torch.equal(out, fresh(x)) and torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 3000, 2**18])
