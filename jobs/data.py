@@ -11,6 +11,7 @@ x (B, S, S, 3) uint8 RGB; label (B, S, S) uint8, 0 void; weight (B, S, S) uint8 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback  # DataContext takes no other
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -29,6 +31,7 @@ CROPS_PER_TASK = 32
 """About 10 MB of 256x256 crops: enough to make a task's overhead small, few enough for a 150 MB object store."""
 TASKS_PER_SEGMENT = 512
 """A Ray Dataset is planned as a whole, so an endless run is a chain of datasets."""
+PAUSE_S = 0.01
 TASKS_AHEAD = 12
 """The next dataset starts when this many tasks of the current one are unread: its start takes about a second."""
 
@@ -215,6 +218,13 @@ class _Started:
         self._batches.close()
 
 
+class _Paced(ExecutionCallback):
+    """A pause in each turn of Ray Data's scheduling loop, which else takes a core while training is the slower part."""
+
+    def on_execution_step(self, executor) -> None:
+        time.sleep(PAUSE_S)
+
+
 class _CropTasks(Datasource):
     """Some tasks of a sequence as a Ray datasource: reading a block IS decoding and cropping, one operator in all."""
 
@@ -245,6 +255,7 @@ def _segment(sequence: TrainingSequence, first: int, num_cpus: float, num_tasks_
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.custom_execution_callback_classes = [_Paced]
     with ray.data.DataContext.current(context):
         dataset = ray.data.read_datasource(
             _CropTasks(sequence, tasks),

@@ -15,6 +15,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from torch import nn
 
 from egic import checkpoint
+from egic.memory import keep_freed_memory
 from egic.perceptual import LPIPS
 from jobs import data, loop
 from jobs.cluster import quiet_ray
@@ -77,6 +78,7 @@ class RaySession:
 
 def train_worker(job: Job) -> None:
     """The function that every train worker runs."""
+    keep_freed_memory()
     torch.set_num_threads(job.threads)
     quiet_ray()
     components: dict[str, nn.Module] = {}
