@@ -46,9 +46,9 @@ def gaussian_bits(d: Tensor, sigma: Tensor) -> Tensor:
 
 
 class FactorizedPrior(nn.Module):
-    """Deep factorized prior of z (192 channels: 5,376 parameters): one small monotonic network per channel, medians at 0.
+    """Deep factorized prior of z (192 channels: 5,376 parameters): a small monotonic network per channel.
 
-    Source: Balle et al. 2018 (arXiv 1802.01436, appendix 6.1), with (3, 3) hidden units and the usual initialisation.
+    Source: Balle et al. 2018 (arXiv 1802.01436, appendix 6.1), with (3, 3) hidden units; medians stay at 0.
     """
 
     def __init__(self, channels: int, widths: tuple[int, ...] = (1, 3, 3, 1), init_scale: float = 10):

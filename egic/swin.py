@@ -1,4 +1,4 @@
-"""The Swin block: attention and an MLP inside windows of a feature map, which every other block shifts by half a window.
+"""The Swin block: attention and an MLP inside windows of a feature map, shifted by half in every other block.
 
 A window reads and writes its own pixels only and all else acts on single pixels, so that a block is a function of
 windows: whole maps (`SwinBlock.forward`) and strips of them (egic/strips.py) do the same arithmetic.
@@ -98,8 +98,10 @@ def from_windows(t: Tensor, b: int, height: int, width: int, w: int) -> Tensor:
     return t.view(b, height // w, width // w, w, w, -1).transpose(2, 3).reshape(b, height, width, -1)
 
 
-def window_kinds(b: int, down: int, across: int, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
-    """Kinds of the windows in rows first..last of `down`, (b (last - first) across,): + 1 in the last column, + 2 row."""
+def window_kinds(
+    b: int, down: int, across: int, device: torch.device, first: int = 0, last: int | None = None
+) -> Tensor:
+    """Kinds of the windows in rows first..last, (b rows across,): 1 more in the last column, 2 more in the last row."""
     kinds = torch.zeros(b, (down if last is None else last) - first, across, dtype=torch.long, device=device)
     kinds[..., -1] = 1
     kinds[:, down - 1 - first :] += 2

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from egic import strips
 from egic.swin import LayerNorm, SwinBlock
 
+
 class PatchMerging(nn.Module):
     """(B, H, W, C) -> (B, H/2, W/2, out): gather 2x2 neighbours, LayerNorm, Linear without bias."""
 

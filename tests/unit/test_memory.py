@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 def work():
     for _ in range(20):
-        torch.ones(2**22).sum()  # 16 MB
+        torch.ones(10 * 2**20).sum()  # 40 MB: above what glibc ever keeps by itself
 work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
