@@ -58,11 +58,11 @@ def tiny() -> Config:
         ),  # fmt: skip
         discriminator=DiscriminatorConfig(down=(16, 32, 32, 64), up=(64, 32, 32, 16), latent_channels=64),
         segmentation=replace(p.segmentation, steps=100, lr=1e-3, last_lr=1e-3, **rhythm),
-        mse_codec=replace(p.mse_codec, steps=260, last_steps=40, lr=5e-4, last_lr=1e-4, **rhythm),
+        mse_codec=replace(p.mse_codec, steps=450, last_steps=80, lr=5e-4, last_lr=1e-4, **rhythm),
         gan=replace(
-            p.gan, steps=120, warmup_steps=80, last_steps=20, lr=5e-4, last_lr=1e-4, adversarial_lr=4e-4, **rhythm
+            p.gan, steps=170, warmup_steps=120, last_steps=30, lr=5e-4, last_lr=1e-4, adversarial_lr=4e-4, **rhythm
         ),
-        orp=replace(p.orp, steps=150, last_steps=60, lr=3e-4, last_lr=5e-5, **rhythm),
+        orp=replace(p.orp, steps=250, last_steps=100, lr=3e-4, last_lr=5e-5, **rhythm),
         evaluate=EvaluateConfig(max_pictures=16),
         # One thread: on two cores a second one would wait for the data tasks and the other stage at every operation.
         compute=ComputeConfig(cpus_per_worker=0.5, data_cpus=0.25, threads=1),
