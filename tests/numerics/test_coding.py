@@ -128,9 +128,14 @@ def test_without_moving_edges_other_arithmetic_fails(model, monkeypatch):
     """The reason for phases: the same noise breaks a file whose indices are rounded on one grid."""
     monkeypatch.setattr("egic.phases.ABSOLUTE", 0.0)
     monkeypatch.setattr("egic.phases.RELATIVE", 0.0)
-    data = model.compress(picture(256, 256))
-    with pytest.raises(BitstreamError, match="checksum|impossible|large"):
-        noisy(model, 1e-5).decode_latents(data)
+    other, broken = noisy(model, 1e-5), 0
+    for seed in range(8):
+        data = model.compress(picture(256, 256, seed))
+        try:
+            other.decode_latents(data)
+        except BitstreamError:
+            broken += 1
+    assert broken > 2
 
 
 def test_tf32_is_off_while_indices_are_computed_on_gpus():
