@@ -64,7 +64,7 @@ def to_batch(raw: dict[str, np.ndarray], device: torch.device) -> Batch:
     """uint8 arrays from the wire -> tensors as the steps want them."""
 
     def send(name: str) -> Tensor:
-        return torch.as_tensor(raw[name]).to(device, non_blocking=True)
+        return torch.tensor(raw[name]).to(device, non_blocking=True)  # a copy: what Ray hands over is read-only
 
     x = send("x").permute(0, 3, 1, 2).contiguous().float()
     return Batch(x, send("label").long(), send("weight").float(), [int(p) for p in raw["position"]])
