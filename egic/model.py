@@ -11,6 +11,7 @@ from egic import bitstream, checkpoint
 from egic.bitstream import BitstreamError, Header
 from egic.codec import Codec
 from egic.coding import LatentCoder, identity
+from egic.metrics import to_uint8
 from egic.orp import ResidualHead, blend
 
 
@@ -124,7 +125,7 @@ class Model:
 
 def as_bytes(x: Tensor) -> np.ndarray:
     """Float picture (H, W, 3) in 0..255 -> uint8, rounded and clipped."""
-    return x.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return to_uint8(x).cpu().numpy()
 
 
 def _as_array(image: np.ndarray | Image) -> np.ndarray:

@@ -23,7 +23,6 @@ from jobs.config import Config
 from jobs.presets import PRESETS, extended
 
 STAGES = ("segmentation", "mse-codec", "gan", "orp", "evaluate")
-PARENTS = {"gan": ("mse-codec", "segmentation"), "orp": ("gan",), "evaluate": ("orp",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +81,7 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
     """One summary row per wanted stage. Independent stages overlap when the cluster can place both."""
     from jobs import cluster, evaluate
     from jobs.run import run_stage
+    from jobs.stage import load_stage
 
     side_by_side = min(2, cluster.stages_side_by_side(config.compute))
     first = STAGES.index(config.start)
@@ -91,7 +91,7 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
         may_train = STAGES.index(name) >= first
         if name == "evaluate":
             return evaluate.run(config, done["orp"].artifact, manifests["val"], parent_run=run_id)
-        parents = {p: done[p].artifact for p in PARENTS.get(name, ())}
+        parents = {p: done[p].artifact for p in load_stage(name).parents}
         return run_stage(
             name, config, parents=parents, manifests=manifests, lpips=lpips, parent_run=run_id,
             side_by_side=together, may_train=may_train,

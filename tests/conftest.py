@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 def _folder(variable: str) -> Path:
@@ -34,3 +35,12 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def weights() -> Path:
     return _folder("EGIC_WEIGHTS")
+
+
+@pytest.fixture
+def one_thread():
+    """Tiny networks gain nothing from threads, and lose much on a machine that others use too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

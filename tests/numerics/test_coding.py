@@ -15,6 +15,8 @@ from egic.model import Model
 from tests.codec_models import TINY, full_model, tiny_model
 from tests.perturbed import noisy, variants
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -24,15 +26,6 @@ def model():
 @pytest.fixture(scope="module")
 def full(golden):
     return full_model(golden)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny networks gain nothing from threads, and lose much on a machine that others use too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

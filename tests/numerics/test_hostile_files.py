@@ -5,13 +5,14 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from egic import bitstream
 from egic.bitstream import BitstreamError
 from tests.codec_models import tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_MUTATED = 20_000
 NUM_WITH_RIGHT_CHECKSUM = 2_000
@@ -27,14 +28,6 @@ def files(model):
     rng = np.random.default_rng(0)
     sizes = ((1, 1), (16, 16), (33, 20), (64, 48))
     return [model.compress(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def mutated(rng: random.Random, files: list[bytes]) -> bytes:

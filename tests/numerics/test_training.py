@@ -11,15 +11,9 @@ from jobs import loop
 from jobs.stage import MODULES, load_stage
 from tests.local_session import LocalSession, components, run, run_group, small, weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STAGES = list(MODULES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("stage", STAGES)
