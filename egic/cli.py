@@ -1,4 +1,4 @@
-"""egic compress | decompress | info | models.
+"""egic compress | decompress | info | models | evaluate.
 
 Plain argparse: `egic --help` and `egic info` start in a fraction of a second, torch is imported only to code pictures.
 """
@@ -31,7 +31,9 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = _Parser(prog="egic", description="EGIC, a generative image codec.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="compress | decompress | info | models")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="compress | decompress | info | models | evaluate"
+    )
     compress = commands.add_parser("compress", help="pictures -> .egic files")
     decompress = commands.add_parser("decompress", help=".egic files -> pictures")
     for command, what, made in ((compress, "pictures", ".egic"), (decompress, ".egic files", ".png")):
@@ -55,11 +57,15 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("files", nargs="+", metavar="FILE", help=".egic files, or - for stdin")
     models = commands.add_parser("models", help="models in MLflow's registry, or in folders")
     models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="look here instead of in MLflow")
+    commands.add_parser("evaluate", help="models on folders of pictures, through real files (needs egic[train])")
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, or 2 when anything could not be done."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["evaluate"]:  # a job of the pipeline, with options of its own
+        return run_main(lambda: cli_refs.jobs("evaluate", "egic evaluate needs").evaluate_folders(argv[1:])) or 0
     args = parser().parse_args(argv)
     command = {"compress": _compress, "decompress": _decompress, "info": _info, "models": _models}[args.command]
     try:

@@ -1,7 +1,7 @@
 """What --model may name: an artifact folder, a file in one, or an artifact in MLflow.
 
-The core of `egic` knows nothing of MLflow. This file alone looks for `jobs.registry`, by name and only when a URI asks
-for it, so that the codec runs where the training pipeline is not installed.
+The core of `egic` knows nothing of MLflow. This file alone looks for `jobs`, by name and only when a URI (or a command)
+asks for it, so that the codec runs where the training pipeline is not installed.
 """
 
 import importlib
@@ -12,17 +12,18 @@ from types import ModuleType
 _SCHEMES = ("models:/", "runs:/")
 
 
-def _jobs(module: str) -> ModuleType:
+def jobs(module: str, what: str = "models in MLflow need") -> ModuleType:
+    """A module of the training pipeline. Raises ValueError where that, or a package of it, is not installed."""
     try:
         return importlib.import_module(f"jobs.{module}")
     except ImportError as error:
-        raise ValueError(f"models in MLflow need the training extra ({error}): pip install 'egic[train]'") from error
+        raise ValueError(f"{what} the training extra ({error}): pip install 'egic[train]'") from error
 
 
 def folder_of(ref: str) -> Path:
     """The artifact folder that `ref` names, fetched from MLflow into the cache when it is a URI. Raises ValueError."""
     if ref.startswith(_SCHEMES):
-        registry = _jobs("registry")
+        registry = jobs("registry")
         artifact = registry.resolve(ref)  # an alias moves, the digest does not
         return registry.fetch(ref, cache() / artifact.sha256[:32], expect_sha256=artifact.sha256)
     path = Path(ref).expanduser()
@@ -42,7 +43,7 @@ def cache() -> Path:
 
 def registered() -> list[tuple[str, str]]:
     """(URI, description) of every version of every EGIC model in MLflow's registry, newest first. Raises ValueError."""
-    tracking, rows = _jobs("tracking"), []
+    tracking, rows = jobs("tracking"), []
     client, mlflow = tracking.client(), tracking.mlflow()
     try:
         for model in client.search_registered_models(filter_string="name LIKE 'egic-%'"):

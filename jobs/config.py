@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from egic import quality, sets
 from egic.codec import CodecConfig
 from egic.discriminator import DiscriminatorConfig
 from egic.images import CropConfig
@@ -106,8 +107,20 @@ class EvaluateConfig:
     """Realism of each decoded picture: 0 most faithful, 1 most realistic."""
     max_pictures: int = 500
     """At most this many pictures of the validation set (in its order)."""
+    metrics: tuple[str, ...] = ()
+    """Measures: psnr_db (always made), ms_ssim, lpips_alex, lpips_vgg, dists, fid256, kid256. Empty for all whose
+    weights are at hand or can be downloaded; the others are left out with a warning."""
+    weights: str = ""
+    """Folder with weights of the measures' networks, looked through before $EGIC_WEIGHTS and the download."""
+    shown: int = 3
+    """Pictures whose decoded versions are kept, and put on the sheet."""
 
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.metrics if name not in (*quality.NAMES, *sets.NAMES)]:
+            known = ", ".join((*quality.NAMES, *sets.NAMES))
+            raise ValueError(f"EvaluateConfig.metrics has {unknown[0]}; choose from {known}")
+        _check(self.shown >= 0, f"EvaluateConfig.shown is {self.shown}; give 0 or more")
+        _check(len(set(self.alphas)) == len(self.alphas), f"EvaluateConfig.alphas repeat themselves: {self.alphas}")
         inside = bool(self.alphas) and all(0 <= a <= 1 for a in self.alphas)
         _check(inside, f"EvaluateConfig.alphas must lie in [0, 1], got {self.alphas}")
         _check(self.max_pictures >= 1, f"EvaluateConfig.max_pictures is {self.max_pictures}; give 1 or more")

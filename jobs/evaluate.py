@@ -1,189 +1,329 @@
-"""Stage: every picture to a real file and back, spread over the cluster by Ray Data; one row per picture and alpha."""
+"""Stage: every picture to a real file and back, spread over the cluster by Ray Data; one row per picture and alpha.
+
+In a pipeline it takes the prepared validation pictures. Alone it compares models on any folders of pictures:
+
+    python -m jobs.evaluate workstation --model models:/egic-orp@best --images /data/kodak --alphas 0,0.5,1
+    egic evaluate --model models:/egic-orp@best --images /data/kodak
+"""
 
 import dataclasses
+import hashlib
+import importlib.util
+import io
 import json
 import logging
-import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
+from torch import Tensor
 
-from egic import metrics, panels
-from egic.config import parse_preset
+from egic import checkpoint, quality, sets, weights
+from egic.config import parse_config, parse_preset
 from egic.errors import quiet, run_main
+from jobs import evaluate_tables as tables
 from jobs import registry, tracking
-from jobs.cluster import interruptible, start_ray
-from jobs.config import Config, EvaluateConfig
+from jobs.cluster import interruptible, start_ray, threads
+from jobs.config import ComputeConfig, Config, EvaluateConfig
+from jobs.evaluate_parts import Coder, Parts, Picture, first_readable, of_data, of_folders, write
 from jobs.prepare import open_data
 from jobs.presets import PRESETS, extended
 from jobs.registry import Artifact
 from jobs.run import local_copy
-from jobs.shards import Manifest, read_index, read_samples
+from jobs.shards import Manifest
 from jobs.stage import EVALUATE as NAME
 from jobs.stage import code_digest, stage_key
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("jobs.evaluate")  # also as a script
 
-NUM_SHOWN = 3
-"""Pictures in the sheet to look at."""
+PACKAGES = {"lpips_alex": "lpips", "lpips_vgg": "lpips", "dists": "torchmetrics"}
+PACKAGES |= dict.fromkeys(sets.NAMES, "torch_fidelity")
+SHORT = {"psnr": "psnr_db", "fid": "fid256", "kid": "kid256"}
 
 
-class Coder:
-    """Codes pictures in one process of the cluster, with the model loaded once."""
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What is measured: names, the files their networks come from (by measure), and weights by network."""
 
-    def __init__(self, files: ray.ObjectRef, evaluate: EvaluateConfig, manifest: Manifest, use_gpu: bool):
-        from egic.model import load
+    names: tuple[str, ...]
+    sources: dict[str, str]
+    states: dict[str, dict[str, Tensor]]
 
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in ray.get(files).items():
-                Path(folder, name).write_bytes(content)
-            self.model = load(folder, "cuda" if use_gpu else "cpu")
-        self.evaluate, self.manifest = evaluate, manifest
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        rows = [row for sample in batch["id"] for row in self.rows(int(sample))]
-        return {name: [row[name] for row in rows] for name in rows[0]}
+def find_measures(config: EvaluateConfig) -> Measures:
+    """The measures asked for with their weights, or all that can be had; a warning names those that can't.
 
-    def rows(self, sample: int) -> Iterator[dict]:
-        """Write one validation picture to a file, read it back at every alpha, measure."""
+    Raises ValueError when one that was asked for cannot be had.
+    """
+    names, sources, states, lacking = ["psnr_db"], {}, {}, {}
+    for name in [n for n in (*quality.NAMES, *sets.NAMES) if n != "psnr_db" and n in (config.metrics or (n,))]:
+        network = sets.NETWORK if name in sets.NAMES else quality.NETWORK_OF.get(name)
+        try:
+            if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
+                raise ValueError(f"the package {PACKAGES[name]} is not installed: pip install 'egic[train]'")
+            if network in lacking:
+                raise ValueError(lacking[network])
+            if network and network not in states:
+                sources[network], states[network] = weights.find(network, config.weights)
+        except ValueError as error:
+            if config.metrics:
+                raise ValueError(f"{name}: {error}; or leave it out of --metrics") from error
+            if network not in lacking:
+                lacking[network] = str(error)
+            log.warning("%s is left out: %s", name, error)
+        else:
+            names.append(name)
+    used = {n: sources[k] for n in names if (k := sets.NETWORK if n in sets.NAMES else quality.NETWORK_OF.get(n))}
+    return Measures(names=tuple(names), sources=used, states=states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One evaluation: which models on which pictures, and where it runs."""
+
+    models: Mapping[str, Artifact]
+    """By label."""
+    pictures: Sequence[Picture]
+    evaluate: EvaluateConfig
+    compute: ComputeConfig
+    output: Path
+    experiment: str
+    skipped: Sequence[Mapping[str, str]] = ()
+    """Pictures that could not even be opened."""
+    manifest: Manifest | None = None
+
+
+class Worker:
+    """A `Coder` in one process of the cluster."""
+
+    def __init__(self, files: Mapping[str, ray.ObjectRef], states: ray.ObjectRef, num_threads: int, gpu: bool, **coder):
         import torch
 
-        from egic.images import decode_jpeg
-        from egic.model import as_bytes
-        from egic.orp import blend
+        from egic.model import load
 
-        stored = next(iter(read_samples(self.manifest, [sample])))
-        name = read_index(self.manifest).name_and_shard(self.manifest, sample)[0]
-        picture = decode_jpeg(stored.jpeg)
-        height, width, _ = picture.shape
-        with tempfile.NamedTemporaryFile(suffix=".egic") as file:
-            start = time.perf_counter()
-            file.write(self.model.compress(picture))
-            file.flush()
-            encode_s, start = time.perf_counter() - start, time.perf_counter()
-            content = Path(file.name).read_bytes()
-            x_gan, x_mse = self.model.decode_pictures(content)
-            decode_s = time.perf_counter() - start
-        original = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
-        for alpha in self.evaluate.alphas if x_mse is not None else (1.0,):
-            x_hat = as_bytes(x_gan if x_mse is None else blend(x_gan, x_mse, alpha))
-            decoded = torch.from_numpy(x_hat).permute(2, 0, 1)[None]
-            yield {
-                "id": sample, "name": name, "height": height, "width": width, "alpha": alpha, "bytes": len(content),
-                "bpp": metrics.bpp(len(content), height, width),
-                "psnr_db": metrics.psnr_db(decoded, original).item(), "encode_s": encode_s, "decode_s": decode_s,
-                "picture": panels.png(x_hat) if sample < NUM_SHOWN else b"",
-                "original": panels.png(picture) if sample < NUM_SHOWN else b"",
-            }  # fmt: skip
+        torch.set_num_threads(num_threads)
+        device, measured, models = "cuda" if gpu else "cpu", coder.pop("names"), {}
+        for digest, ref in files.items():
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in ray.get(ref).items():
+                    Path(folder, name).write_bytes(content)
+                models[digest] = load(folder, device)
+        given = ray.get(states)
+        features = sets.Features(given[sets.NETWORK], device) if any(n in measured for n in sets.NAMES) else None
+        measures = quality.Quality([n for n in quality.NAMES if n in measured], given, device)
+        self.pictures = coder.pop("pictures")
+        self.coder = Coder(models=models, quality=measures, features=features, **coder)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        chosen = [self.pictures[int(i)] for i in batch["id"]]
+        return {"name": [p.name for p in chosen], "reason": [self.coder(p) for p in chosen]}
 
 
-def code_pictures(artifact_folder: Path, config: Config, manifest: Manifest) -> pa.Table:
-    """Rows of `Coder` for the validation pictures, ordered by picture and alpha."""
-    compute = config.compute
-    files = ray.put({p.name: p.read_bytes() for p in artifact_folder.iterdir() if p.stem in ("codec", "orp", "config")})
-    num = min(config.evaluate.max_pictures, manifest.num_samples)
+def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[str]) -> list[dict]:
+    """Make the parts that are missing; returns {name, reason} of the pictures that could not be finished."""
+    digests = {artifact.sha256: artifact for artifact in job.models.values()}
+    missing = [p for p in job.pictures if not all(parts.is_done(d, p, p.name in shown) for d in digests)]
+    log.info("%d pictures, %d of them to code", len(job.pictures), len(missing))
+    if not missing:
+        return []
+    start_ray()
+    files = {}
+    for digest, artifact in digests.items():
+        folder = local_copy(artifact, job.output)
+        content = {p.name: p.read_bytes() for p in folder.iterdir() if p.stem in ("codec", "orp", "config")}
+        files[digest] = ray.put(content)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    dataset = ray.data.range(num, override_num_blocks=max(1, min(num, 4 * compute.workers))).map_batches(
-        Coder, fn_constructor_args=(files, config.evaluate, manifest, compute.use_gpu), batch_size=4,
+    compute, num = job.compute, len(missing)
+    settings = {
+        "num_threads": compute.threads or threads(compute, 1), "gpu": compute.use_gpu, "names": measures.names,
+        "pictures": missing, "parts": parts, "alphas": job.evaluate.alphas, "shown": shown, "manifest": job.manifest,
+    }  # fmt: skip
+    dataset = ray.data.range(num, override_num_blocks=max(1, min(num, 32 * compute.workers))).map_batches(
+        Worker, fn_constructor_args=(files, ray.put(measures.states)), fn_constructor_kwargs=settings, batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=compute.workers), num_cpus=compute.cpus_per_worker,
         num_gpus=1 if compute.use_gpu else None,
     )  # fmt: skip
-    rows = sorted(dataset.take_all(), key=lambda row: (row["id"], row["alpha"]))
-    return pa.Table.from_pylist(rows)
-
-
-def sheet(table: pa.Table) -> bytes:
-    """PNG: one line per shown picture, the original and every alpha, titled with PSNR and bpp."""
-    rows, titles = [], []
-    shown = [row for row in table.to_pylist() if row["original"]]
-    for sample in sorted({row["id"] for row in shown}):
-        of_sample = [row for row in shown if row["id"] == sample]
-        rows.append([panels.from_png(of_sample[0]["original"])] + [panels.from_png(r["picture"]) for r in of_sample])
-        titles.append(
-            ["original", *(f"alpha {r['alpha']:g}  {r['psnr_db']:.2f} dB  {r['bpp']:.3f} bpp" for r in of_sample)]
-        )
-    return panels.png(panels.panel(rows, titles))
-
-
-def summarise(table: pa.Table) -> dict[str, float]:
-    """Means over pictures: bpp, seconds, and PSNR at every alpha."""
-    rows = table.to_pylist()
-    found = {name: float(np.mean([r[name] for r in rows])) for name in ("bpp", "encode_s", "decode_s")}
-    for alpha in sorted({r["alpha"] for r in rows}):
-        found[f"psnr_db_alpha_{alpha:g}"] = float(np.mean([r["psnr_db"] for r in rows if r["alpha"] == alpha]))
-    return {"num_pictures": len({r["id"] for r in rows})} | found
+    failed, told = [], time.monotonic()
+    for done, row in enumerate(dataset.iter_rows(), 1):
+        if row["reason"]:
+            failed.append({"name": row["name"], "reason": row["reason"]})
+        if time.monotonic() - told > 30 and done < num:
+            told = time.monotonic()
+            log.info("%d of %d pictures", done, num)
+    return failed
 
 
 def run(config: Config, artifact: Artifact, manifest: Manifest, *, parent_run: str | None = None) -> dict:
-    """Evaluate an artifact on validation pictures, or take what an earlier run with the same key found.
+    """Evaluate an artifact on validation pictures, or take what an earlier run with the same key found."""
+    label = f"models:/egic-orp/{artifact.model_version}" if artifact.model_version else artifact.uri
+    return evaluate(data_job(config, {label: artifact}, manifest), data=manifest.digest, parent_run=parent_run)
 
-    Writes rows.parquet, sheet.png and summary.json to <output>/evaluate/<key>/ and logs them; returns the summary with
-    `folder`, `run_id` and `reused`.
+
+def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest) -> Job:
+    """A job on prepared validation pictures."""
+    return Job(
+        models=models, pictures=of_data(manifest, config.evaluate.max_pictures), evaluate=config.evaluate,
+        compute=config.compute, output=Path(config.output), experiment=config.experiment, manifest=manifest,
+    )  # fmt: skip
+
+
+def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
+    """Evaluate, or take what an earlier run with the same key found. data: digest of the pictures.
+
+    Writes rows.parquet, sets.json, skipped.json, pictures/, sheet.png and summary.json to <output>/evaluate/<key>/ and
+    logs them; returns the summary with `folder`, `run_id` and `reused`. A picture that one model fails on is left out
+    of all, so that means and sets compare. Raises ValueError when no picture is left.
     """
-    facts = {"stage": NAME, "config": dataclasses.asdict(config.evaluate), "code": code_digest(NAME)}
-    facts |= {"parents": {"model": artifact.sha256}, "data": manifest.digest}
+    measures = find_measures(job.evaluate)
+    config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
+    facts = {"stage": NAME, "config": config, "code": code_digest(NAME), "data": data}
+    facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
+    facts["skipped"] = [s["name"] for s in job.skipped]
     key = stage_key(facts)
-    folder = Path(config.output) / NAME / key
-    done = [r for r in tracking.runs_of(NAME, key, experiment=config.experiment) if r.info.status == "FINISHED"]
+    folder = job.output / NAME / key
+    done = [r for r in tracking.runs_of(NAME, key, experiment=job.experiment) if r.info.status == "FINISHED"]
     if done and (folder / "summary.json").is_file():
         if parent_run:
             tracking.reuse_stage(parent_run, NAME, done[0].info.run_id)
         found = json.loads((folder / "summary.json").read_text())
         return found | {"folder": folder, "run_id": done[0].info.run_id, "reused": True}
-    run_id = tracking.start_stage(parent_run, NAME, key, facts, {}, experiment=config.experiment)
+    content = {"alphas": job.evaluate.alphas, "measures": measures.names, "sources": measures.sources}
+    parts_key = stage_key(content | {"code": facts["code"]})
+    parts = Parts(folder=(job.output / NAME / "parts" / parts_key).absolute())
+    run_id = tracking.start_stage(parent_run, NAME, key, facts, {}, experiment=job.experiment)
     with tracking.ending(run_id):
-        registry.log_parents(run_id, {"model": artifact})
+        parents = {"model" if len(job.models) == 1 else tables.slug(k): a for k, a in job.models.items()}
+        registry.log_parents(run_id, parents)
         start = time.perf_counter()
-        local = local_copy(artifact, Path(config.output))
-        table = code_pictures(local, config, manifest)
-        found = summarise(table) | {"time_s": time.perf_counter() - start}
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.drop_columns(["picture", "original"]), folder / "rows.parquet")
-        (folder / "sheet.png").write_bytes(sheet(table))
-        aside = folder / f".summary.{os.getpid()}"
-        aside.write_text(json.dumps(found, indent=2) + "\n")
-        aside.rename(folder / "summary.json")
+        found = write_results(job, folder, parts, measures)
+        found["time_s"] = time.perf_counter() - start
+        write(folder / "summary.json", (json.dumps(found, indent=2) + "\n").encode())
         tracking.log_folder(run_id, folder, {f"val/{k}": v for k, v in found.items()})
     return found | {"folder": folder, "run_id": run_id, "reused": False}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AloneConfig(Config):
-    """A preset's configuration, and the model to evaluate."""
+def write_results(job: Job, folder: Path, parts: Parts, measures: Measures) -> dict[str, float]:
+    """Code what is missing and write the tables and pictures; returns the summary."""
+    candidates = first_readable(job.pictures, job.evaluate.shown, job.manifest)
+    failed = code_pictures(job, parts, measures, frozenset(p.name for p in candidates))
+    skipped = sorted([*map(dict, job.skipped), *failed], key=lambda s: s["name"])
+    for each in skipped:
+        log.warning("%s is left out: %s", each["name"], each["reason"])
+    names = {s["name"] for s in skipped}
+    listed = [p for p in job.pictures if p.name not in names]
+    if not listed:
+        raise ValueError(f"no picture could be evaluated; the first, {skipped[0]['name']}: {skipped[0]['reason']}")
+    table = tables.rows_table(parts, {label: a.sha256 for label, a in job.models.items()}, listed)
+    found = tables.set_rows(table, parts, listed, measures.names)
+    shown = [p for p in candidates if p.name not in names]
+    tables.write_shown(folder, table, parts, shown, [p.read(job.manifest) for p in shown])
+    pq.write_table(table, file := io.BytesIO())
+    write(folder / "rows.parquet", file.getvalue())
+    write(folder / "sets.json", (json.dumps(found, indent=2) + "\n").encode())
+    write(folder / "skipped.json", (json.dumps(skipped, indent=2) + "\n").encode())
+    return tables.summarise(table, found)
 
-    model: str = ""
-    """Artifact with a codec: a folder, models:/egic-orp@best, models:/name/3 or runs:/ID."""
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line adds."""
+
+    model: tuple[str, ...] = ()
+    """Models: folders, models:/egic-orp@best, models:/name/3 or runs:/ID; each is a curve under the name given."""
+    images: tuple[str, ...] = ()
+    """Folders with pictures, or picture files, on storage that every node reaches."""
+    alphas: str = ""
+    """Realism of the decoded pictures, e.g. 0,0.25,0.5,0.75,1 (default: evaluate.alphas)."""
+    metrics: str = ""
+    """Measures, e.g. psnr,ms_ssim,lpips_alex,lpips_vgg,dists,fid,kid (default: evaluate.metrics)."""
+    weights: str = ""
+    """Folder with weights of the measures' networks (default: $EGIC_WEIGHTS, else downloaded)."""
+    shown: int = -1
+    """Pictures whose decoded versions are kept (default: evaluate.shown)."""
+
+    def applied(self, config: EvaluateConfig) -> EvaluateConfig:
+        """`config` with what these options change. Raises ValueError."""
+        try:
+            alphas = tuple(sorted(float(a) for a in self.alphas.split(","))) if self.alphas else config.alphas
+        except ValueError as error:
+            raise ValueError(f"--alphas {self.alphas} is no list of numbers such as 0,0.5,1") from error
+        names = tuple(SHORT.get(n.strip(), n.strip()) for n in self.metrics.split(",")) if self.metrics else ()
+        return replace(
+            config, alphas=alphas, metrics=names or config.metrics, weights=self.weights or config.weights,
+            shown=config.shown if self.shown < 0 else self.shown,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AloneConfig(Options, Config):
+    """A preset's configuration, and the models to evaluate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldersConfig(Options):
+    """Compare models on folders of pictures: every picture is written to a file, decoded from it, and measured."""
+
+    output: str = "outputs"
+    """Results go to <output>/evaluate/; on a cluster, storage that every node reaches."""
+    experiment: str = "egic"
+    """MLflow experiment."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m jobs.evaluate PRESET --model REF [--data FOLDER]`: validation pictures through real files."""
+    """`python -m jobs.evaluate PRESET --model REF ... [--images FOLDER ... | --data FOLDER]`."""
     quiet("jobs")
     presets = {name: extended(make, AloneConfig) for name, make in PRESETS.items()}
     config = parse_preset(presets, argv, prog="python -m jobs.evaluate")
     raise SystemExit(run_main(lambda: run_alone(config)))
 
 
-def run_alone(config: AloneConfig) -> None:
-    """Evaluate `config.model` and print the means and where the rows are."""
+def evaluate_folders(argv: Sequence[str]) -> None:
+    """`egic evaluate --model REF ... --images FOLDER ...`. Raises ValueError."""
+    quiet("jobs")
+    config = parse_config(FoldersConfig, argv, prog="egic evaluate")
+    if not config.images:
+        raise ValueError("no pictures to evaluate on; give --images FOLDER")
+    run_alone(config)
+
+
+def run_alone(config: AloneConfig | FoldersConfig) -> None:
+    """Evaluate `config.model` and print the table, what was left out, and where the rows are."""
     if not config.model:
         raise ValueError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
-    artifact = registry.resolve(config.model)
-    manifest = open_data(config.data, Path(config.output))["val"]
-    start_ray()
+    if len(set(map(tables.slug, config.model))) < len(config.model):
+        raise ValueError(f"--model names one model twice: {' '.join(config.model)}")
+    settings, output = config.applied(config.evaluate), Path(config.output)
+    models = {ref: registry.resolve(ref) for ref in config.model}
+    for ref, artifact in models.items():
+        if "codec" not in checkpoint.read_config(local_copy(artifact, output)):
+            raise ValueError(f"--model {ref} holds no codec; name an MSE-codec, GAN or ORP model")
+    if config.images:
+        pictures, skipped = of_folders(config.images)
+        data = hashlib.sha256(json.dumps([(p.name, p.digest) for p in pictures]).encode()).hexdigest()
+        job = Job(
+            models=models, pictures=pictures, skipped=skipped, evaluate=settings, compute=config.compute,
+            output=output, experiment=config.experiment,
+        )  # fmt: skip
+    else:
+        manifest = open_data(config.data, output)["val"]
+        job, data = data_job(replace(config, evaluate=settings), models, manifest), manifest.digest
     with interruptible():
-        found = run(config, artifact, manifest)
-    for name, value in found.items():
-        if isinstance(value, float):
-            print(f"{name:<20} {value:.4g}")
-    print(found["folder"].absolute())
+        found = evaluate(job, data=data)
+    folder = found["folder"].absolute()
+    print(tables.text(json.loads((folder / "sets.json").read_text())))
+    for each in json.loads((folder / "skipped.json").read_text()):
+        print(f"left out: {each['name']}: {each['reason']}")
+    print(f"{'reused, ' if found['reused'] else ''}MLflow run {found['run_id']}")
+    print(folder)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def tiny() -> Config:
             p.gan, steps=170, warmup_steps=120, last_steps=30, lr=5e-4, last_lr=1e-4, adversarial_lr=4e-4, **rhythm
         ),
         orp=replace(p.orp, steps=250, last_steps=100, lr=3e-4, last_lr=5e-5, **rhythm),
-        evaluate=EvaluateConfig(max_pictures=16),
+        evaluate=EvaluateConfig(max_pictures=16, metrics=("psnr_db", "ms_ssim")),
         # One thread: on two cores a second one would wait for the data tasks and the other stage at every operation.
         compute=ComputeConfig(cpus_per_worker=0.5, data_cpus=0.25, threads=1),
     )

@@ -147,7 +147,7 @@ def promote_if_best(
         return False
     if best_version is not None and int(best_version) != version:
         best = client.get_model_version(name, best_version).tags
-        if best["egic.metric"] != metric or best["egic.metric_data"] != data_digest:
+        if best.get("egic.metric") != metric or best.get("egic.metric_data") != data_digest:  # none: set by hand
             log.info("%s %s is not compared with the best, %s: other data or metric", name, version, best_version)
             return False
         gain = value - float(best["egic.value"])

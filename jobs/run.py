@@ -140,11 +140,12 @@ def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: Path
 def publish(stage: Stage, run_id: str, folder: Path, provenance: dict, data_digest: str) -> Artifact:
     """The artifact into MLflow as a new version of `egic-<stage>`; alias `best` moves when the headline improved."""
     written = json.loads((folder / "provenance.json").read_text())
+    basis = f"{data_digest} {provenance['lpips']}".strip()  # LPIPS of two backbones do not compare, either
     tags = {"egic.key": provenance["key"]}
     artifact = registry.publish(run_id, folder, stage.name, checkpoint.digest(folder), provenance["config"], tags)
     registry.promote_if_best(
         f"egic-{stage.name}", artifact.model_version, stage.headline, written["metrics"][stage.headline],
-        stage.higher_is_better, data_digest,
+        stage.higher_is_better, basis,
     )  # fmt: skip
     return artifact
 

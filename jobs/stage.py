@@ -29,8 +29,9 @@ CODE = (
 )  # fmt: skip
 # What evaluation reads on top: everything that turns a picture into a file and back.
 CODE_OF_FILES = (
-    "egic/bitstream.py", "egic/coding.py", "egic/metrics.py", "egic/model.py", "egic/phases.py", "egic/rangecoder.py",
-    "egic/tables.py", "jobs/evaluate.py",
+    "egic/bitstream.py", "egic/coding.py", "egic/metrics.py", "egic/model.py", "egic/phases.py", "egic/pictures.py",
+    "egic/quality.py", "egic/rangecoder.py", "egic/sets.py", "egic/tables.py", "egic/weights.py", "jobs/evaluate.py",
+    "jobs/evaluate_parts.py", "jobs/evaluate_tables.py",
 )  # fmt: skip
 
 

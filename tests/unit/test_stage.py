@@ -122,6 +122,8 @@ OUTSIDE = {
     "egic/checkpoint.py": "how weights are stored, not which",
     "egic/metrics.py": "measures what was learned",
     "egic/panels.py": "shows what was learned",
+    "egic/quality.py": "measures what was learned",
+    "egic/sets.py": "measures what was learned",
     "jobs/stage.py": "the key itself",
     "jobs/segmentation.py": "lends others a function for pictures",
 }
