@@ -26,8 +26,6 @@ from egic.reference import load_reference_weights, reference_paths
 
 Arrays = Mapping[str, np.ndarray]
 
-# --- names ---------------------------------------------------------------------------------------------------------
-
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _LAYER = r"layer_with_weights-(\d+)"
@@ -112,9 +110,6 @@ def spatial_kernels(variables: Arrays) -> dict[str, np.ndarray]:
     return found
 
 
-# --- configs -------------------------------------------------------------------------------------------------------
-
-
 def _sizes(arrays: Arrays, pattern: str, axis: int) -> dict[int, int]:
     """Number in the path -> size along `axis`, by majority, so that one bad array is named later and not believed."""
     found: dict[int, list[int]] = {}
@@ -168,9 +163,6 @@ def discriminator_config(arrays: Arrays) -> DiscriminatorConfig:
     )
 
 
-# --- networks ------------------------------------------------------------------------------------------------------
-
-
 def components(variables: Arrays) -> tuple[dict[str, nn.Module], list[str]]:
     """Variables by key -> the artifact's components (codec, orp, discriminator: those there are), and unused keys.
 
@@ -211,9 +203,6 @@ def grouped(keys: Iterable[str]) -> list[str]:
     """Keys that differ in numbers only become one line with their count."""
     counts = Counter(re.sub(r"\d+", "*", key) for key in keys)
     return [name if count == 1 and "*" not in name else f"{name} ({count})" for name, count in sorted(counts.items())]
-
-
-# --- TensorFlow's files --------------------------------------------------------------------------------------------
 
 
 def find_prefix(where: Path) -> Path:
@@ -280,9 +269,6 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{prefix} cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
 
 
-# --- the command ---------------------------------------------------------------------------------------------------
-
-
 def stage_of(found: Mapping[str, nn.Module], wanted: str | None) -> str:
     """The stage that makes such components: what `--init-from` takes the artifact for. Raises ValueError."""
     if "orp" in found or "codec" not in found:
@@ -306,7 +292,7 @@ def run(source: Path, output: Path, stage: str | None) -> list[str]:
     index = prefix.with_name(prefix.name + ".index").read_bytes()  # it holds the checksums of all arrays
     provenance = {
         "stage": stage,
-        "source": f"TensorFlow checkpoint {prefix.name} of the EGIC reference",
+        "source": f"{source.resolve().name}, a TensorFlow checkpoint of the EGIC reference",
         "source_index_sha256": hashlib.sha256(index).hexdigest(),
         "not_used": grouped(unused),
         "metrics": {},
