@@ -61,6 +61,7 @@ def reference_path(key: str) -> str | None:
 def _discriminator_paths(keys: Iterable[str]) -> dict[str, str]:
     """Object paths below a discriminator -> reference paths. Keras numbers the residual blocks by their depth, the
     latent branch somewhere among them: in their order, the first half of the blocks goes down, the second up."""
+    keys = set(keys)
     found = {key: m for key in keys if (m := _WEIGHT_NORM.fullmatch(key))}
     blocks = sorted({int(m[1]) for m in found.values() if m[2]})
     half = len(blocks) // 2
@@ -79,13 +80,13 @@ def keys_by_path(keys: Iterable[str]) -> dict[str, str]:
     """
     short = {key: key.removesuffix(_VALUE).removeprefix("model/") for key in keys}
     paths = {key: reference_path(name) for key, name in short.items()}
+    discriminator: dict[str, str] = {}
     for prefix in ("disc/", ""):  # held by the codec's model, or saved alone
-        below = {name.removeprefix(prefix): key for key, name in short.items() if name.startswith(prefix)}
-        if of_discriminator := _discriminator_paths(below):
-            paths |= {below[name]: path for name, path in of_discriminator.items()}
-            break
+        below = _discriminator_paths(n.removeprefix(prefix) for n in short.values() if n.startswith(prefix))
+        discriminator |= {prefix + name: path for name, path in below.items()} if not discriminator else {}
     found: dict[str, str] = {}
     for key, path in paths.items():
+        path = path or discriminator.get(short[key])
         if path and found.setdefault(path, key) != key:
             raise ValueError(f"{path} is there twice, as {found[path]} and {key}")
     return found
