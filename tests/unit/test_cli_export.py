@@ -1,4 +1,4 @@
-"""Model folders for the hub: the same weights, a card whose front matter the hub reads, and no harm to other folders."""
+"""Model folders for the hub: the same weights, a card that the hub can read, no harm to other folders."""
 
 import numpy as np
 import pytest
