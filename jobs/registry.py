@@ -289,7 +289,8 @@ def main() -> None:
     folder = parse_config(Registration, prog="python -m jobs.registry").folder
 
     def register_it() -> None:
-        print(f"models:/egic-{stage_of(folder)}/{publish_folder(folder).model_version}")
+        artifact = publish_folder(folder)
+        print(f"models:/egic-{stage_of(folder)}/{artifact.model_version}")
 
     raise SystemExit(run_main(register_it))
 
