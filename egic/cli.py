@@ -1,4 +1,4 @@
-"""egic compress | decompress | info | models | evaluate.
+"""egic compress | decompress | info | models | evaluate | report | export | import-reference.
 
 Plain argparse: `egic --help` and `egic info` start in a fraction of a second, torch is imported only to code pictures.
 """
@@ -31,9 +31,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = _Parser(prog="egic", description="EGIC, a generative image codec.")
-    commands = top.add_subparsers(
-        dest="command", required=True, metavar="compress | decompress | info | models | evaluate"
-    )
+    commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join([*_COMMANDS, "evaluate"]))
     compress = commands.add_parser("compress", help="pictures -> .egic files")
     decompress = commands.add_parser("decompress", help=".egic files -> pictures")
     for command, what, made in ((compress, "pictures", ".egic"), (decompress, ".egic files", ".png")):
@@ -58,6 +56,24 @@ def parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="models in MLflow's registry, or in folders")
     models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="look here instead of in MLflow")
     commands.add_parser("evaluate", help="models on folders of pictures, through real files (needs egic[train])")
+    export = commands.add_parser("export", help="a model as a folder for the Hugging Face hub, with a model card")
+    export.add_argument("model", metavar="MODEL", help=_REF)
+    export.add_argument("--license", default="apache-2.0", metavar="ID", help="of the weights (default: apache-2.0)")
+    reference = commands.add_parser(
+        "import-reference", help="weights of the TensorFlow reference -> a model",
+        description="Weights of the TensorFlow reference (codec, codec with ORP head, discriminator) -> a model.",
+    )  # fmt: skip
+    reference.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path,
+        help="prefix of a tf.train.Checkpoint (.../ckpt-7), the folder of a training's backup, or a SavedModel's",
+    )  # fmt: skip
+    reference.add_argument(
+        "--stage", choices=("mse-codec", "gan"),
+        help="what a codec was trained for, as --init-from will take it (default: gan)",
+    )  # fmt: skip
+    for command in (export, reference):
+        command.add_argument("-o", "--output", required=True, metavar="FOLDER", type=Path, help="a new folder")
+        command.add_argument("-f", "--force", action="store_true", help="overwrite a model that is there")
     return top
 
 
@@ -67,9 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["evaluate"]:  # a job of the pipeline, with options of its own
         return run_main(lambda: cli_refs.jobs("evaluate", "egic evaluate needs").evaluate_folders(argv[1:])) or 0
     args = parser().parse_args(argv)
-    command = {"compress": _compress, "decompress": _decompress, "info": _info, "models": _models}[args.command]
     try:
-        return run_main(lambda: command(args)) or 0
+        return run_main(lambda: _COMMANDS[args.command](args)) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -229,6 +244,30 @@ def _models(args: argparse.Namespace) -> None:
             orp = "codec + ORP" if (found / "orp.safetensors").is_file() else "codec"
             print(f"{found}  {orp}")
 
+
+def _export(args: argparse.Namespace) -> None:
+    output = cli_files.check_free_folder(args.output, args.force)
+    folder = cli_refs.folder_of(args.model)
+    from egic import cli_export
+
+    print("\n".join(cli_export.run(folder, output, args.license)))
+
+
+def _import_reference(args: argparse.Namespace) -> None:
+    output = cli_files.check_free_folder(args.output, args.force)
+    from egic import cli_import
+
+    print("\n".join(cli_import.run(args.checkpoint.expanduser(), output, args.stage)))
+
+
+_COMMANDS = {
+    "compress": _compress,
+    "decompress": _decompress,
+    "info": _info,
+    "models": _models,
+    "export": _export,
+    "import-reference": _import_reference,
+}
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -90,6 +90,17 @@ def check_free(task: Task, force: bool) -> None:
         raise ValueError(f"{task.target} exists; --force overwrites it")
 
 
+def check_free_folder(folder: Path, force: bool) -> Path:
+    """The folder's absolute path, if a model may be written there: only a model is replaced. Raises ValueError."""
+    folder = folder.expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not folder.is_dir() or not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} is there and is no EGIC model; name a new folder with -o")
+        if not force:
+            raise ValueError(f"{folder} exists; --force overwrites it")
+    return folder
+
+
 def write(task: Task, data: bytes) -> None:
     """Write aside, then rename: the output is whole or absent, and an older one stays until then."""
     if task.target is None:

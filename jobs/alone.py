@@ -1,6 +1,5 @@
 """One stage from the command line: `python -m jobs.gan workstation --init-from models:/egic-mse-codec@best ...`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def named_parents(stage: Stage, config: StageConfig) -> dict[str, Artifact]:
         artifact = registry.resolve(ref)
         folder = local_copy(artifact, Path(config.output))
         checkpoint.read_config(folder)  # says what is wrong with a folder that is no artifact
-        found[json.loads((folder / "provenance.json").read_text())["stage"]] = artifact
+        found[registry.stage_of(folder)] = artifact
     if not found and stage.parents:
         wanted = " ".join(f"models:/egic-{p}@best" for p in stage.parents)
         raise ValueError(f"{stage.name} starts from other stages; give --init-from {wanted}, or folders")

@@ -2,9 +2,11 @@
 
 An artifact is a folder of safetensors and JSON (egic/checkpoint.py), never a pickle, and is named by its sha256: what
 is fetched is checked against it. `models:/egic-gan@latest` is the newest version, which MLflow works out itself (the
-alias name is reserved); `@best` is set by `promote_if_best`.
+alias name is reserved); `@best` is set by `promote_if_best`. `python -m jobs.registry FOLDER` registers a
+folder from elsewhere.
 """
 
+import json
 import logging
 import math
 import os
@@ -20,6 +22,8 @@ from jobs import tracking
 log = logging.getLogger(__name__)
 
 Digest = Callable[[Path], str]
+
+STAGES = ("segmentation", "mse-codec", "gan", "orp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,29 @@ def version_of(run_id: str, name: str, sha256: str) -> Any | None:
     """The version of model `name` that `run_id` has published with this digest, if any."""
     versions = tracking.client().search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     return next((version for version in versions if version.tags.get("egic.sha256") == sha256), None)
+
+
+def stage_of(folder: Path) -> str:
+    """The stage that made an artifact folder, as its provenance says. Raises ValueError."""
+    try:
+        stage = json.loads((folder / "provenance.json").read_text())["stage"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: provenance.json does not say which stage made it ({error!r})") from error
+    if stage not in STAGES:
+        raise ValueError(f"{folder}: provenance.json names the stage {stage!r}, known are {', '.join(STAGES)}")
+    return stage
+
+
+def publish_folder(folder: Path, *, experiment: str = tracking.EXPERIMENT) -> Artifact:
+    """Register an artifact that no run here has made, imported weights say; once, however often it is called."""
+    sha256 = sha256_of(folder, None)
+    stage, key = stage_of(folder), sha256[:16]
+    if artifact := find_finished(stage, key, experiment=experiment):
+        return artifact
+    facts = {"key": key, "source": json.loads((folder / "provenance.json").read_text()).get("source", folder.name)}
+    run_id = tracking.start_stage(None, stage, key, facts, {"egic.imported": "true"}, experiment=experiment)
+    with tracking.ending(run_id):
+        return publish(run_id, folder, stage, sha256, facts, {"egic.key": key})
 
 
 def register(name: str, uri: str, run_id: str, model_id: str, tags: Mapping[str, str]) -> Any:
@@ -243,3 +270,30 @@ def sha256_of(folder: Path, digest: Digest | None) -> str:
     if digest is None:
         from egic.checkpoint import digest  # torch takes seconds to import
     return digest(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """Register an artifact from elsewhere (imported or downloaded weights) in MLflow."""
+
+    folder: Path
+    """The artifact: config.json, provenance.json and safetensors."""
+
+
+def main() -> None:
+    """`python -m jobs.registry FOLDER`: registers an artifact and prints its name in the registry."""
+    from egic.config import parse_config  # tyro: not for those who only look models up
+    from egic.errors import quiet, run_main
+
+    quiet("jobs")
+    folder = parse_config(Registration, prog="python -m jobs.registry").folder
+
+    def register_it() -> None:
+        artifact = publish_folder(folder)
+        print(f"models:/egic-{stage_of(folder)}/{artifact.model_version}")
+
+    raise SystemExit(run_main(register_it))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,10 @@ import pytest
 import torch
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "reference: needs TensorFlow, which writes checkpoints as the reference does")
+
+
 def _folder(variable: str) -> Path:
     value = os.environ.get(variable)
     if not value:

@@ -510,3 +510,33 @@ def test_real_server_round_trip_and_restart(tmp_path, folder, monkeypatch):
         assert history(tracking.client(), artifact.run_id, "train/loss") == [(1, 1.0), (2, 2.0)]
     finally:
         stop(server)
+
+
+def test_a_folder_from_elsewhere_is_registered_once_and_is_a_parent(tmp_path, experiment):
+    """Imported weights, as `jobs.alone` takes them: a registered version, or the folder itself."""
+    import torch
+
+    from egic import checkpoint
+    from jobs import alone
+    from jobs.presets import PRESETS, extended
+    from jobs.stage import load_stage
+    from tests.codec_models import tiny_model
+
+    with torch.random.fork_rng():
+        sha256 = checkpoint.save(tmp_path / "new", {"codec": tiny_model().codec}, {"stage": "gan", "source": "ckpt-7"})
+    first = registry.publish_folder(tmp_path / "new", experiment=experiment)
+    assert registry.publish_folder(tmp_path / "new", experiment=experiment) == first and first.sha256 == sha256
+    refs = (str(tmp_path / "new"), f"models:/egic-gan/{first.model_version}")
+    for ref in refs:
+        config = extended(PRESETS["tiny"], alone.StageConfig)()
+        config = dataclasses.replace(config, init_from=(ref,), output=str(tmp_path / "out"))
+        found = alone.named_parents(load_stage("orp"), config)
+        assert found["gan"].sha256 == sha256
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]", '{"stage": "dance"}'])
+def test_a_folder_without_its_stage_is_not_registered(folder, content):
+    if content is not None:
+        (folder / "provenance.json").write_text(content)
+    with pytest.raises(ValueError, match="provenance.json (does not say|names)"):
+        registry.stage_of(folder)
