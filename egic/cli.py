@@ -1,4 +1,4 @@
-"""egic compress | decompress | info | models.
+"""egic compress | decompress | info | models | report.
 
 Plain argparse: `egic --help` and `egic info` start in a fraction of a second, torch is imported only to code pictures.
 """
@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = _Parser(prog="egic", description="EGIC, a generative image codec.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="compress | decompress | info | models")
+    commands = top.add_subparsers(dest="command", required=True, metavar="compress | decompress | info | models | report")
     compress = commands.add_parser("compress", help="pictures -> .egic files")
     decompress = commands.add_parser("decompress", help=".egic files -> pictures")
     for command, what, made in ((compress, "pictures", ".egic"), (decompress, ".egic files", ".png")):
@@ -55,13 +55,22 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("files", nargs="+", metavar="FILE", help=".egic files, or - for stdin")
     models = commands.add_parser("models", help="models in MLflow's registry, or in folders")
     models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="look here instead of in MLflow")
+    report = commands.add_parser("report", help="write the report of an evaluation, with other codecs beside it")
+    report.add_argument("folder", metavar="FOLDER", type=Path, help="what jobs.evaluate wrote")
+    report.add_argument(
+        "--anchors", metavar="CODECS", help="code the pictures at the model's rates, too: jpeg,webp,avif,jxl,bpg,vtm"
+    )
+    report.add_argument("--images", metavar="FOLDER", type=Path, help="where the evaluated pictures lie, for --anchors")
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, or 2 when anything could not be done."""
     args = parser().parse_args(argv)
-    command = {"compress": _compress, "decompress": _decompress, "info": _info, "models": _models}[args.command]
+    commands = {
+        "compress": _compress, "decompress": _decompress, "info": _info, "models": _models, "report": _report,
+    }  # fmt: skip
+    command = commands[args.command]
     try:
         return run_main(lambda: command(args)) or 0
     except KeyboardInterrupt:
@@ -222,6 +231,22 @@ def _models(args: argparse.Namespace) -> None:
         for found in cli_refs.local(folder):
             orp = "codec + ORP" if (found / "orp.safetensors").is_file() else "codec"
             print(f"{found}  {orp}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    if (args.anchors is None) != (args.images is None):
+        raise ValueError("--anchors and --images go together: which codecs, and the folder of the evaluated pictures")
+    try:
+        import matplotlib  # noqa: F401
+        import pyarrow  # noqa: F401
+
+        from egic import matched, report
+    except ModuleNotFoundError as error:
+        raise ValueError(f"a report needs {error.name}; install it with pip install 'egic[train]'") from error
+    if args.anchors is not None:
+        names = [name.strip() for name in args.anchors.split(",") if name.strip()]
+        matched.add(args.folder, args.images, names, told=lambda line: print(line, file=sys.stderr))
+    print(report.write_report(args.folder))
 
 
 if __name__ == "__main__":
