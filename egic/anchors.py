@@ -1,7 +1,7 @@
 """Other codecs to hold the model against: JPEG, WebP, AVIF and JPEG XL through Pillow, BPG and VTM where they are.
 
-Pillow's codecs run at their smaller settings, AVIF at libavif's usual speed 6. BPG and VTM are called by compressai's benchmark
-classes: 4:4:4, YCbCr, 8 bit, VTM all-intra.
+Pillow's codecs run at their smaller settings, AVIF at libavif's usual speed 6. BPG and VTM are called by compressai's
+benchmark classes: 4:4:4, YCbCr, 8 bit, VTM all-intra.
 """
 
 import contextlib

@@ -31,7 +31,9 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = _Parser(prog="egic", description="EGIC, a generative image codec.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="compress | decompress | info | models | report")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="compress | decompress | info | models | report"
+    )
     compress = commands.add_parser("compress", help="pictures -> .egic files")
     decompress = commands.add_parser("decompress", help=".egic files -> pictures")
     for command, what, made in ((compress, "pictures", ".egic"), (decompress, ".egic files", ".png")):

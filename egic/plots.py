@@ -42,14 +42,14 @@ class Plot:
 
 
 def all_plots(sets: Sequence[Mapping]) -> list[Plot]:
-    """Distortion against realism, then every metric against the rate; what has no values has no plot."""
+    """Distortion against realism, then every metric but KID against the rate; what has no values has no plot."""
     plots = []
     for metric in ("fid256", "lpips_alex", "lpips_vgg", "dists"):
         models = [e for e in sets if number(e, "alpha") is not None and _has(e, "psnr_db", metric)]
         if models and len(plots) < 2:  # one of the set, or the first two of the pictures
             plots.append(_plot(f"psnr_{metric}", *_realism_words(METRICS[metric]), _realism, sets, METRICS[metric]))
     for metric in METRICS.values():
-        if any(_has(e, "bpp", metric.name) for e in sets):
+        if metric.name != "kid256" and any(_has(e, "bpp", metric.name) for e in sets):
             plots.append(_plot(f"bpp_{metric.name}", *_rate_words(metric), _rate, sets, metric))
     return plots
 
@@ -91,17 +91,26 @@ def _plot(name: str, title: str, text: str, draw: Callable, sets: Sequence[Mappi
             "legend.fontsize": 8,
         }  # fmt: skip
         with matplotlib.rc_context(style):
-            figure = Figure(figsize=(5.4, 4.2), dpi=180, layout="constrained")
+            figure = Figure(figsize=(5.4, 3.9), dpi=180, layout="constrained")
             axes = figure.add_subplot()
             axes.grid(True)
+            axes.margins(0.1)
             draw(axes, sets, metric, theme)
-            handles, labels = axes.get_legend_handles_labels()
-            if handles:
-                figure.legend(handles, labels, loc="outside lower center", ncols=3)
+            _legend(figure, axes)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")
         png[theme.name] = buffer.getvalue()
     return Plot(name=name, title=title, text=text, png=png)
+
+
+def _legend(figure, axes) -> None:
+    """Below the axes, in as many columns as fit; the figure grows with its lines."""
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [label if len(label) <= 60 else label[:59] + "…" for label in labels]
+    if labels:
+        columns = max(1, min(3, 88 // (max(map(len, labels)) + 7)))  # 88 letters of this size are 5.4 inches
+        figure.set_figheight(3.6 + 0.16 * -(-len(labels) // columns))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _styles(sets: Sequence[Mapping]) -> dict[str, dict]:
@@ -133,7 +142,6 @@ def _realism(axes, sets: Sequence[Mapping], metric: Metric, theme: Theme) -> Non
     _published(axes, "psnr_db", metric, theme)
     axes.set_xlabel("PSNR (dB)")
     _value_axis(axes, metric)
-    axes.margins(0.08)
 
 
 def _rate(axes, sets: Sequence[Mapping], metric: Metric, theme: Theme) -> None:
@@ -154,10 +162,12 @@ def _rate(axes, sets: Sequence[Mapping], metric: Metric, theme: Theme) -> None:
                 points = sorted((e for e in entries if number(e, "alpha") == alpha), key=lambda e: e["bpp"])
                 _line(axes, points, "bpp", metric, style | {"ls": dashes}, f"{label}, α {alpha:g}", theme)
     _published(axes, "bpp", metric, theme)
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log")
     low, high = axes.get_xlim()
-    subs = (1.0,) if high / low > 8 else (1.0, 1.25, 1.5, 1.75)
-    axes.xaxis.set_major_locator(LogLocator(base=2, subs=subs))
+    if high / low < 2:  # a single rate
+        low, high = low / 1.5, high * 1.5
+        axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > 6 else (1, 1.5, 2, 3, 4, 5, 6, 8)))
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:.3g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", which="minor", bottom=False)

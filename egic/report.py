@@ -74,12 +74,16 @@ class Cell:
 
 def table(found: Evaluation) -> list[dict]:
     """One line per label and point: rate, metrics and mean seconds."""
+    labels = list(dict.fromkeys(e["label"] for e in found.sets))
+    sets = sorted(found.sets, key=lambda e: labels.index(e["label"]))
     lines = []
-    for e in found.sets:
+    for e in sets:
+        first = not lines or lines[-1]["label"] != e["label"]
         of_point = [r for r in found.rows if (r["label"], r["point"]) == (e["label"], e["point"])]
         values = [Cell(text=text(number(e, m.name), m.digits), reliable=is_reliable(e, m)) for m in columns(found.sets)]
         line = {
-            "label": e["label"], "point": e["point"], "first": not lines or lines[-1]["label"] != e["label"],
+            "label": e["label"], "point": e["point"],
+            "first": first, "span": sum(other["label"] == e["label"] for other in sets),
             "num_pictures": text(number(e, "num_pictures"), 0), "bpp": text(number(e, "bpp"), 4), "values": values,
             "num_patches": text(number(e, "num_patches"), 0),
             "encode_s": text(evaluation.mean(of_point, "encode_s"), 2),
@@ -113,8 +117,8 @@ def models(found: Evaluation) -> Iterator[dict]:
 def bd_table(found: Evaluation) -> dict | None:
     """BD-rate and BD-metric of every curve against one reference, per metric; None where no two can be compared.
 
-    The reference is the curve with which most others can be compared, an anchor rather than a model. What cannot be
-    compared is a dash, and its reason stands in `reasons`.
+    The reference is the curve with which most others can be compared, an anchor rather than a model. Curves without
+    any value and metrics without any are left out; `reasons` tells why.
     """
     kinds = {e["label"]: e["codec"] for e in found.sets}
     of_metric = {m: {c.label: c for c in curves.curves(found.sets, m.name)} for m in columns(found.sets)}
@@ -129,11 +133,16 @@ def bd_table(found: Evaluation) -> dict | None:
     reference = max(labels, key=lambda label: (score[label], kinds.get(label, "egic") != "egic"))
     lines, reasons = [], {}
     for label in labels:
-        cells = [_bd(of_label, reference, label) for of_label in of_metric.values()]
-        if label != reference:
-            lines.append({"label": label, "cells": [cell for cell, _ in cells]})
-            reasons |= dict.fromkeys(reason for _, reason in cells if reason)
-    return {"reference": reference, "metrics": list(of_metric), "lines": lines, "reasons": list(reasons)}
+        if label == reference:
+            continue
+        cells = {metric: _bd(of_label, reference, label) for metric, of_label in of_metric.items()}
+        reasons |= dict.fromkeys(reason for _, reason in cells.values() if reason)
+        if any(cell for cell, _ in cells.values()):
+            lines.append({"label": label, "cells": {metric: cell for metric, (cell, _) in cells.items()}})
+    shown = [metric for metric in of_metric if any(line["cells"][metric] for line in lines)]
+    for line in lines:
+        line["cells"] = [line["cells"][metric] for metric in shown]
+    return {"reference": reference, "metrics": shown, "lines": lines, "reasons": list(reasons)}
 
 
 def _bd(of_label: Mapping[str, curves.Curve], reference: str, test: str) -> tuple[dict | None, str]:

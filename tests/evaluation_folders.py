@@ -47,10 +47,21 @@ def make(
                 num_bytes = round(bpp * (1 + 0.5 * place) * x[..., 0].size / 8)
                 rows.append(
                     {
-                        "label": label, "codec": "egic", "point": f"alpha {alpha:g}", "name": name,
-                        "height": x.shape[0], "width": x.shape[1], "alpha": alpha, "bytes": num_bytes,
-                        "bpp": 8 * num_bytes / x[..., 0].size, **anchors.measure(x, x_hat), "lpips_alex": None,
-                        "lpips_vgg": None, "dists": None, "encode_s": 0.5, "decode_s": 0.25,
+                        "label": label,
+                        "codec": "egic",
+                        "point": f"alpha {alpha:g}",
+                        "name": name,
+                        "height": x.shape[0],
+                        "width": x.shape[1],
+                        "alpha": alpha,
+                        "bytes": num_bytes,
+                        "bpp": 8 * num_bytes / x[..., 0].size,
+                        **anchors.measure(x, x_hat),
+                        "lpips_alex": None,
+                        "lpips_vgg": None,
+                        "dists": None,
+                        "encode_s": 0.5,
+                        "decode_s": 0.25,
                         "model_digest": f"{place:064x}",
                     }  # fmt: skip
                 )
