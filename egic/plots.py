@@ -136,7 +136,7 @@ def _realism(axes, sets: Sequence[Mapping], metric: Metric, theme: Theme) -> Non
             for e in points:
                 if number(e, "alpha") in (0, 1):
                     axes.annotate(
-                        f"α {e['alpha']:g}", (e["psnr_db"], e[metric.name]), xytext=(6, 4),
+                        f"α {e['alpha']:g}", (e["psnr_db"], e[metric.name]), xytext=(6, 4 if e["alpha"] == 0 else -9),
                         textcoords="offset points", fontsize=8, color=theme.text,
                     )  # fmt: skip
     _published(axes, "psnr_db", metric, theme)

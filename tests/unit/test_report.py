@@ -93,10 +93,11 @@ def test_pictures_fit_their_budget(folder):
     everything, stored = crops.comparisons(shown, 10**9)
     assert stored == "lossless" and [c["name"] for c in everything] == ["0", "1"]
     assert [f["alpha"] for f in everything[0]["models"][0]["frames"]] == [0.0, 0.5, 1.0]
-    for limit in (200_000, 40_000):
+    for limit in (200_000, 40_000, 4_000):
         cut, _ = crops.comparisons(shown, limit)
         frames = [c["original"] for c in cut] + [f["uri"] for c in cut for m in c["models"] for f in m["frames"]]
         assert sum(len(uri) for uri in frames) < limit * 1.4  # base64
+    assert len(cut) < 2  # what does not fit at the last step is left out
 
 
 def test_the_crop_is_where_the_detail_is():
