@@ -99,6 +99,25 @@ def test_binaries_are_called_through_compressai(bpg, x):
         bpg.code(x, 51)
 
 
+@pytest.mark.slow
+def test_vtm_is_found_beside_its_settings(tmp_path, monkeypatch, x):
+    """Stand-ins that copy: what comes back is the picture, but for its way to YCbCr and back."""
+    pytest.importorskip("compressai")
+    (tmp_path / "bin").mkdir()
+    for name, source, target in (("EncoderAppStatic", "-i", "-b"), ("DecoderAppStatic", "-b", "-o")):
+        file = tmp_path / "bin" / name
+        copy = f"shutil.copy(a[a.index('{source}') + 1], a[a.index('{target}') + 1])"
+        file.write_text(f"#!{sys.executable}\nimport shutil, sys\na = sys.argv\n{copy}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert "encoder_intra_vtm.cfg" in anchors.find(["vtm"])[1]["vtm"]
+    (tmp_path / "cfg").mkdir()
+    (tmp_path / "cfg" / "encoder_intra_vtm.cfg").touch()
+    coded = anchors.find(["vtm"])[0][0].code(x, 40)
+    assert coded.num_bytes == x.size
+    assert anchors.measure(x, coded.picture)["psnr_db"] > 43  # 44 is what it reaches at best
+
+
 @pytest.fixture
 def folder(tmp_path):
     pictures = {f"{i}.png": evaluation_folders.photograph(i, 64, 96) for i in range(2)}
