@@ -55,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("files", nargs="+", metavar="FILE", help=".egic files, or - for stdin")
     models = commands.add_parser("models", help="models in MLflow's registry, or in folders")
     models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="look here instead of in MLflow")
+    report = commands.add_parser("report", help="write the report of an evaluation, with other codecs beside it")
+    report.add_argument("folder", metavar="FOLDER", type=Path, help="what jobs.evaluate wrote")
+    report.add_argument(
+        "--anchors", metavar="CODECS", help="code the pictures at the model's rates, too: jpeg,webp,avif,jxl,bpg,vtm"
+    )
+    report.add_argument("--images", metavar="FOLDER", type=Path, help="where the evaluated pictures lie, for --anchors")
     commands.add_parser("evaluate", help="models on folders of pictures, through real files (needs egic[train])")
     export = commands.add_parser("export", help="a model as a folder for the Hugging Face hub, with a model card")
     export.add_argument("model", metavar="MODEL", help=_REF)
@@ -245,6 +251,22 @@ def _models(args: argparse.Namespace) -> None:
             print(f"{found}  {orp}")
 
 
+def _report(args: argparse.Namespace) -> None:
+    if (args.anchors is None) != (args.images is None):
+        raise ValueError("--anchors and --images go together: which codecs, and the folder of the evaluated pictures")
+    try:
+        import matplotlib  # noqa: F401
+        import pyarrow  # noqa: F401
+
+        from egic import matched, report
+    except ModuleNotFoundError as error:
+        raise ValueError(f"a report needs {error.name}; install it with pip install 'egic[train]'") from error
+    if args.anchors is not None:
+        names = [name.strip() for name in args.anchors.split(",") if name.strip()]
+        matched.add(args.folder, args.images, names, told=lambda line: print(line, file=sys.stderr))
+    print(report.write_report(args.folder))
+
+
 def _export(args: argparse.Namespace) -> None:
     output = cli_files.check_free_folder(args.output, args.force)
     folder = cli_refs.folder_of(args.model)
@@ -265,6 +287,7 @@ _COMMANDS = {
     "decompress": _decompress,
     "info": _info,
     "models": _models,
+    "report": _report,
     "export": _export,
     "import-reference": _import_reference,
 }

@@ -1,0 +1,133 @@
+"""Curves over the rate, and Bjontegaard's average differences between two of them."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+MIN_POINTS = 3
+"""Piecewise cubics bend from three points on; Bjontegaard's own fit (VCEG-M33) took four."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """How a metric is called, in what unit, and which way is better."""
+
+    name: str
+    title: str
+    unit: str = ""
+    lower_is_better: bool = False
+    digits: int = 4
+    of_a_set: bool = False
+    """Of the distribution of patches, not of a picture: needs many patches to be reliable."""
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(name="psnr_db", title="PSNR", unit="dB", digits=2),
+        Metric(name="ms_ssim", title="MS-SSIM"),
+        Metric(name="lpips_alex", title="LPIPS (AlexNet)", lower_is_better=True),
+        Metric(name="lpips_vgg", title="LPIPS (VGG)", lower_is_better=True),
+        Metric(name="dists", title="DISTS", lower_is_better=True),
+        Metric(name="fid256", title="FID/256", lower_is_better=True, digits=2, of_a_set=True),
+        Metric(name="kid256", title="KID/256", lower_is_better=True, of_a_set=True),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A metric over the rate: bpp rises, one value each."""
+
+    label: str
+    metric: Metric
+    bpp: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+def number(entry: Mapping, name: str) -> float | None:
+    """A finite number of a row or set, or None where it is missing, null, NaN or infinite."""
+    value = entry.get(name)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def is_reliable(entry: Mapping, metric: Metric) -> bool:
+    """False for a distance between sets of too few patches."""
+    return not (metric.of_a_set and entry.get("reliable") is False)
+
+
+def curves(sets: Iterable[Mapping], metric: str) -> list[Curve]:
+    """One curve per label and alpha, in the order of `sets`; unreliable and missing values are left out.
+
+    sets: entries of an evaluation's sets.json. Models of several rates that share a label make one curve per alpha.
+    Raises ValueError for a metric that is unknown.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+    points: dict[str, dict[float, float]] = {}
+    for entry in sets:
+        bpp, value, alpha = number(entry, "bpp"), number(entry, metric), number(entry, "alpha")
+        if bpp and value is not None and is_reliable(entry, METRICS[metric]):
+            label = entry["label"] if alpha is None else f"{entry['label']}, alpha {alpha:g}"
+            points.setdefault(label, {})[bpp] = value
+    return [
+        Curve(label=label, metric=METRICS[metric], bpp=tuple(sorted(p)), values=tuple(p[b] for b in sorted(p)))
+        for label, p in points.items()
+    ]
+
+
+def bd_rate(reference: Curve, test: Curve) -> float:
+    """Mean difference in rate at equal quality, in percent of the reference's: -20 = a fifth fewer bits.
+
+    Bjontegaard's average (VCEG-M33) over log rates, interpolated piecewise (pchip, as in JVET's tables).
+    Raises ValueError for curves of different metrics, with fewer than MIN_POINTS points, with a value that does not
+    improve when the rate rises, or whose values do not overlap.
+    """
+    import bjontegaard
+
+    _check(reference, test)
+    quality = []
+    for curve in (reference, test):
+        quality.append(np.array(curve.values) * (-1 if curve.metric.lower_is_better else 1))
+        if (np.diff(quality[-1]) <= 0).any():
+            raise ValueError(f"{curve.label}: {curve.metric.title} does not improve at every higher rate")
+    _check_overlap(reference, test, *quality, reference.metric.title)
+    return float(
+        bjontegaard.bd_rate(
+            reference.bpp, quality[0], test.bpp, quality[1],
+            method="pchip", require_matching_points=False, min_overlap=0,
+        )
+    )  # fmt: skip
+
+
+def bd_metric(reference: Curve, test: Curve) -> float:
+    """Mean difference test - reference at equal rate, in the metric's unit: negative is better where lower is.
+
+    Raises ValueError as `bd_rate` does, but for rates that do not overlap, and whichever way the values go.
+    """
+    import bjontegaard
+
+    _check(reference, test)
+    _check_overlap(reference, test, np.array(reference.bpp), np.array(test.bpp), "bpp")
+    return float(
+        bjontegaard.bd_psnr(
+            reference.bpp, reference.values, test.bpp, test.values,
+            method="pchip", require_matching_points=False, min_overlap=0,
+        )
+    )  # fmt: skip
+
+
+def _check(reference: Curve, test: Curve) -> None:
+    if reference.metric != test.metric:
+        raise ValueError(f"{reference.metric.title} and {test.metric.title} cannot be compared")
+    for curve in (reference, test):
+        if len(curve.bpp) < MIN_POINTS:
+            points = "1 point" if len(curve.bpp) == 1 else f"{len(curve.bpp)} points"
+            raise ValueError(f"{curve.label} has {points} of {curve.metric.title}; {MIN_POINTS} rates are needed")
+
+
+def _check_overlap(reference: Curve, test: Curve, a: np.ndarray, b: np.ndarray, what: str) -> None:
+    if min(a.max(), b.max()) <= max(a.min(), b.min()):
+        raise ValueError(f"{reference.label} and {test.label} have no {what} in common")

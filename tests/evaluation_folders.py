@@ -1,0 +1,77 @@
+"""A small evaluation folder without a model: decoded pictures at several alphas are made of noise and blur."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from egic import anchors, evaluation, panels
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def photograph(seed: int, height: int = 192, width: int = 256) -> np.ndarray:
+    """uint8 (H, W, 3): smooth shading, edges and grain, so that rates rise with quality as they do for photographs."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / rng.uniform(8, 60) + rng.uniform(0, 6)) * np.cos(y / rng.uniform(8, 60)) for _ in range(6)]
+    shade = 128 + 30 * sum(waves)[..., None] * rng.uniform(0.3, 1, (1, 1, 3))
+    edges = 40 * ((x - width / 2) ** 2 + (y - height / 2) ** 2 < (height / 3) ** 2)[..., None]
+    return np.clip(shade + edges + rng.normal(0, 6, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+def blurred(x: np.ndarray) -> np.ndarray:
+    """What a codec for least error gives: the mean of 5 x 5 pixels."""
+    padded = np.pad(x.astype(np.float64), ((2, 2), (2, 2), (0, 0)), mode="edge")
+    return sum(padded[i : i + x.shape[0], j : j + x.shape[1]] for i in range(5) for j in range(5)) / 25
+
+
+def make(
+    folder: Path, pictures: dict[str, np.ndarray], labels: tuple[str, ...] = ("EGIC",), alphas: tuple = ALPHAS,
+    bpp: float = 0.6,
+) -> Path:  # fmt: skip
+    """Rows, sets, skipped and pictures of models that blur (alpha 0) and put grain on top (alpha 1); PSNR is true."""
+    rng, rows = np.random.default_rng(0), []
+    for name, x in pictures.items():
+        kept = folder / "pictures" / Path(name).stem
+        kept.mkdir(parents=True)
+        (kept / "original.png").write_bytes(panels.png(x))
+        x_mse = blurred(x)
+        for place, label in enumerate(labels):
+            x_gan = x_mse + rng.normal(0, 8 + 3 * place, (*x.shape[:2], 1))
+            for alpha in alphas:
+                x_hat = np.clip(x_mse + alpha * (x_gan - x_mse), 0, 255).round().astype(np.uint8)
+                (kept / f"{evaluation.slug(label)}_alpha_{alpha:g}.png").write_bytes(panels.png(x_hat))
+                num_bytes = round(bpp * (1 + 0.5 * place) * x[..., 0].size / 8)
+                rows.append(
+                    {
+                        "label": label,
+                        "codec": "egic",
+                        "point": f"alpha {alpha:g}",
+                        "name": name,
+                        "height": x.shape[0],
+                        "width": x.shape[1],
+                        "alpha": alpha,
+                        "bytes": num_bytes,
+                        "bpp": 8 * num_bytes / x[..., 0].size,
+                        **anchors.measure(x, x_hat),
+                        "lpips_alex": None,
+                        "lpips_vgg": None,
+                        "dists": None,
+                        "encode_s": 0.5,
+                        "decode_s": 0.25,
+                        "model_digest": f"{place:064x}",
+                    }  # fmt: skip
+                )
+    write(folder, rows)
+    (folder / "skipped.json").write_text(json.dumps([{"name": "torn.png", "reason": "damaged picture <cut short>"}]))
+    return folder
+
+
+def write(folder: Path, rows: list[dict], **of_sets) -> None:
+    """rows.parquet and sets.json of these rows; of_sets: what every set has, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    (folder / "sets.json").write_text(json.dumps([entry | of_sets for entry in evaluation.means(rows)]))

@@ -1,0 +1,169 @@
+"""Other codecs: rates rise with quality, wanted rates are met, and what a machine lacks is named."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from egic import anchors, evaluation, matched
+from tests import evaluation_folders
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    return evaluation_folders.photograph(1)
+
+
+@pytest.fixture(params=["jpeg", "webp", "avif", "jxl"])
+def anchor(request) -> anchors.Anchor:
+    found, missing = anchors.find([request.param])
+    if missing:
+        pytest.skip(missing[request.param])
+    return found[0]
+
+
+def test_rate_and_quality_rise_together(anchor, x):
+    coded = [anchor.code(x, quality) for quality in (10, 50, 90)]
+    rates = [c.bpp for c in coded]
+    psnr = [anchors.measure(x, c.picture)["psnr_db"] for c in coded]
+    assert rates == sorted(rates) and rates[0] < rates[-1] / 2
+    assert psnr == sorted(psnr) and psnr[0] + 2 < psnr[-1]
+    assert coded[0].picture.shape == x.shape and coded[0].picture.dtype == np.uint8
+
+
+def test_a_wanted_rate_is_met(anchor, x):
+    wanted = anchor.code(x, 40).bpp * 1.3
+    found = anchors.Matcher(anchor, x).nearest(wanted)
+    assert found.bpp == pytest.approx(wanted, rel=0.08)  # qualities are integers
+
+
+def test_below_the_smallest_file_is_the_smallest_file(x):
+    jpeg = anchors.find(["jpeg"])[0][0]
+    assert anchors.Matcher(jpeg, x).nearest(0.001).num_bytes == jpeg.code(x, jpeg.low).num_bytes
+
+
+@pytest.mark.parametrize("low, high", [(0, 100), (51, 0)])
+@pytest.mark.parametrize("wanted, best", [(0.0, 0.0), (7.3, 7.0), (7.6, 8.0), (50.9, 51.0), (0.4, 0.0)])
+def test_the_nearest_of_all_qualities_is_found_either_way_round(x, low, high, wanted, best):
+    pixel = np.zeros((1, 8, 3), np.uint8)
+
+    def run(_, quality):
+        return anchors.Coded(num_bytes=abs(quality - low), picture=pixel, encode_s=0, decode_s=0)
+
+    fake = anchors.Anchor(label="fake", codec="fake", low=low, high=high, run=run)
+    assert anchors.Matcher(fake, pixel).nearest(wanted).bpp == best
+
+
+def test_quality_out_of_range_and_unknown_names():
+    jpeg = anchors.find(["jpeg"])[0][0]
+    with pytest.raises(ValueError, match="JPEG takes qualities 1"):
+        jpeg.code(np.zeros((8, 8, 3), np.uint8), 101)
+    with pytest.raises(ValueError, match="no anchor 'jpg'; there are jpeg, webp"):
+        anchors.find(["jpg"])
+
+
+def test_a_codec_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    found, missing = anchors.find(["vtm", "jpeg", "bpg"])
+    assert [a.codec for a in found] == ["jpeg"]
+    assert missing["bpg"] == "bpgenc is not on the PATH" and set(missing) == {"vtm", "bpg"}
+
+
+@pytest.fixture
+def bpg(tmp_path, monkeypatch):
+    """A stand-in for bpgenc and bpgdec that writes JPEGs, called as the real ones are."""
+    for name, body in (
+        ("bpgenc", "q = int(a[a.index('-q') + 1]); assert q < 51, 'too coarse'\n"
+         "Image.open(a[-1]).save(a[a.index('-o') + 1], 'JPEG', quality=100 - 2 * q)"),
+        ("bpgdec", "Image.open(a[-1]).save(a[a.index('-o') + 1], 'PNG')"),
+    ):  # fmt: skip
+        file = tmp_path / name
+        file.write_text(f"#!{sys.executable}\nimport sys\nfrom PIL import Image\na = sys.argv\n{body}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return anchors.find(["bpg"])[0][0]
+
+
+@pytest.mark.slow
+def test_binaries_are_called_through_compressai(bpg, x):
+    pytest.importorskip("compressai")
+    coded = bpg.code(x, 30)
+    assert coded.picture.shape == x.shape
+    jpeg = io.BytesIO()
+    Image.fromarray(x).save(jpeg, "JPEG", quality=40)
+    assert coded.num_bytes == len(jpeg.getvalue())
+    with pytest.raises(ValueError, match="BPG failed"):
+        bpg.code(x, 51)
+
+
+@pytest.mark.slow
+def test_vtm_is_found_beside_its_settings(tmp_path, monkeypatch, x):
+    """Stand-ins that copy: what comes back is the picture, but for its way to YCbCr and back."""
+    pytest.importorskip("compressai")
+    (tmp_path / "bin").mkdir()
+    for name, source, target in (("EncoderAppStatic", "-i", "-b"), ("DecoderAppStatic", "-b", "-o")):
+        file = tmp_path / "bin" / name
+        copy = f"shutil.copy(a[a.index('{source}') + 1], a[a.index('{target}') + 1])"
+        file.write_text(f"#!{sys.executable}\nimport shutil, sys\na = sys.argv\n{copy}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert "encoder_intra_vtm.cfg" in anchors.find(["vtm"])[1]["vtm"]
+    (tmp_path / "cfg").mkdir()
+    (tmp_path / "cfg" / "encoder_intra_vtm.cfg").touch()
+    coded = anchors.find(["vtm"])[0][0].code(x, 40)
+    assert coded.num_bytes == x.size
+    assert anchors.measure(x, coded.picture)["psnr_db"] > 43  # 44 is what it reaches at best
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pictures = {f"{i}.png": evaluation_folders.photograph(i, 64, 96) for i in range(2)}
+    for name, x in pictures.items():
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(x).save(tmp_path / "images" / name)
+    return evaluation_folders.make(tmp_path / "evaluation", pictures, labels=("small", "large"), bpp=1.5)
+
+
+def test_rows_at_the_models_rates_join_the_folder(folder):
+    for _ in range(2):  # the second time they replace those of the first
+        matched.add(folder, folder.parent / "images", ["jpeg"], multiples=(1, 2))
+    found = evaluation.read(folder)
+    jpeg = [row for row in found.rows if row["codec"] == "jpeg"]
+    assert [row["point"] for row in jpeg[:3]] == ["rate of small", "rate of large", "2 x rate of large"]
+    assert len(jpeg) == 6 and len(found.rows) == 6 + 20
+    for row, wanted in zip(jpeg[:3], (1.5, 2.25, 4.5), strict=True):
+        assert row["bpp"] == pytest.approx(wanted, rel=0.08) and row["psnr_db"] > 20
+        assert row["lpips_alex"] is None and row["alpha"] is None
+    sets = [e for e in found.sets if e["codec"] == "jpeg"]
+    assert len(sets) == 3 and sets[0]["num_pictures"] == 2 and sets[0]["fid256"] is None
+    assert sets[0]["psnr_db"] == pytest.approx(np.mean([r["psnr_db"] for r in jpeg if r["point"] == "rate of small"]))
+    _, decoded = evaluation.shown(found)["0"]
+    assert [s.row["point"] for s in decoded if s.row["codec"] == "jpeg"] == ["rate of small", "rate of large"]
+    assert len(decoded) == 12
+
+
+def test_other_pictures_are_refused(folder):
+    images = folder.parent / "images"
+    Image.new("RGB", (5, 5)).save(images / "0.png")
+    with pytest.raises(ValueError, match="0.png has 5 x 5 pixels, the evaluated one has 96 x 64"):
+        matched.add(folder, images, ["jpeg"])
+    (images / "0.png").unlink()
+    with pytest.raises(ValueError, match="0.png is missing; --images"):
+        matched.add(folder, images, ["jpeg"])
+
+
+def test_a_folder_that_is_none_or_damaged(folder, tmp_path):
+    with pytest.raises(ValueError, match="no evaluation folder, it has no rows.parquet"):
+        evaluation.read(tmp_path)
+    (folder / "sets.json").write_text("[{]")
+    with pytest.raises(ValueError, match="sets.json is not JSON"):
+        evaluation.read(folder)
+    (folder / "sets.json").write_text(json.dumps([{"label": "a"}]))
+    with pytest.raises(ValueError, match="must be a list of objects with label, codec, point"):
+        evaluation.read(folder)
+    (folder / "rows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="rows.parquet cannot be read"):
+        evaluation.read(folder)
