@@ -201,26 +201,11 @@ def row(
     anchor: Anchor, name: str, x: np.ndarray, coded: Coded, point: str,
     measure: Callable[[np.ndarray, np.ndarray], Mapping[str, float | None]],
 ) -> dict:  # fmt: skip
-    """A row of an evaluation's rows.parquet; `measure(x, x_hat)` gives its metrics, others are null."""
+    """A row of an evaluation's rows.parquet; `measure(x_hat, x)` gives its metrics, others are null."""
     height, width, _ = x.shape
     return {
         "label": anchor.label, "codec": anchor.codec, "point": point, "name": name, "height": height, "width": width,
         "alpha": None, "bytes": coded.num_bytes, "bpp": coded.bpp,
-        **{metric.name: None for metric in METRICS.values() if not metric.of_a_set}, **measure(x, coded.picture),
+        **{metric.name: None for metric in METRICS.values() if not metric.of_a_set}, **measure(coded.picture, x),
         "encode_s": coded.encode_s, "decode_s": coded.decode_s, "model_digest": None,
     }  # fmt: skip
-
-
-def measure(x: np.ndarray, x_hat: np.ndarray) -> dict[str, float | None]:
-    """PSNR and, from 161 pixels a side, MS-SSIM of two uint8 (H, W, 3) pictures."""
-    import torch
-    from pytorch_msssim import ms_ssim
-
-    from egic import metrics
-
-    a, b = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] for p in (x_hat, x))
-    large = min(x.shape[:2]) > 160
-    return {
-        "psnr_db": metrics.psnr_db(a, b).item(),
-        "ms_ssim": ms_ssim(a.float(), b.float(), data_range=255).item() if large else None,
-    }

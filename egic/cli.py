@@ -263,7 +263,7 @@ def _report(args: argparse.Namespace) -> None:
         raise ValueError(f"a report needs {error.name}; install it with pip install 'egic[train]'") from error
     if args.anchors is not None:
         names = [name.strip() for name in args.anchors.split(",") if name.strip()]
-        matched.add(args.folder, args.images, names, told=lambda line: print(line, file=sys.stderr))
+        matched.add(args.folder, matched.below(args.images), names, told=lambda line: print(line, file=sys.stderr))
     print(report.write_report(args.folder))
 
 

@@ -123,7 +123,7 @@ def shown(evaluation: Evaluation) -> dict[str, tuple[Path, list[Shown]]]:
     found: dict[str, tuple[Path, list[Shown]]] = {}
     files: dict[str, dict] = {}
     for row in evaluation.rows:
-        stem = Path(row["name"]).stem
+        stem = str(Path(row["name"]).with_suffix(""))
         if stem not in files:
             folder = evaluation.folder / "pictures" / stem
             files[stem] = _files(folder)

@@ -8,6 +8,7 @@ import numpy as np
 from egic import anchors, evaluation, panels, pictures
 from egic.curves import number
 from egic.evaluation import Evaluation
+from egic.quality import Quality
 
 MULTIPLES = (1.0, 1.5, 2.0, 3.0)
 """Of a model's rate: 1 stands beside its pictures; the others, of the highest rate alone, make the curve longer."""
@@ -16,16 +17,17 @@ Measure = Callable[[np.ndarray, np.ndarray], Mapping[str, float | None]]
 
 
 def add(
-    folder: Path, images: Path, names: Sequence[str], measure: Measure = anchors.measure,
+    folder: Path, read: Callable[[str], np.ndarray], names: Sequence[str], measure: Measure | None = None,
     multiples: Sequence[float] = MULTIPLES, told: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:  # fmt: skip
     """Code the folder's pictures with the anchors of these names at every EGIC model's rate, and at some above.
 
-    images: where the pictures lie that the rows name. `measure(x, x_hat)` of two uint8 (H, W, 3) pictures gives the
-    columns of a row. Earlier rows of these codecs are replaced. `told` hears which codecs are left out, and progress.
-    Raises ValueError for a folder without EGIC rows, and for a picture that is missing or is another one.
+    `read(name)` gives the picture that rows name so. `measure(x_hat, x)` of two uint8 (H, W, 3) pictures gives the
+    columns of a row (None: PSNR and MS-SSIM). Earlier rows of
+    these codecs are replaced. `told` hears which codecs are left out, and progress. Raises ValueError for a folder
+    without EGIC rows, and for a picture that is missing or is another one.
     """
-    found = evaluation.read(folder)
+    found, measure = evaluation.read(folder), measure or Quality(("psnr_db", "ms_ssim"), {})
     codecs, missing = anchors.find(names)
     for name, reason in missing.items():
         told(f"{name} is left out: {reason}")
@@ -35,7 +37,10 @@ def add(
     sizes = {row["name"]: (row.get("height"), row.get("width")) for row in found.rows}
     rows = []
     for count, (name, of_models) in enumerate(wanted.items(), 1):
-        x = _picture(images, name, sizes[name])
+        x = read(name)
+        if None not in sizes[name] and x.shape[:2] != sizes[name]:
+            height, width = sizes[name]
+            raise ValueError(f"{name} has {x.shape[1]} x {x.shape[0]} pixels, the evaluated one has {width} x {height}")
         for anchor in codecs:
             rows += coded(found, anchor, name, x, points(of_models, multiples), measure)
         told(f"[{count}/{len(wanted)}] {name}")
@@ -73,7 +78,7 @@ def coded(
 ) -> Iterator[dict]:
     """Rows of one picture and codec; the decoded picture at a model's own rate is kept where pictures are."""
     matcher = anchors.Matcher(anchor, x)
-    kept = found.folder / "pictures" / Path(name).stem
+    kept = found.folder / "pictures" / Path(name).with_suffix("")
     for point, bpp in wanted.items():
         result = matcher.nearest(bpp)
         if point.startswith("rate of ") and kept.is_dir():
@@ -81,11 +86,12 @@ def coded(
         yield anchors.row(anchor, name, x, result, point, measure)
 
 
-def _picture(images: Path, name: str, size: tuple[int | None, int | None]) -> np.ndarray:
-    path = images / name
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; --images must name the folder of the pictures that were evaluated")
-    x, _ = pictures.read(path.read_bytes())
-    if None not in size and x.shape[:2] != size:
-        raise ValueError(f"{path} has {x.shape[1]} x {x.shape[0]} pixels, the evaluated one has {size[1]} x {size[0]}")
-    return x
+def below(images: Path) -> Callable[[str], np.ndarray]:
+    """`read` of `add` for pictures that lie below one folder."""
+
+    def read(name: str) -> np.ndarray:
+        if not (images / name).is_file():
+            raise ValueError(f"{images / name} is missing; --images must name the folder of the evaluated pictures")
+        return pictures.read((images / name).read_bytes())[0]
+
+    return read

@@ -24,9 +24,11 @@ import ray
 import ray.data
 from torch import Tensor
 
-from egic import checkpoint, quality, sets, weights
+from egic import checkpoint, matched, quality, sets, weights
+from egic.anchors import find
 from egic.config import parse_config, parse_preset
 from egic.errors import quiet, run_main
+from egic.report import write_report
 from jobs import evaluate_tables as tables
 from jobs import registry, tracking
 from jobs.cluster import interruptible, start_ray, threads
@@ -97,6 +99,10 @@ class Job:
     skipped: Sequence[Mapping[str, str]] = ()
     """Pictures that could not even be opened."""
     manifest: Manifest | None = None
+    anchors: Sequence[str] = ()
+    """Other codecs to put beside the models, at their rates."""
+    report: bool = False
+    """Whether to write report.html, too."""
 
 
 class Worker:
@@ -185,7 +191,7 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
     facts = {"stage": NAME, "config": config, "code": code_digest(NAME), "data": data}
     facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
-    facts["skipped"] = [s["name"] for s in job.skipped]
+    facts |= {"skipped": [s["name"] for s in job.skipped], "anchors": job.anchors, "report": job.report}
     key = stage_key(facts)
     folder = job.output / NAME / key
     done = [r for r in tracking.runs_of(NAME, key, experiment=job.experiment) if r.info.status == "FINISHED"]
@@ -204,6 +210,10 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
         start = time.perf_counter()
         found = write_results(job, folder, parts, measures)
         found["time_s"] = time.perf_counter() - start
+        if job.anchors:
+            add_anchors(job, folder, measures)
+        if job.report:
+            write_report(folder)
         write(folder / "summary.json", (json.dumps(found, indent=2) + "\n").encode())
         tracking.log_folder(run_id, folder, {f"val/{k}": v for k, v in found.items()})
     return found | {"folder": folder, "run_id": run_id, "reused": False}
@@ -231,6 +241,13 @@ def write_results(job: Job, folder: Path, parts: Parts, measures: Measures) -> d
     return tables.summarise(table, found)
 
 
+def add_anchors(job: Job, folder: Path, measures: Measures) -> None:
+    """Rows of other codecs at the models' rates, made here: they take CPUs, and no network but the measures'."""
+    by_name = {p.name: p for p in job.pictures}
+    measure = quality.Quality([n for n in quality.NAMES if n in measures.names], measures.states)
+    matched.add(folder, lambda name: by_name[name].read(job.manifest), job.anchors, measure, told=log.info)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What the command line adds."""
@@ -247,6 +264,8 @@ class Options:
     """Folder with weights of the measures' networks (default: $EGIC_WEIGHTS, else downloaded)."""
     shown: int = -1
     """Pictures whose decoded versions are kept (default: evaluate.shown)."""
+    anchors: str = ""
+    """Other codecs at the models' rates: jpeg,webp,avif,jxl,bpg,vtm; those not installed are named and left out."""
 
     def applied(self, config: EvaluateConfig) -> EvaluateConfig:
         """`config` with what these options change. Raises ValueError."""
@@ -316,6 +335,9 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
     else:
         manifest = open_data(config.data, output)["val"]
         job, data = data_job(replace(config, evaluate=settings), models, manifest), manifest.digest
+    anchors = tuple(name.strip() for name in config.anchors.split(",") if name.strip())
+    find(anchors)  # an unknown name is told now, not after hours
+    job = replace(job, anchors=anchors, report=True)
     with interruptible():
         found = evaluate(job, data=data)
     folder = found["folder"].absolute()
@@ -323,7 +345,7 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
     for each in json.loads((folder / "skipped.json").read_text()):
         print(f"left out: {each['name']}: {each['reason']}")
     print(f"{'reused, ' if found['reused'] else ''}MLflow run {found['run_id']}")
-    print(folder)
+    print(folder / "report.html")
 
 
 if __name__ == "__main__":

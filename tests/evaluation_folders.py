@@ -35,7 +35,7 @@ def make(
     """Rows, sets, skipped and pictures of models that blur (alpha 0) and put grain on top (alpha 1); PSNR is true."""
     rng, rows = np.random.default_rng(0), []
     for name, x in pictures.items():
-        kept = folder / "pictures" / Path(name).stem
+        kept = folder / "pictures" / Path(name).with_suffix("")
         kept.mkdir(parents=True)
         (kept / "original.png").write_bytes(panels.png(x))
         x_mse = blurred(x)

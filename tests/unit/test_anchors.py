@@ -9,7 +9,12 @@ import pytest
 from PIL import Image
 
 from egic import anchors, evaluation, matched
+from egic.quality import Quality
 from tests import evaluation_folders
+
+
+def psnr(x_hat: np.ndarray, x: np.ndarray) -> float:
+    return Quality(("psnr_db",), {})(x_hat, x)["psnr_db"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,7 @@ def anchor(request) -> anchors.Anchor:
 def test_rate_and_quality_rise_together(anchor, x):
     coded = [anchor.code(x, quality) for quality in (10, 50, 90)]
     rates = [c.bpp for c in coded]
-    psnr = [anchors.measure(x, c.picture)["psnr_db"] for c in coded]
+    psnr = [psnr(c.picture, x) for c in coded]
     assert rates == sorted(rates) and rates[0] < rates[-1] / 2
     assert psnr == sorted(psnr) and psnr[0] + 2 < psnr[-1]
     assert coded[0].picture.shape == x.shape and coded[0].picture.dtype == np.uint8
@@ -115,7 +120,7 @@ def test_vtm_is_found_beside_its_settings(tmp_path, monkeypatch, x):
     (tmp_path / "cfg" / "encoder_intra_vtm.cfg").touch()
     coded = anchors.find(["vtm"])[0][0].code(x, 40)
     assert coded.num_bytes == x.size
-    assert anchors.measure(x, coded.picture)["psnr_db"] > 43  # 44 is what it reaches at best
+    assert psnr(coded.picture, x) > 43  # 44 is what it reaches at best
 
 
 @pytest.fixture
@@ -129,7 +134,7 @@ def folder(tmp_path):
 
 def test_rows_at_the_models_rates_join_the_folder(folder):
     for _ in range(2):  # the second time they replace those of the first
-        matched.add(folder, folder.parent / "images", ["jpeg"], multiples=(1, 2))
+        matched.add(folder, matched.below(folder.parent / "images"), ["jpeg"], multiples=(1, 2))
     found = evaluation.read(folder)
     jpeg = [row for row in found.rows if row["codec"] == "jpeg"]
     assert [row["point"] for row in jpeg[:3]] == ["rate of small", "rate of large", "2 x rate of large"]
@@ -149,10 +154,10 @@ def test_other_pictures_are_refused(folder):
     images = folder.parent / "images"
     Image.new("RGB", (5, 5)).save(images / "0.png")
     with pytest.raises(ValueError, match="0.png has 5 x 5 pixels, the evaluated one has 96 x 64"):
-        matched.add(folder, images, ["jpeg"])
+        matched.add(folder, matched.below(images), ["jpeg"])
     (images / "0.png").unlink()
     with pytest.raises(ValueError, match="0.png is missing; --images"):
-        matched.add(folder, images, ["jpeg"])
+        matched.add(folder, matched.below(images), ["jpeg"])
 
 
 def test_a_folder_that_is_none_or_damaged(folder, tmp_path):
