@@ -121,7 +121,8 @@ def text(found: Sequence[Mapping]) -> str:
         cells = []
         for name in names:
             cell = "-" if entry[name] is None else format(entry[name], COLUMNS[name])
-            cells.append(cell + "*" if name in sets.NAMES and not entry["reliable"] else cell)
+            doubt = name in sets.NAMES and entry[name] is not None and not entry["reliable"]
+            cells.append(cell + "*" * doubt)
         lines.append((entry["label"], entry["point"], str(entry["num_pictures"]), *cells))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     table = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
