@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from egic import anchors, evaluation, panels
+from egic import evaluation, panels
+from egic.quality import Quality
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -33,7 +34,7 @@ def make(
     bpp: float = 0.6,
 ) -> Path:  # fmt: skip
     """Rows, sets, skipped and pictures of models that blur (alpha 0) and put grain on top (alpha 1); PSNR is true."""
-    rng, rows = np.random.default_rng(0), []
+    rng, rows, measure = np.random.default_rng(0), [], Quality(("psnr_db", "ms_ssim"), {})
     for name, x in pictures.items():
         kept = folder / "pictures" / Path(name).with_suffix("")
         kept.mkdir(parents=True)
@@ -56,7 +57,7 @@ def make(
                         "alpha": alpha,
                         "bytes": num_bytes,
                         "bpp": 8 * num_bytes / x[..., 0].size,
-                        **anchors.measure(x, x_hat),
+                        **measure(x_hat, x),
                         "lpips_alex": None,
                         "lpips_vgg": None,
                         "dists": None,

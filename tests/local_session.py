@@ -1,5 +1,6 @@
 """A `loop.Session` in this process: drawn batches that depend on the position alone, checkpoints in a folder."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -115,5 +116,7 @@ def _member(rank: int, configs: dict, folder: Path, world_size: int) -> None:
     try:
         for stage, config in configs.items():
             run(stage, config, LocalSession(folder / stage, rank=rank, world_size=world_size))
+        gc.collect()  # DDP's modules hold the group by cycles: its threads must not outlive it
+        dist.barrier()
     finally:
         dist.destroy_process_group()

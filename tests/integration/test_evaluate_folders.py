@@ -40,7 +40,9 @@ def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, ca
     args += "--compute.threads 1 --compute.cpus-per-worker 0.5".split()
     assert cli.main(args) == 0
     printed = capsys.readouterr().out
-    folder = Path(printed.strip().splitlines()[-1])
+    report = Path(printed.strip().splitlines()[-1])
+    folder = report.parent
+    assert "<title>" in report.read_text()
     assert folder.parent == place / "outputs" / "evaluate" and "left out: bad.jpg: " in printed
 
     table = pq.read_table(folder / "rows.parquet")

@@ -33,9 +33,9 @@ def anchor(request) -> anchors.Anchor:
 def test_rate_and_quality_rise_together(anchor, x):
     coded = [anchor.code(x, quality) for quality in (10, 50, 90)]
     rates = [c.bpp for c in coded]
-    psnr = [psnr(c.picture, x) for c in coded]
+    quality = [psnr(c.picture, x) for c in coded]
     assert rates == sorted(rates) and rates[0] < rates[-1] / 2
-    assert psnr == sorted(psnr) and psnr[0] + 2 < psnr[-1]
+    assert quality == sorted(quality) and quality[0] + 2 < quality[-1]
     assert coded[0].picture.shape == x.shape and coded[0].picture.dtype == np.uint8
 
 
