@@ -9,12 +9,6 @@ from pathlib import Path
 
 from egic.curves import METRICS, number
 
-COLUMNS = (
-    "label", "codec", "point", "name", "height", "width", "alpha", "bytes", "bpp", "psnr_db", "ms_ssim", "lpips_alex",
-    "lpips_vgg", "dists", "encode_s", "decode_s", "model_digest",
-)  # fmt: skip
-"""Of rows.parquet: one row per label (a curve's name), picture and point ("alpha 0.5"); metrics may be null."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:

@@ -23,9 +23,9 @@ def add(
     """Code the folder's pictures with the anchors of these names at every EGIC model's rate, and at some above.
 
     `read(name)` gives the picture that rows name so. `measure(x_hat, x)` of two uint8 (H, W, 3) pictures gives the
-    columns of a row (None: PSNR and MS-SSIM). Earlier rows of
-    these codecs are replaced. `told` hears which codecs are left out, and progress. Raises ValueError for a folder
-    without EGIC rows, and for a picture that is missing or is another one.
+    columns of a row (None: PSNR and MS-SSIM). Earlier rows of these codecs are replaced. `told` hears which codecs are
+    left out, and progress. Raises ValueError for a folder without EGIC rows, and for a picture that is missing or is
+    another one.
     """
     found, measure = evaluation.read(folder), measure or Quality(("psnr_db", "ms_ssim"), {})
     codecs, missing = anchors.find(names)

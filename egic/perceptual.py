@@ -56,22 +56,32 @@ def convolutions(state: object, where: str) -> dict[str, Tensor]:
 
     Raises ValueError naming what is missing or of another shape. The classifier, 220 MB, is left behind.
     """
-    given = {str(k).removeprefix("features."): v for k, v in state.items()} if isinstance(state, Mapping) else {}
     wanted = {f"{i}.weight": shape for i, shape in SHAPES.items()} | {f"{i}.bias": s[:1] for i, s in SHAPES.items()}
-    wrong = [k for k, shape in wanted.items() if tuple(getattr(given.get(k), "shape", ())) != shape]
+    given, wrong = take(state, wanted)
     if wrong:
         raise ValueError(f"LPIPS weights {where} lack AlexNet's features {', '.join(wrong)}; give torchvision's file")
     return {k: given[k] for k in wanted}
 
 
+def load_state(path: Path, what: str, advice: str) -> object:
+    """Content of a .pth file, of which nothing is executed. Raises ValueError with the advice when it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as e:
+        reason = (str(e).splitlines() or ["the file ends early"])[0]
+        raise ValueError(f"{what} weights {path} cannot be read ({reason}); {advice}") from e
+
+
+def take(state: object, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict without the leading `features.` of its names, and which of the named tensors it lacks."""
+    given = {str(k).removeprefix("features."): v for k, v in state.items()} if isinstance(state, Mapping) else {}
+    return given, [k for k, shape in shapes.items() if tuple(getattr(given.get(k), "shape", ())) != shape]
+
+
 def _from_file(path: Path) -> tuple[str, dict[str, Tensor]]:
     if not path.is_file():
         raise ValueError(f"LPIPS weights {path} do not exist; give torchvision's AlexNet, or --lpips-weights random")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as e:
-        reason = (str(e).splitlines() or ["the file ends early"])[0]
-        raise ValueError(f"LPIPS weights {path} cannot be read ({reason}); give AlexNet's .pth") from e
+    state = load_state(path, "LPIPS", "give AlexNet's .pth")
     name = f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
     return name, convolutions(state, str(path))
 

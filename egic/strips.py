@@ -48,7 +48,7 @@ def swin_block_(block: SwinBlock, x: Tensor) -> None:
     for row in range(0, down, rows):
         n = min(rows, down - row)
         strip = _rows(x, row * w + shift, n * w)
-        t = to_windows(torch.roll(strip, -shift, 2) if shift else strip, w).clone()
+        t = to_windows(torch.roll(strip, -shift, 2) if shift else strip, w)
         kinds = window_kinds(b, down, across, x.device, row, row + n)
         for i in range(0, len(t), step):
             part = slice(i, i + step)

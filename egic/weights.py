@@ -6,7 +6,6 @@ at last. Names such as vgg16-397923af.pth carry the first 8 hex digits of the fi
 
 import hashlib
 import os
-import pickle
 import re
 import urllib.error
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from egic.perceptual import ALEXNET_URL, SHAPES
+from egic.perceptual import ALEXNET_URL, SHAPES, load_state, take
 
 _VGG16 = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256), 14: (256, 256)}
 _VGG16 |= {17: (512, 256)} | {i: (512, 512) for i in (19, 21, 24, 26, 28)}
@@ -102,13 +101,7 @@ def _from_file(network: Network, path: Path) -> tuple[str, dict[str, Tensor]]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(_prefix(path.name) or ""):
         raise ValueError(f"{path} has sha256 {digest[:8]}..., not the one in its name: damaged; delete it")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as e:
-        reason = (str(e).splitlines() or ["the file ends early"])[0]
-        raise ValueError(f"{network.what} weights {path} cannot be read ({reason}); fetch them again") from e
-    given = {str(k).removeprefix("features."): v for k, v in state.items()} if isinstance(state, Mapping) else {}
-    wrong = [k for k, shape in network.shapes.items() if tuple(getattr(given.get(k), "shape", ())) != shape]
+    given, wrong = take(load_state(path, network.what, "fetch them again"), network.shapes)
     if wrong:
         raise ValueError(f"{path} holds no {network.what}: it lacks {', '.join(wrong[:3])}")
     return f"{path.name} sha256:{digest[:16]}", given if network.whole else {k: given[k] for k in network.shapes}
