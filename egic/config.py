@@ -50,6 +50,11 @@ def parse_preset(
     return _one_line(lambda: tyro.extras.overridable_config_cli(choices, args=argv, prog=prog), prog)
 
 
+def alias(*names: str):
+    """Annotation that gives a field further names on the command line."""
+    return tyro.conf.arg(aliases=names)
+
+
 def flag(name: str):
     """Annotation that gives a field another name on the command line (a Python keyword, say)."""
     return tyro.conf.arg(name=name)

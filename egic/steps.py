@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from egic import losses
 from egic.codec import Codec
 from egic.discriminator import Discriminator
+from egic.errors import NonFiniteError
 from egic.orp import ResidualHead
 from egic.perceptual import LPIPS
 
@@ -74,10 +75,6 @@ def coins(batch: Batch, classes: int, seed: int) -> Tensor:
     """(B, classes) bool: LabelMix's fair coin for every class of every image."""
     device = batch.x.device
     return torch.stack([torch.rand(classes, generator=g, device=device) < 0.5 for g in per_sample(batch, seed, 2)])
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite; the weights are still those of the step before."""
 
 
 def update(opt: Optimizer, loss: Tensor, clip_norm: float, **terms: Tensor) -> Tensor:

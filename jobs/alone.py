@@ -41,7 +41,7 @@ def run_alone(name: str, config: StageConfig) -> None:
     manifests = open_data(config.data, Path(config.output))
     check_data(config, manifests["train"])
     start_ray()
-    with interruptible():
+    with interruptible(config.compute.grace_s):
         done = run_stage(name, config, parents=parents, manifests=manifests, lpips=lpips)
     metrics = done.provenance["metrics"]
     print(f"{name}: {stage.headline} {metrics[stage.headline]:.4g} after {done.provenance['steps']} steps", end="")

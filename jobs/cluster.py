@@ -3,14 +3,21 @@
 import logging
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
 import ray.train
 import ray.train.torch
+from ray.autoscaler.sdk import request_resources
 
 from jobs import tracking
 from jobs.config import ComputeConfig
+
+log = logging.getLogger(__name__)
 
 
 def start_ray() -> None:
@@ -38,21 +45,53 @@ def quiet_ray() -> None:
 
 
 def needed(compute: ComputeConfig) -> dict[str, float]:
-    """Resources that one stage reserves: its workers, and one data task for each."""
-    cpus = compute.workers * (compute.cpus_per_worker + compute.data_cpus)
-    return {"CPU": cpus} | ({"GPU": float(compute.workers)} if compute.use_gpu else {})
+    """Resources that one stage reserves at least: its workers, and one data task for each."""
+    cpus = compute.min_workers * (compute.cpus_per_worker + compute.data_cpus)
+    return {"CPU": cpus} | ({"GPU": float(compute.min_workers)} if compute.use_gpu else {})
+
+
+def places(compute: ComputeConfig) -> int:
+    """How many workers the nodes have room for, each whole on one node."""
+    worker = {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if compute.use_gpu else {})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(name, 0.0) / count + 1e-6) for name, count in worker.items()) for node in nodes)
+
+
+def lacking(compute: ComputeConfig) -> str:
+    """What the cluster lacks for a stage, in words; empty when it has room."""
+    there = ray.cluster_resources()
+    workers = f"{compute.min_workers} workers"
+    for name, count in needed(compute).items():
+        if there.get(name, 0.0) < count:
+            return (
+                f"{workers} and their data tasks need {count:g} {name}, the cluster has {there.get(name, 0.0):g}; "
+                "lower compute.workers, compute.cpus_per_worker or compute.data_cpus"
+                + (", or compute.use_gpu" if name == "GPU" else "")
+            )
+    if (room := places(compute)) < compute.min_workers:
+        return (
+            f"{workers} of {compute.cpus_per_worker:g} CPU{' and 1 GPU' if compute.use_gpu else ''} each do not fit on "
+            f"the cluster's nodes, {room} do; lower compute.workers or compute.cpus_per_worker"
+        )
+    return ""
 
 
 def check_resources(compute: ComputeConfig) -> None:
-    """Raise ValueError when the cluster can never place a stage: Ray itself would wait without a word."""
-    there = ray.cluster_resources()
-    for name, count in needed(compute).items():
-        if there.get(name, 0.0) < count:
-            raise ValueError(
-                f"{compute.workers} workers and their data tasks need {count:g} {name}, the cluster has "
-                f"{there.get(name, 0.0):g}; lower compute.workers, compute.cpus_per_worker or compute.data_cpus"
-                + (", or compute.use_gpu" if name == "GPU" else "")
-            )
+    """Raise ValueError when the cluster can't place a stage, after `wait_s`: Ray itself would wait without a word."""
+    if not (lack := lacking(compute)):
+        return
+    if compute.wait_s:
+        log.warning("waiting %g s for nodes: %s", compute.wait_s, lack)
+        worker = {"CPU": compute.cpus_per_worker} | ({"GPU": 1} if compute.use_gpu else {})
+        request_resources(bundles=[worker] * compute.max_workers)  # for an autoscaler, if there is one
+        try:
+            deadline = time.monotonic() + compute.wait_s
+            while time.monotonic() < deadline and lacking(compute):
+                time.sleep(1)
+        finally:
+            request_resources(bundles=[])
+    if lack := lacking(compute):
+        raise ValueError(lack + ("" if compute.wait_s else "; compute.wait_s waits for nodes that are still to come"))
 
 
 def stages_side_by_side(compute: ComputeConfig) -> int:
@@ -65,22 +104,57 @@ def threads(compute: ComputeConfig, side_by_side: int) -> int:
     """A node's cores divided among the workers that share it."""
     cores = os.cpu_count() or 1
     nodes = max(1, sum(n["Alive"] for n in ray.nodes()))
-    return max(1, cores // max(1, -(-compute.workers * side_by_side // nodes)))
+    return max(1, cores // max(1, -(-compute.max_workers * side_by_side // nodes)))
+
+
+stopping = threading.Event()
+"""Set when the program was told to stop."""
+_running: list[Callable[[], None]] = []
+
+
+@contextmanager
+def stoppable(ask: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, a SIGTERM calls `ask`, which asks for an early end; the block is expected to end then."""
+    _running.append(ask)
+    try:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        yield
+    finally:
+        _running.remove(ask)
 
 
 class interruptible:
-    """Ctrl-C and SIGTERM (`ray job stop`) end a run: Ray stops, and MLflow's runs end as KILLED."""
+    """Ctrl-C and SIGTERM (`ray job stop`, a spot node's notice) end a run: Ray stops, MLflow's runs end as KILLED.
+
+    On the first SIGTERM the stages that train write a checkpoint first, for which they have `grace_s`; the second, and
+    Ctrl-C, end at once.
+    """
+
+    def __init__(self, grace_s: float = 0.0):
+        self.grace_s, self.over = grace_s, threading.Event()
 
     def __enter__(self) -> None:
         self.before = signal.signal(signal.SIGTERM, self._stop)
 
-    @staticmethod
-    def _stop(*_) -> None:
-        raise KeyboardInterrupt
+    def _stop(self, *_) -> None:
+        tracking.interrupted.set()
+        if stopping.is_set() or not _running:
+            raise KeyboardInterrupt
+        stopping.set()
+        threading.Thread(target=self._wind_down, name="stop", daemon=True).start()  # a handler must not wait
+
+    def _wind_down(self) -> None:
+        for ask in list(_running):
+            ask()
+        tracking.kill_open_runs()  # now: `ray job stop` kills after 3 s
+        if not self.over.wait(self.grace_s):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def __exit__(self, kind, *_) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+        self.over.set()
         if kind is not None:
             if issubclass(kind, KeyboardInterrupt):
                 tracking.interrupted.set()
             ray.shutdown()  # ends what runs beside the failed stage, too
+        signal.signal(signal.SIGTERM, self.before)

@@ -1,9 +1,12 @@
 """Everything a run can be told: a frozen dataclass per stage, and `Config` with all of them (presets: jobs.presets)."""
 
+import re
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from egic import quality, sets
 from egic.codec import CodecConfig
+from egic.config import alias
 from egic.discriminator import DiscriminatorConfig
 from egic.images import CropConfig
 from egic.steps import GanLoss
@@ -130,8 +133,9 @@ class EvaluateConfig:
 class ComputeConfig:
     """Where a stage runs; nothing here changes what it learns, beyond float rounding."""
 
-    workers: int = 1
-    """Train workers of a stage; the batch is split over them."""
+    workers: Annotated[int | str, alias("--workers")] = 1
+    """Train workers of a stage, over which the batch is split: a number, or SMALLEST:LARGEST (as in 1:4) for as many as
+    there is room for. Such a group shrinks when a node goes and grows when one comes; batch and learning rate stay."""
     use_gpu: bool = False
     """One GPU per worker (nccl); otherwise CPUs (gloo)."""
     cpus_per_worker: float = 1.0
@@ -141,14 +145,33 @@ class ComputeConfig:
     threads: int = 0
     """Torch threads per worker (0 = the node's cores shared among the workers that run on it)."""
     max_failures: int = 3
-    """Restarts of a stage's workers, each from the last checkpoint, before it counts as failed."""
+    """Restarts of a stage's workers, each from the last checkpoint, before it counts as failed; the end of a spot node
+    that was announced does not count."""
+    wait_s: float = 0.0
+    """How long to wait for nodes to come when the cluster is too small; an autoscaler is asked for them."""
+    grace_s: float = 25.0
+    """After SIGTERM: how long the stages that run may take for a last checkpoint."""
 
     def __post_init__(self) -> None:
-        _check(self.workers >= 1, f"ComputeConfig.workers is {self.workers}; give 1 or more")
+        _check(
+            bool(re.fullmatch(r"[1-9]\d{0,5}(:[1-9]\d{0,5})?", str(self.workers)))
+            and self.min_workers <= self.max_workers,
+            f"ComputeConfig.workers is {self.workers}; give a number, or SMALLEST:LARGEST such as 1:4",
+        )
+        _check(self.wait_s >= 0, f"ComputeConfig.wait_s is {self.wait_s}; give 0 or more seconds")
+        _check(self.grace_s >= 0, f"ComputeConfig.grace_s is {self.grace_s}; give 0 or more seconds")
         for name in ("cpus_per_worker", "data_cpus"):
             _check(getattr(self, name) > 0, f"ComputeConfig.{name} is {getattr(self, name)}; give a positive number")
         _check(self.threads >= 0, f"ComputeConfig.threads is {self.threads}; give 0 (automatic) or more")
         _check(self.max_failures >= 0, f"ComputeConfig.max_failures is {self.max_failures}; give 0 or more")
+
+    @property
+    def min_workers(self) -> int:
+        return int(str(self.workers).partition(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        return int(str(self.workers).rpartition(":")[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +189,9 @@ class Config:
     """Seed of sample order, augmentation, noise and initial weights."""
     precision: str = "float32"
     """float32, or bfloat16 for transforms, D and LPIPS (rates stay float32)."""
+    on_nan: str = "stop"
+    """What a loss that is not finite does: stop, or rollback: go back to the last checkpoint and on with half the
+    learning rate, at most three times in a stage."""
     lpips_weights: str = ""
     """AlexNet backbone of LPIPS: a file; empty for alexnet_features.pth in $EGIC_WEIGHTS, else torchvision's download;
     `local` for $EGIC_WEIGHTS, else a seeded random backbone; `random` for the latter alone (to try things)."""
@@ -189,8 +215,10 @@ class Config:
             self.crop.size % multiple == 0,
             f"crop.size is {self.crop.size}; these networks need a multiple of {multiple}",
         )
-        workers = self.compute.workers
-        for name in ("segmentation", "mse_codec", "gan", "orp"):
-            batch = getattr(self, name).batch
-            unit = 2 * workers if name == "gan" else workers
-            _check(batch % unit == 0, f"{name}.batch is {batch}; {workers} workers need a multiple of {unit}")
+        _check(self.on_nan in ("stop", "rollback"), f"on_nan is {self.on_nan!r}; give stop or rollback")
+        workers = self.compute.max_workers
+        if self.compute.min_workers == workers:  # a group whose size changes leaves out workers that are too many
+            for name in ("segmentation", "mse_codec", "gan", "orp"):
+                batch = getattr(self, name).batch
+                unit = 2 * workers if name == "gan" else workers
+                _check(batch % unit == 0, f"{name}.batch is {batch}; {workers} workers need a multiple of {unit}")

@@ -151,9 +151,10 @@ def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[s
         "num_threads": compute.threads or threads(compute, 1), "gpu": compute.use_gpu, "names": measures.names,
         "pictures": missing, "parts": parts, "alphas": job.evaluate.alphas, "shown": shown, "manifest": job.manifest,
     }  # fmt: skip
-    dataset = ray.data.range(num, override_num_blocks=max(1, min(num, 32 * compute.workers))).map_batches(
+    dataset = ray.data.range(num, override_num_blocks=max(1, min(num, 32 * compute.max_workers))).map_batches(
         Worker, fn_constructor_args=(files, ray.put(measures.states)), fn_constructor_kwargs=settings, batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=compute.workers), num_cpus=compute.cpus_per_worker,
+        compute=ray.data.ActorPoolStrategy(min_size=compute.min_workers, max_size=compute.max_workers),
+        num_cpus=compute.cpus_per_worker,
         num_gpus=1 if compute.use_gpu else None,
     )  # fmt: skip
     failed, told = [], time.monotonic()

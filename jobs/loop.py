@@ -4,7 +4,9 @@ The loop meets the outside through a `Session` alone: `jobs.train` gives it Ray'
 augmentation and noise are functions of (seed, position): only weights, optimizers and the step need to be restored.
 """
 
+import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,15 +26,32 @@ from jobs.config import Config, Training
 from jobs.shards import file_sha256
 from jobs.stage import Stage, load_stage
 
+log = logging.getLogger(__name__)
+
 PROGRESS_EVERY_S = 5.0
+LOOK_EVERY_S = 2.0
+"""How often the workers look whether a checkpoint is wanted now: a spot node that goes gives 30 s."""
+SMALLER = 0.5
+"""Factor on the learning rate for each time that training went back from a non-finite loss."""
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint is not what was written."""
 
 
 class Session(Protocol):
-    """What surrounds the loop: place in the group, data, the last checkpoint, a place for the next."""
+    """What surrounds the loop: place in the group, data, the checkpoints there are, a place for the next."""
 
     rank: int
     world_size: int
+    """Workers that share the batch."""
+    idle: bool
+    """This worker is one too many for the batch to be divided evenly: it keeps the rhythm of reports, and no more."""
+    group: dist.ProcessGroup | None
+    """The workers that share the batch; None for all."""
     device: torch.device
+    rollbacks: list[dict]
+    """What training went back from so far."""
 
     def stream(self, config: Config, first_step: int, settings: Training) -> Iterator[dict[str, np.ndarray]]:
         """Raw training batches of this rank from `first_step` on."""
@@ -40,11 +59,20 @@ class Session(Protocol):
     def val_batches(self, config: Config, settings: Training) -> Iterator[dict[str, np.ndarray]]:
         """Raw validation batches of this rank."""
 
-    def restore(self) -> Path | None:
-        """Folder of the last checkpoint, if there is one."""
+    def checkpoints(self) -> Iterator[Path]:
+        """Folders of the checkpoints to go on from, best first."""
+
+    def look(self, step: int, next_step: int) -> tuple[str, int]:
+        """What is wanted at `step` ("", "checkpoint", or "stop": a checkpoint, then the end), and rank 0's `next_step`.
+
+        Called by all workers at the same step; all get the same answer.
+        """
 
     def report(self, metrics: dict, write) -> None:
         """Hand over metrics, plain JSON; rank 0 fills a new checkpoint folder with `write(folder)`."""
+
+    def went_wrong(self, step: int, error: NonFiniteError) -> None:
+        """Called before a non-finite loss ends the workers: notes it where training shall go back and try again."""
 
 
 @dataclass
@@ -93,9 +121,13 @@ def prepare_training(stage: Stage, nets: Nets, session: Session, settings: Train
             parameter.requires_grad_(True)
         optimizers[name] = torch.optim.Adam(chosen, settings.lr, fused=True)
     for name in stage.trains:
-        wrap = session.world_size > 1
+        wrap = session.world_size > 1 and not session.idle
         devices = [session.device] if session.device.type == "cuda" else None
-        nets.trained[name] = DistributedDataParallel(parts[name], device_ids=devices) if wrap else parts[name]
+        nets.trained[name] = (
+            DistributedDataParallel(parts[name], device_ids=devices, process_group=session.group)
+            if wrap
+            else parts[name]
+        )
     return State(nets, optimizers)
 
 
@@ -114,16 +146,40 @@ def save(folder: Path, stage: Stage, state: State, rows: list[dict]) -> None:
     }
     torch.save(content, folder / "resume.pt")
     meta = {"step": state.step, "time_s": state.time_s, "rows": rows, "sha256": file_sha256(folder / "resume.pt")}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "meta.json").write_text(json.dumps(meta | {"digest": digest_of(meta)}))
+
+
+def digest_of(meta: dict) -> str:
+    """sha256 of what meta.json says."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def restore_newest(stage: Stage, state: State, session: Session) -> None:
+    """Go on from the newest checkpoint that is sound, if there is any; says which ones are not."""
+    damaged = []
+    for folder in session.checkpoints():
+        try:
+            restore(folder, stage, state)
+        except DamagedCheckpoint as e:
+            damaged.append(e)
+            continue
+        if damaged and session.rank == 0:
+            print(f"{stage.name}: {damaged[0]}; going on from step {state.step}, the checkpoint before it", flush=True)
+        return
+    if damaged:
+        raise ValueError(f"{stage.name}: {damaged[0]}, and none before it is sound; remove it to train from the start")
 
 
 def restore(folder: Path, stage: Stage, state: State) -> None:
-    """Bring back what `save` wrote. Raises ValueError when the file is not what was written."""
-    meta = json.loads((folder / "meta.json").read_text())
-    if file_sha256(folder / "resume.pt") != meta["sha256"]:
-        raise ValueError(
-            f"checkpoint {folder} is damaged: resume.pt has another digest; remove it to use the one before"
-        )
+    """Bring back what `save` wrote. Raises DamagedCheckpoint, before anything is changed, when it is not that."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        if meta.pop("digest") != digest_of(meta):
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: meta.json has another digest")
+        if file_sha256(folder / "resume.pt") != meta["sha256"]:
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: resume.pt has another digest")
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError) as e:
+        raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {type(e).__name__} {e}") from e
     content = torch.load(folder / "resume.pt", map_location="cpu", weights_only=True)
     weights = trained_weights(stage, state.nets)
     if weights.keys() != content["weights"].keys():
@@ -136,11 +192,11 @@ def restore(folder: Path, stage: Stage, state: State) -> None:
     state.step, state.time_s, state.rows = meta["step"], meta["time_s"], meta["rows"]
 
 
-def reduce_sum(values: dict[str, Tensor], world_size: int) -> dict[str, Tensor]:
-    """Sum of each tensor over all workers."""
-    if world_size > 1:
+def reduce_sum(values: dict[str, Tensor], session: Session) -> dict[str, Tensor]:
+    """Sum of each tensor over the workers that share the batch."""
+    if session.world_size > 1:
         for value in values.values():
-            dist.all_reduce(value)
+            dist.all_reduce(value, group=session.group)
     return values
 
 
@@ -185,7 +241,7 @@ def validate(stage: Stage, state: State, config: Config, session: Session) -> tu
                 sums[name] = sums[name] + value if name in sums else value
             if i == 0 and session.rank == 0:
                 pictures = stage.pictures(state.nets, batch.part(slice(0, 4)), config)
-    sums = reduce_sum(dict(sorted(sums.items())), session.world_size)
+    sums = reduce_sum(dict(sorted(sums.items())), session)
     return {f"val/{k}": v for k, v in stage.summarise(sums).items()}, pictures
 
 
@@ -195,6 +251,7 @@ class Meter:
     def __init__(self, session: Session):
         self.session, self.sums, self.num_steps = session, {}, 0
         self.time_s = {"data": 0.0, "step": 0.0, "checkpoint": 0.0}
+        self.last_s = 0.0
         self.start = time.perf_counter()
 
     def add(self, losses: dict[str, Tensor]) -> None:
@@ -208,7 +265,7 @@ class Meter:
         """The row of metrics at `step` (steps done), the same on every worker."""
         names = sorted(self.sums)
         mean = torch.stack([self.sums[n][0].float() / self.sums[n][1] for n in names])
-        mean = reduce_sum({"mean": mean}, self.session.world_size)["mean"] / self.session.world_size
+        mean = reduce_sum({"mean": mean}, self.session)["mean"] / self.session.world_size
         elapsed = time.perf_counter() - self.start
         row = {"step": step} | {f"train/{n}": v for n, v in zip(names, mean.tolist(), strict=True)}
         row |= {f"time/{k}_s": v / self.num_steps for k, v in self.time_s.items()}
@@ -246,59 +303,92 @@ def train(
     nets = stage.build(config, components)
     nets.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
     state = prepare_training(stage, nets, session, settings)
-    if folder := session.restore():
-        restore(folder, stage, state)
+    restore_newest(stage, state, session)
+    if session.rollbacks:
+        provenance = provenance | {"rollbacks": session.rollbacks}
     run_steps(stage, config, settings, state, session, provenance)
 
 
 def run_steps(
     stage: Stage, config: Config, settings: Training, state: State, session: Session, provenance: dict
 ) -> None:
-    """The steps that are left, with a row every log_every and a checkpoint every checkpoint_every steps."""
-    meter, spoken = Meter(session), 0.0
+    """The steps that are left, with a row every log_every and a checkpoint every checkpoint_every steps.
+
+    A checkpoint comes also when the node is about to go, or when the run is told to stop, which then ends it.
+    """
+    meter, spoken, next_look = Meter(session), 0.0, state.step + 1
     unsent, since = list(state.rows), []  # rows a killed run may not have delivered; rows since the last checkpoint
     if state.step >= settings.steps:  # finished, but its end was not heard: say it again
         finish_interval(stage, config, settings, state, session, provenance, unsent, since)
         return
-    stream = session.stream(config, state.step, settings)
-    for step in range(state.step, settings.steps):
-        begun = began = time.perf_counter()
-        batch = to_batch(next(stream), session.device)
-        meter.time_s["data"] += time.perf_counter() - began
-        began = time.perf_counter()
-        for opt in state.optimizers.values():
-            for group in opt.param_groups:
-                group["lr"] = settings.lr_at(step)
-        try:
-            meter.add(stage.step(state.nets, state.optimizers, batch, config, step))
-        except NonFiniteError as e:
-            where = f"{stage.name} step {step + 1}, rank {session.rank}"
-            raise NonFiniteError(f"{where}: {e}; the update was not made") from None
-        if decay := getattr(settings, "ema", 0.0):
-            update_ema(state, decay)
-        state.step = step + 1
-        meter.time_s["step"] += time.perf_counter() - began
-        state.time_s += time.perf_counter() - begun
-        last = state.step == settings.steps
-        if state.step % settings.log_every == 0 or last or state.step % settings.checkpoint_every == 0:
-            since.append(meter.row(state.step, settings.batch, settings.lr_at(step)))
+    stream = None if session.idle else session.stream(config, state.step, settings)
+    while state.step < settings.steps:
+        if stream is not None:
+            take_step(stage, config, settings, state, session, stream, meter)
+        state.step += 1
+        last, wish = state.step == settings.steps, ""
+        if state.step >= next_look and not last:
+            wish, next_look = session.look(state.step, state.step + steps_in(LOOK_EVERY_S, meter.last_s))
+        due = last or state.step % settings.checkpoint_every == 0
+        if stream is not None and (due or wish or state.step % settings.log_every == 0):
+            since.append(meter.row(state.step, settings.batch, learning_rate(settings, state.step - 1, session)))
             if session.rank == 0 and (time.monotonic() - spoken > PROGRESS_EVERY_S or last):
                 spoken = time.monotonic()
                 print(progress(stage, since[-1], settings), flush=True)
-        if state.step % settings.checkpoint_every == 0 or last:
+        if due or wish:
             began = time.perf_counter()
-            finish_interval(stage, config, settings, state, session, provenance, unsent, since)
+            finish_interval(stage, config, settings, state, session, provenance, unsent, since, validated=due)
             unsent, since = [], []
             meter.time_s["checkpoint"] += time.perf_counter() - began
             meter.start = time.perf_counter()
+        if wish == "stop":
+            return
+
+
+def steps_in(time_s: float, step_s: float) -> int:
+    """How many steps of `step_s` seconds fill `time_s`, at least one."""
+    return max(1, int(time_s / max(step_s, 1e-3)))
+
+
+def learning_rate(settings: Training, step: int, session: Session) -> float:
+    """Learning rate of the step with this index, smaller for each time that training went back."""
+    return settings.lr_at(step) * SMALLER ** len(session.rollbacks)
+
+
+def take_step(
+    stage: Stage, config: Config, settings: Training, state: State, session: Session, stream: Iterator, meter: "Meter"
+) -> None:
+    """One optimizer step on the stream's next batch. Raises NonFiniteError, with where, before the update is made."""
+    begun = began = time.perf_counter()
+    batch = to_batch(next(stream), session.device)
+    meter.time_s["data"] += time.perf_counter() - began
+    began = time.perf_counter()
+    for opt in state.optimizers.values():
+        for group in opt.param_groups:
+            group["lr"] = learning_rate(settings, state.step, session)
+    try:
+        meter.add(stage.step(state.nets, state.optimizers, batch, config, state.step))
+    except NonFiniteError as e:
+        where = f"{stage.name} step {state.step + 1}, rank {session.rank}"
+        error = NonFiniteError(f"{where}: {e}; the update was not made")
+        session.went_wrong(state.step + 1, error)
+        raise error from None
+    if decay := getattr(settings, "ema", 0.0):
+        update_ema(state, decay)
+    meter.time_s["step"] += time.perf_counter() - began
+    meter.last_s = time.perf_counter() - begun
+    state.time_s += meter.last_s
 
 
 def finish_interval(
     stage: Stage, config: Config, settings: Training, state: State, session: Session, provenance: dict,
-    unsent: list[dict], since: list[dict],
+    unsent: list[dict], since: list[dict], *, validated: bool = True,
 ) -> None:  # fmt: skip
     """Validate, checkpoint and report; at the last step the checkpoint carries the artifact."""
-    values, pictures = validate(stage, state, config, session)
+    if session.idle:
+        session.report({}, None)
+        return
+    values, pictures = validate(stage, state, config, session) if validated else ({}, {})
     row = {"step": state.step} | values
     if since:
         since[-1] |= values

@@ -1,10 +1,12 @@
 """What the workers report, carried to MLflow. Its own module, since Ray Train's controller imports it: no torch."""
 
+import errno
 import logging
 import os
 
 from ray.train import Checkpoint, UserCallback
 
+from egic.errors import NonFiniteError
 from jobs import tracking
 from jobs.metric_log import MetricLog
 
@@ -33,6 +35,14 @@ class Reports(UserCallback):
 
     def after_exception(self, run_context, worker_exceptions) -> None:
         self.close()
+        for error in worker_exceptions.values():
+            if isinstance(error, (ValueError, NonFiniteError)):  # it would come again: no restart
+                logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # who made the mistake gets one line
+                raise ValueError(str(error))
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+                kept = "the last checkpoint is kept: make room, and give the same command again"
+                raise ValueError(f"no space left for a checkpoint ({error}); {kept}")
 
     def close(self) -> None:
         if self.metric_log is not None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from egic import checkpoint
 from egic.perceptual import find_backbone
-from jobs import registry, tracking
+from jobs import lease, registry, tracking
+from jobs.checkpoints import Place, place_of
 from jobs.cluster import check_resources, threads
 from jobs.config import Config
 from jobs.registry import Artifact
@@ -79,30 +80,48 @@ def run_stage(
     data_digest = f"{manifests['train'].digest} {manifests['val'].digest}"
     facts = ingredients(stage, config, parents=digests, data=data_digest, lpips=lpips[0])
     key = stage_key(facts)
-    if artifact := registry.find_finished(name, key, experiment=config.experiment):
-        if parent_run:
-            tracking.reuse_stage(parent_run, name, artifact.run_id)
-        return outcome(stage, artifact, store, reused=True)
-    if not may_train:
+    found = registry.find_finished(name, key, experiment=config.experiment)
+    if not found and not may_train:
         raise ValueError(
             f"{name} is not finished with this configuration, code and data; start --from {name} or earlier"
         )
-    check_resources(config.compute)
-    provenance = provenance_of(stage, config, facts, parents)
-    params = {"key": key, "code": facts["code"], "data": data_digest, "lpips": facts["lpips"], **facts["config"]}
-    run_id = tracking.start_stage(parent_run, name, key, params, {}, experiment=config.experiment)
+    if not found:
+        check_resources(config.compute)
+        place = place_of(config.output, f"{name}-{key}")
+        with lease.held(place, name):
+            found = registry.find_finished(name, key, experiment=config.experiment)  # by the run that we waited for
+            if not found:
+                artifact = train_stage(stage, config, place, facts, parents, manifests, lpips, parent_run, side_by_side)
+                return outcome(stage, artifact, store, reused=False)
+    if parent_run:
+        tracking.reuse_stage(parent_run, name, found.run_id)
+    return outcome(stage, found, store, reused=True)
+
+
+def train_stage(
+    stage: Stage, config: Config, place: Place, facts: dict, parents: Mapping[str, Artifact],
+    manifests: Mapping[str, Manifest], lpips: tuple[str, dict[str, Tensor] | None], parent_run: str | None,
+    side_by_side: int,
+) -> Artifact:  # fmt: skip
+    """Train the stage with these ingredients (see `run_stage`) in its MLflow run, and publish what it made."""
+    key, provenance = stage_key(facts), provenance_of(stage, config, facts, parents)
+    params = {"key": key, "code": facts["code"], "data": facts["data"], "lpips": facts["lpips"], **facts["config"]}
+    run_id = tracking.start_stage(parent_run, stage.name, key, params, {}, experiment=config.experiment)
     with tracking.ending(run_id):
         registry.log_parents(run_id, parents)
         job = Job(
-            stage=name, config=config, train=manifests["train"], val=manifests["val"],
-            components=parent_components(stage, parents, store), provenance=provenance,
+            stage=stage.name, config=config, name=f"{stage.name}-{key}", place=place,
+            train=manifests["train"], val=manifests["val"],
+            components=parent_components(stage, parents, Path(config.output)), provenance=provenance,
             lpips=ray.put(lpips[1]) if "lpips_weights" in stage.reads else None,
             threads=config.compute.threads or threads(config.compute, side_by_side),
         )  # fmt: skip
-        result = fit(job, f"{name}-{key}", Reports(run_id, stage.settings(config).steps))
+        result = fit(job, Reports(run_id, stage.settings(config).steps))
         with result.checkpoint.as_directory() as folder:
-            artifact = publish(stage, run_id, Path(folder) / "artifact", provenance, data_digest)
-    return outcome(stage, artifact, store, reused=False)
+            return tracking.patiently(
+                lambda: publish(stage, run_id, Path(folder) / "artifact", provenance, facts["data"]),
+                f"{stage.name} is trained and its last checkpoint kept",
+            )
 
 
 def provenance_of(stage: Stage, config: Config, facts: Mapping[str, object], parents: Mapping[str, Artifact]) -> dict:

@@ -10,11 +10,12 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 interrupted = threading.Event()
 """Set when the program was told to stop: what then fails in its threads was killed, and did not fail by itself."""
@@ -176,9 +178,13 @@ def finish(run_id: str, status: str = "FINISHED") -> None:
     client().set_terminated(run_id, status)
 
 
+_open_runs: list[str] = []
+
+
 @contextmanager
 def ending(run_id: str) -> Iterator[None]:
     """End the run with the block: FINISHED, KILLED when interrupted, FAILED with anything else that is raised."""
+    _open_runs.append(run_id)
     try:
         yield
     except BaseException as error:
@@ -187,7 +193,52 @@ def ending(run_id: str) -> Iterator[None]:
         except Exception as away:  # the error itself matters more
             log.warning("run %s could not be ended in MLflow: %s", run_id, away)
         raise
-    finish(run_id)
+    finally:
+        _open_runs.remove(run_id)
+    patiently(lambda: finish(run_id), f"run {run_id} has finished")
+
+
+def kill_open_runs() -> None:
+    """Mark the runs that `ending` has open as KILLED, before what they do has ended."""
+    for run_id in list(_open_runs):
+        try:
+            finish(run_id, "KILLED")
+        except Exception as away:
+            log.warning("run %s could not be ended in MLflow: %s", run_id, away)
+
+
+def patiently(action: Callable[[], T], what: str) -> T:
+    """`action()`, tried again while the MLflow server is away, for at most EGIC_MLFLOW_PATIENCE_S seconds (300).
+
+    Raises ValueError then: `what` happened, and how to go on.
+    """
+    deadline, pause_s = time.monotonic() + float(os.environ.get("EGIC_MLFLOW_PATIENCE_S", "300")), 1.0
+    while True:
+        try:
+            return action()
+        except Exception as error:  # MLflow, requests and the artifact stores each have their own
+            if not tracking_uri().startswith("http"):
+                raise
+            try:
+                check_server(tracking_uri())
+            except ValueError as away:
+                if time.monotonic() > deadline or interrupted.is_set():
+                    raise ValueError(f"{what}, but {away}; then give the same command again") from error
+                log.warning("%s; trying again for %.0f s", away, deadline - time.monotonic())
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 15.0)
+            else:
+                if time.monotonic() > deadline or not is_transient(error):
+                    raise
+                time.sleep(pause_s)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether trying again may help: a server that stopped answering, or one whose database did."""
+    import requests
+
+    passing = getattr(error, "error_code", "") in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+    return passing or isinstance(error, (requests.RequestException, ConnectionError))
 
 
 def flatten(params: Any, prefix: str = "") -> dict[str, str]:

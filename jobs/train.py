@@ -1,6 +1,8 @@
 """A stage on Ray Train: what its workers get and do, and how their reports reach MLflow."""
 
 import logging
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,23 +11,31 @@ from pathlib import Path
 import numpy as np
 import ray
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+import torch.distributed as dist
+from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from torch import nn
 
 from egic import checkpoint
+from egic.errors import NonFiniteError
 from egic.memory import keep_freed_memory
 from egic.perceptual import LPIPS
-from jobs import data, loop
+from jobs import checkpoints, cluster, data, loop
+from jobs.checkpoints import Place
 from jobs.cluster import quiet_ray
 from jobs.config import Config, Training
 from jobs.reports import Reports
 from jobs.shards import Manifest
+from jobs.stage import load_stage
 
 log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 3
+MAX_ROLLBACKS = 3
+RESIZE_EVERY_S = 30.0
+"""How often a group whose size may change looks for new nodes; to grow it starts again from the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,10 @@ class Job:
 
     stage: str
     config: Config
+    name: str
+    """Of the run, in Ray Train's storage."""
+    place: Place
+    """Where its checkpoints are."""
     train: Manifest
     val: Manifest
     components: Mapping[str, ray.ObjectRef]
@@ -48,8 +62,18 @@ class RaySession:
 
     def __init__(self, job: Job):
         context = ray.train.get_context()
-        self.job, self.rank, self.world_size = job, context.get_world_rank(), context.get_world_size()
+        self.job, self.rank, self.num_workers = job, context.get_world_rank(), context.get_world_size()
+        self.world_size = sharing(job.config, job.stage, self.num_workers)
+        self.idle = self.rank >= self.world_size
+        self.group = dist.new_group(range(self.world_size)) if self.world_size < self.num_workers else None
         self.device = ray.train.torch.get_device()
+        self.place = job.place
+        self.rollbacks = checkpoints.rollbacks(self.place)
+        self.preemptible = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
+        self.announced = None
+        self.scratch = Path(tempfile.gettempdir()) / f"egic-{os.getuid()}-{job.name}"
+        if self.rank == 0:
+            shutil.rmtree(self.scratch, ignore_errors=True)  # what a killed worker left
 
     def stream(self, config: Config, first_step: int, settings: Training) -> Iterator[dict[str, np.ndarray]]:
         return data.training_stream(
@@ -63,17 +87,55 @@ class RaySession:
             rank=self.rank, world_size=self.world_size,
         )  # fmt: skip
 
-    def restore(self) -> Path | None:
+    def checkpoints(self) -> Iterator[Path]:
         found = ray.train.get_checkpoint()
-        return Path(found.to_directory()) if found else None
+        committed = Path(found.path).name if found else None
+        if committed and self.rank == 0:
+            checkpoints.remove_orphans(self.place, committed)
+        for name in checkpoints.candidates(self.place, committed):
+            stored = ray.train.Checkpoint(f"{self.place.path}/{name}", self.place.fs)
+            with stored.as_directory() as folder:
+                yield Path(folder)
+
+    def look(self, step: int, next_step: int) -> tuple[str, int]:
+        wish = ""
+        if self.preemptible:
+            going = ray.train.get_preemption_info()
+            if going is not None and going.preempted_node_ids != self.announced:
+                self.announced, wish = going.preempted_node_ids, "checkpoint"
+        if self.rank == 0 and self.place.exists(checkpoints.STOP):
+            wish = "stop"
+        if self.num_workers == 1:
+            return wish, next_step
+        return ray.train.collective.broadcast_from_rank_zero((wish, next_step))
 
     def report(self, metrics: dict, write) -> None:
         if self.rank:
-            ray.train.report({})
+            ray.train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        self.scratch.mkdir(mode=0o700, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=self.scratch))
+        write(folder)
+        ray.train.report(
+            metrics, ray.train.Checkpoint.from_directory(folder), checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )  # fmt: skip
+
+    def went_wrong(self, step: int, error: NonFiniteError) -> None:
+        if self.job.config.on_nan == "rollback" and len(self.rollbacks) < MAX_ROLLBACKS:
+            checkpoints.note_rollback(self.place, len(self.rollbacks) + 1, step, str(error))
+            raise GoingBack(f"{error}; going back to the last checkpoint, and on with half the learning rate") from None
+
+
+class GoingBack(RuntimeError):
+    """Ends the workers, so that Ray Train starts them again from the last checkpoint."""
+
+
+def sharing(config: Config, stage: str, num_workers: int) -> int:
+    """How many of the workers share the batch: as many as it can be divided among evenly."""
+    batch = load_stage(stage).settings(config).batch
+    unit = batch // 2 if stage == "gan" else batch  # half a batch for D, half for g_s
+    return max(n for n in range(1, num_workers + 1) if unit % n == 0)
 
 
 def train_worker(job: Job) -> None:
@@ -92,32 +154,45 @@ def train_worker(job: Job) -> None:
     loop.train(job.stage, job.config, components, RaySession(job), job.provenance)
 
 
-def fit(job: Job, name: str, reports: Reports) -> ray.train.Result:
-    """Run the trainer; the same name goes on from the last checkpoint in the same storage."""
-    compute = job.config.compute
+def fit(job: Job, reports: Reports) -> ray.train.Result:
+    """Run the trainer; the same name goes on from the last checkpoint in the same storage.
+
+    Raises ValueError for what would come again at every try, KeyboardInterrupt when the run was told to stop.
+    """
+    compute, place = job.config.compute, job.place
+    checkpoints.repair(place)
+    place.remove(checkpoints.STOP)
+    allowed_rollbacks = MAX_ROLLBACKS if job.config.on_nan == "rollback" else 0
+    settings = load_stage(job.stage).settings(job.config)
+    elastic = compute.min_workers < compute.max_workers
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=job,
         scaling_config=ScalingConfig(
-            num_workers=compute.workers,
+            num_workers=(compute.min_workers, compute.max_workers) if elastic else compute.max_workers,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
             use_gpu=compute.use_gpu,
             resources_per_worker={"CPU": compute.cpus_per_worker} | ({"GPU": 1} if compute.use_gpu else {}),
         ),
         run_config=RunConfig(
-            name=name,
+            name=job.name,
             storage_path=str(Path(job.config.output).absolute() / "checkpoints"),
-            failure_config=FailureConfig(max_failures=compute.max_failures),
+            failure_config=FailureConfig(max_failures=compute.max_failures + allowed_rollbacks),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             callbacks=[reports],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
-        return trainer.fit()
+        with cluster.stoppable(lambda: checkpoints.ask_to_stop(place)):
+            result = trainer.fit()
     except ray.train.TrainingFailedError as e:
-        failures = getattr(e, "worker_failures", {}) or {0: e}
-        causes = [getattr(f, "cause", None) or f for f in failures.values()]
-        known = [c for c in causes if isinstance(c, (ValueError, loop.NonFiniteError))]
-        if known:
-            raise ValueError(str(known[0])) from e
+        cause = e
+        while isinstance(cause, ray.train.ControllerError):
+            cause = cause.controller_failure
+        if isinstance(cause, ValueError):
+            raise ValueError(str(cause)) from e
         raise
+    if result.metrics["step"] < settings.steps:  # as it was told
+        raise KeyboardInterrupt
+    return result

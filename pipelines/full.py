@@ -10,6 +10,7 @@ where they do not depend on each other and the cluster has room.
 import json
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def main(preset: str, config: Pipeline) -> None:
     run.check_data(config, manifests["train"])
     run_id = tracking.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
     cluster.start_ray()
-    with tracking.ending(run_id), ThreadPoolExecutor(2) as pool, cluster.interruptible():
+    with tracking.ending(run_id), ThreadPoolExecutor(2) as pool, cluster.interruptible(config.compute.grace_s):
         cluster.check_resources(config.compute)
         rows = run_stages(config, manifests, lpips, run_id, pool)
     took = time.perf_counter() - began
@@ -103,16 +104,21 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
         size = side_by_side if len(names) > 1 else 1
         for part in (names[i : i + size] for i in range(0, len(names), size)):
             futures = {n: pool.submit(result_of, n, len(part)) for n in part}
-            done |= {n: wait(f) for n, f in futures.items()}
+            wait(futures.values())
+            done |= {n: f.result() for n, f in futures.items()}
         rows += [row_of(n, done[n]) for n in names]
     return rows
 
 
-def wait(future: Future) -> object:
-    """The future's result, open to signals while waiting."""
-    while not future.done():
+def wait(futures: Collection[Future]) -> None:
+    """Until all are done, open to signals. Raises at once what one raises; when told to stop, lets all finish."""
+    from jobs.cluster import stopping
+
+    while not all(f.done() for f in futures):
+        for f in futures:
+            if f.done() and not stopping.is_set():
+                f.result()
         time.sleep(0.1)
-    return future.result()
 
 
 def row_of(name: str, result) -> dict:

@@ -36,6 +36,7 @@ class LocalSession:
     def __init__(self, folder: Path, *, rank: int = 0, world_size: int = 1, stop_after: int | None = None):
         self.folder, self.rank, self.world_size, self.stop_after = folder, rank, world_size, stop_after
         self.device, self.reports = torch.device("cpu"), []
+        self.idle, self.group, self.rollbacks, self.wishes = False, None, [], {}
 
     def stream(self, config, first_step, settings):
         for step in range(first_step, settings.steps):
@@ -47,13 +48,18 @@ class LocalSession:
         positions = range(10**6 + self.rank, 10**6 + settings.val_samples, self.world_size)
         yield collate(list(positions), config.crop.size)
 
-    def restore(self):
-        found = sorted(self.folder.glob("step_*"))
-        return found[-1] if found else None
+    def checkpoints(self):
+        yield from sorted(self.folder.glob("step_*"), reverse=True)
+
+    def look(self, step, next_step):
+        return self.wishes.pop(step, ""), step + 1
+
+    def went_wrong(self, step, error):
+        self.rollbacks = [*self.rollbacks, {"step": step, "why": str(error)}]
 
     def report(self, metrics, write):
         self.reports.append(metrics)
-        if self.rank == 0:
+        if self.rank == 0 and not self.idle:
             target = self.folder / f"step_{metrics['step']:06d}"
             target.mkdir(parents=True, exist_ok=True)
             write(target)

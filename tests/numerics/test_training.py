@@ -122,13 +122,80 @@ def test_a_non_finite_loss_names_stage_step_and_rank(tmp_path, monkeypatch):
         run("orp", config, LocalSession(tmp_path))
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
+def damage(folder, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+
+
+def test_the_only_checkpoint_is_damaged(tmp_path):
     config = small("orp")
     with pytest.raises(KeyboardInterrupt):
         run("orp", config, LocalSession(tmp_path, stop_after=1))
-    file = next(tmp_path.glob("step_*/resume.pt"))
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged"):
+    damage(tmp_path / "step_000002", "resume.pt")
+    with pytest.raises(ValueError, match="damaged: resume.pt has another digest, and none before it is sound"):
         run("orp", config, LocalSession(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, harm", [("resume.pt", damage), ("meta.json", damage), ("meta.json", lambda f, n: (f / n).unlink())]
+)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, name, harm):
+    """Training goes on from the one before it, says so, and ends with the weights of an unbroken run."""
+    config = small("orp", steps=6)
+    run("orp", config, LocalSession(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        run("orp", config, LocalSession(tmp_path / "halves", stop_after=2))
+    harm(tmp_path / "halves" / "step_000004", name)
+    again = LocalSession(tmp_path / "halves")
+    run("orp", config, again)
+    assert "damaged" in (said := capsys.readouterr().out) and "going on from step 2" in said
+    whole, halves = (weights(tmp_path / part, "orp", config) for part in ("whole", "halves"))
+    assert all(torch.equal(whole[k], halves[k]) for k in whole)
+
+
+@pytest.mark.parametrize("stage", ["mse-codec", "gan"])
+def test_a_run_that_is_told_to_stop_loses_no_step(tmp_path, stage):
+    """A checkpoint out of turn, then the end; what follows equals an unbroken run, with every step told once."""
+    config = small(stage, steps=6, checkpoint_every=4, log_every=2)
+    run(stage, config, LocalSession(tmp_path / "whole"))
+    first = LocalSession(tmp_path / "halves")
+    first.wishes = {3: "stop"}
+    run(stage, config, first)
+    assert [r["step"] for r in first.reports] == [3]
+    assert not any(name.startswith("val/") for name in first.reports[0]["rows"][-1]), "there is no time to validate"
+    second = LocalSession(tmp_path / "halves")
+    run(stage, config, second)
+    whole, halves = (weights(tmp_path / part, stage, config) for part in ("whole", "halves"))
+    assert all(torch.equal(whole[k], halves[k]) for k in whole)
+    told = [row["step"] for report in [*first.reports, *second.reports] for row in report["rows"]]
+    assert told == [2, 3, 2, 3, 4, 6], "those of the last checkpoint are told again, in case they were not heard"
+
+
+def test_a_checkpoint_out_of_turn_changes_nothing(tmp_path):
+    config = small("segmentation", checkpoint_every=4)
+    run("segmentation", config, LocalSession(tmp_path / "plain"))
+    warned = LocalSession(tmp_path / "warned")
+    warned.wishes = {1: "checkpoint", 3: "checkpoint"}
+    run("segmentation", config, warned)
+    assert [r["step"] for r in warned.reports] == [1, 3, 4]
+    plain, other = (weights(tmp_path / part, "segmentation", config) for part in ("plain", "warned"))
+    assert all(torch.equal(plain[k], other[k]) for k in plain)
+
+
+def test_each_rollback_halves_the_learning_rate_and_is_recorded(tmp_path):
+    config = small("orp")
+    session = LocalSession(tmp_path)
+    session.rollbacks = [{"step": 2, "why": "nan"}, {"step": 3, "why": "nan"}]
+    run("orp", config, session)
+    assert [r["train/lr"] for r in session.reports[0]["rows"]] == [config.orp.lr / 4] * 2
+    provenance = json.loads((tmp_path / "step_000004" / "artifact" / "provenance.json").read_text())
+    assert provenance["rollbacks"] == session.rollbacks
+
+
+def test_a_worker_too_many_only_keeps_the_rhythm(tmp_path):
+    config = small("orp")
+    session = LocalSession(tmp_path, rank=1)
+    session.idle, session.stream = True, None  # asking for data would fail
+    run("orp", config, session)
+    assert session.reports == [{}, {}]

@@ -13,6 +13,7 @@ from jobs.stage import load_stage
 @pytest.fixture
 def two_cpus(monkeypatch):
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}] * 2)
 
 
 def test_what_fits_is_accepted(two_cpus):
@@ -27,6 +28,26 @@ def test_too_many_workers(two_cpus):
 def test_gpus_that_are_not_there(two_cpus):
     with pytest.raises(ValueError, match="need 1 GPU, the cluster has 0.*compute.use_gpu"):
         cluster.check_resources(ComputeConfig(workers=1, use_gpu=True, cpus_per_worker=0.5))
+
+
+def test_workers_that_fit_on_no_node(two_cpus):
+    with pytest.raises(ValueError, match="1 workers of 1.5 CPU each do not fit on the cluster's nodes, 0 do"):
+        cluster.check_resources(ComputeConfig(cpus_per_worker=1.5, data_cpus=0.5))
+
+
+def test_an_elastic_group_needs_room_for_its_smallest_size(two_cpus):
+    cluster.check_resources(ComputeConfig(workers="1:8"))
+    with pytest.raises(ValueError, match="3 workers and their data tasks need 6 CPU"):
+        cluster.check_resources(ComputeConfig(workers="3:8"))
+
+
+def test_nodes_that_are_to_come_are_waited_for_and_asked_for(two_cpus, monkeypatch):
+    asked, nodes = [], {"CPU": 2.0}
+    monkeypatch.setattr(cluster, "request_resources", lambda bundles: asked.append(bundles) or nodes.update(CPU=8.0))
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: nodes)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": nodes}])
+    cluster.check_resources(ComputeConfig(workers="2:4", wait_s=30))
+    assert asked == [[{"CPU": 1.0}] * 4, []]
 
 
 @pytest.mark.parametrize("cpus, stages", [(0.5, 2), (1.0, 1), (2.0, 1)])

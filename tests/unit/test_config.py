@@ -16,6 +16,7 @@ from egic.steps import GanLoss
 from jobs import config as jobs_config
 from jobs.config import ComputeConfig, Config, EvaluateConfig, GanConfig, MseCodecConfig, OrpConfig, SegmentationConfig
 from jobs.presets import PRESETS, extended, paper, tiny
+from jobs.train import sharing
 from pipelines.full import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +153,7 @@ def test_impossible_values_are_refused_by_name(base, changes, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"on_nan": "ignore"}, "on_nan is 'ignore'; give stop or rollback"),
         ({"precision": "float16"}, "precision is 'float16'; give float32 or bfloat16"),
         ({"seed": -1}, "seed is -1"),
         ({"crop": CropConfig(size=100)}, "crop.size is 100; these networks need a multiple of 128"),
@@ -171,6 +173,28 @@ def test_flags_change_single_fields_of_a_preset():
     config = parse_preset(PRESETS, ["tiny", "--gan.steps", "200", "--gan.loss.lam", "3", "--compute.workers", "2"])
     expected = replace(tiny().gan, steps=200, loss=GanLoss(lam=3.0))
     assert config == replace(tiny(), gan=expected, compute=replace(tiny().compute, workers=2))
+
+
+@pytest.mark.parametrize("text, smallest, largest", [("1", 1, 1), ("4", 4, 4), ("1:4", 1, 4), ("3:3", 3, 3)])
+def test_workers_are_a_number_or_a_range(text, smallest, largest):
+    compute = parse_preset(PRESETS, ["tiny", "--workers", text, "--gan.batch", "24", "--segmentation.batch", "12",
+        "--mse-codec.batch", "12", "--orp.batch", "12"]).compute  # fmt: skip
+    assert (compute.min_workers, compute.max_workers) == (smallest, largest)
+
+
+@pytest.mark.parametrize("text", ["0", "4:1", "1:", ":2", "-1", "1:2:3", "many", ""])
+def test_workers_that_are_no_range(text):
+    with pytest.raises(ValueError, match="give a number, or SMALLEST:LARGEST such as 1:4"):
+        ComputeConfig(workers=text)
+
+
+def test_a_range_of_workers_need_not_divide_the_batch():
+    """Workers that are too many for the batch rest (jobs.train.sharing)."""
+    config = replace(tiny(), compute=replace(tiny().compute, workers="1:3"))
+    shares = {"segmentation": 8, "gan": 8}
+    config = replace(config, **{name: replace(getattr(config, name), batch=8) for name in shares})
+    assert [sharing(config, "segmentation", n) for n in range(1, 10)] == [1, 2, 2, 4, 4, 4, 4, 8, 8]
+    assert [sharing(config, "gan", n) for n in range(1, 10)] == [1, 2, 2, 4, 4, 4, 4, 4, 4]
 
 
 @pytest.mark.parametrize(

@@ -540,3 +540,60 @@ def test_a_folder_without_its_stage_is_not_registered(folder, content):
         (folder / "provenance.json").write_text(content)
     with pytest.raises(ValueError, match="provenance.json (does not say|names)"):
         registry.stage_of(folder)
+
+
+@pytest.fixture
+def away(monkeypatch):
+    """A server that does not answer the first times it is asked; how often it still will not."""
+    left = [0]
+
+    def check(uri):
+        if left[0] > 0:
+            left[0] -= 1
+            raise ValueError("the MLflow server does not answer; start it")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setattr(tracking, "check_server", check)
+    monkeypatch.setattr(tracking.time, "sleep", lambda s: None)
+    return left
+
+
+def failing_first(times: int, error: Exception):
+    calls = []
+
+    def action():
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+        return "done"
+
+    action.calls = calls
+    return action
+
+
+def test_the_end_of_a_stage_waits_for_a_server_that_is_away(away, caplog):
+    away[0] = 3
+    assert tracking.patiently(failing_first(3, ConnectionError("refused")), "gan is trained") == "done"
+    assert "trying again for" in caplog.text
+
+
+def test_a_database_that_restarts_is_waited_for(away):
+    error = tracking.mlflow().MlflowException("(psycopg2.OperationalError) server closed the connection")
+    assert tracking.patiently(failing_first(2, error), "gan is trained") == "done"
+
+
+def test_a_server_that_stays_away_is_named_with_what_is_kept(away, monkeypatch):
+    away[0] = 10**9
+    monkeypatch.setenv("EGIC_MLFLOW_PATIENCE_S", "0")
+    with pytest.raises(
+        ValueError, match="gan is trained, but the MLflow server does not answer.*give the same command"
+    ):
+        tracking.patiently(failing_first(10**9, ConnectionError()), "gan is trained")
+
+
+def test_what_trying_again_does_not_mend_is_raised_at_once(away):
+    for error in (KeyError("x"), ValueError("no"), tracking.mlflow().MlflowException("bad", error_code=1000)):
+        action = failing_first(10, error)
+        with pytest.raises(type(error)):
+            tracking.patiently(action, "gan is trained")
+        assert len(action.calls) == 1

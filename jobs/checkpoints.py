@@ -1,0 +1,147 @@
+"""A stage's folder in the storage: Ray Train's checkpoints, and notes that driver and workers leave each other there.
+
+    checkpoint_manager_snapshot.json   Ray Train's list of committed checkpoints
+    checkpoint_<time>/                 resume.pt, meta.json, pictures; at the last step the artifact, too
+    stop-requested                     the driver asks the workers to write a checkpoint and end
+    rollback-<n>.json                  a non-finite loss that training went back from
+
+Everything goes through pyarrow's filesystems: the storage may be a disk, NFS or an object store.
+"""
+
+import json
+import logging
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+PREFIX = "checkpoint_"
+STOP = "stop-requested"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of a filesystem."""
+
+    fs: pyarrow.fs.FileSystem
+    path: str
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file in the folder; None when there is none."""
+        try:
+            with self.fs.open_input_file(f"{self.path}/{name}") as f:
+                return f.read()
+        except FileNotFoundError:
+            return None
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file or folder of that name; cheaper than reading it."""
+        return self.fs.get_file_info(f"{self.path}/{name}").type != pyarrow.fs.FileType.NotFound
+
+    def write(self, name: str, content: bytes) -> None:
+        """A file, written aside and renamed, so that readers see all of it or none."""
+        self.fs.create_dir(self.path, recursive=True)
+        aside = f"{self.path}/.{name}.{uuid.uuid4().hex}"
+        with self.fs.open_output_stream(aside) as f:
+            f.write(content)
+        self.fs.move(aside, f"{self.path}/{name}")
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        try:
+            self.fs.delete_file(f"{self.path}/{name}")
+        except FileNotFoundError:
+            pass
+
+    def names(self, kind: pyarrow.fs.FileType = pyarrow.fs.FileType.File) -> list[str]:
+        """Names of the files (or folders) in the folder, sorted."""
+        found = self.fs.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == kind)
+
+
+def place_of(output: str, name: str) -> Place:
+    """Where the stage's run called `name` keeps its checkpoints below `output`."""
+    return Place(pyarrow.fs.LocalFileSystem(), str(Path(output).absolute() / "checkpoints" / name))
+
+
+def step_of(place: Place, checkpoint: str) -> int | None:
+    """Step of a checkpoint; None when its meta.json is missing or damaged."""
+    try:
+        return int(json.loads(place.read(f"{checkpoint}/meta.json") or b"")["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def steps_of(place: Place) -> dict[str, int | None]:
+    """The checkpoints in the folder, and their steps."""
+    names = [name for name in place.names(pyarrow.fs.FileType.Directory) if name.startswith(PREFIX)]
+    return {name: step_of(place, name) for name in names}
+
+
+def listed(place: Place) -> list[str]:
+    """The committed checkpoints that are kept, as Ray Train has noted them."""
+    content = place.read(SNAPSHOT)
+    if content is None:
+        return []
+    return [entry["checkpoint_dir_name"] for entry in json.loads(content)["checkpoint_results"]]
+
+
+def candidates(place: Place, committed: str | None) -> list[str]:
+    """Names of the checkpoints to go on from, best first: the committed one, then those before it.
+
+    By their steps, not by their names, which hold the time of one node's clock. Those that are newer than the committed
+    one were not yet heard of when training stopped, and don't count: their rows may be missing in MLflow.
+    """
+    steps = steps_of(place)
+    limit = steps.get(committed) if committed else None
+    others = [n for n, step in steps.items() if n != committed and step is not None and (limit is None or step < limit)]
+    others.sort(key=lambda name: (steps[name], name), reverse=True)
+    return [committed, *others] if committed else others
+
+
+def remove_orphans(place: Place, committed: str) -> None:
+    """Remove checkpoints that were never committed: Ray Train does not know them, and would keep them for ever."""
+    try:
+        steps, known = steps_of(place), listed(place)
+    except ValueError:  # the list is just being written
+        return
+    if (limit := steps.get(committed)) is None or committed not in known:
+        return
+    for name, step in steps.items():
+        if name not in known and (step is None or step > limit):
+            log.info("removing %s: it was not committed", name)
+            place.fs.delete_dir(f"{place.path}/{name}")
+
+
+def repair(place: Place) -> None:
+    """Put Ray Train's list of checkpoints aside when it cannot be used; it refuses to start with such a one."""
+    if not place.exists(SNAPSHOT):
+        return
+    try:
+        missing = [name for name in listed(place) if not place.exists(name)]
+        reason = f"{missing[0]} is gone" if missing else ""
+    except (ValueError, KeyError, TypeError):
+        reason = "it is damaged"
+    if reason:
+        log.warning("%s/%s cannot be used (%s): going by the checkpoints themselves", place.path, SNAPSHOT, reason)
+        place.fs.move(f"{place.path}/{SNAPSHOT}", f"{place.path}/{SNAPSHOT}.damaged")
+
+
+def ask_to_stop(place: Place) -> None:
+    """Ask the stage's workers to write a checkpoint and end."""
+    place.write(STOP, b"")
+
+
+def rollbacks(place: Place) -> list[dict]:
+    """What training went back from so far: {"step": ..., "why": ...} each."""
+    names = [name for name in place.names() if name.startswith("rollback-")]
+    return [json.loads(place.read(name)) for name in names]
+
+
+def note_rollback(place: Place, number: int, step: int, why: str) -> None:
+    """Note the `number`-th (from 1) non-finite loss. Several workers may say the same."""
+    place.write(f"rollback-{number}.json", json.dumps({"step": step, "why": why}).encode())

@@ -1,0 +1,91 @@
+"""Processes that die: the result is that of an unbroken run, and MLflow has every step once."""
+
+import signal
+import time
+
+import pytest
+
+from tests.faults.injected import EVERY, STEPS, Run, checkpoints, curves, digest
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(600)]
+ALL = list(range(5, STEPS + 1, 5))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> str:
+    """Digest of the artifact of a run to which nothing happened."""
+    with Run(tmp_path_factory.mktemp("unbroken")) as run:
+        assert run.end() == 0, run.text()
+        return digest(run.text())
+
+
+def test_a_train_worker_is_killed(tmp_path, monkeypatch, unbroken):
+    with Run(tmp_path) as run:
+        run.wait_for_checkpoint(EVERY)
+        (worker,) = run.members("RayTrainWorker")
+        worker.kill()
+        killed = time.monotonic()
+        run.wait_until(lambda: run.members("RayTrainWorker"), "new worker")
+        run.wait_for_checkpoint(2 * EVERY)
+        print(f"{time.monotonic() - killed:.1f} s from the kill to the next checkpoint")
+        assert run.end() == 0, run.text()
+        assert digest(run.text()) == unbroken
+    assert curves(tmp_path, monkeypatch) == (ALL, ["FINISHED"])
+
+
+def test_the_data_workers_are_killed(tmp_path, unbroken):
+    with Run(tmp_path) as run:
+        run.wait_for_checkpoint(EVERY)
+        victims = [
+            p for p in run.members("ray::") if "Read" in " ".join(p.cmdline()) or "IDLE" in " ".join(p.cmdline())
+        ]
+        assert victims
+        for victim in victims:
+            victim.kill()
+        assert run.end() == 0, run.text()
+        assert digest(run.text()) == unbroken
+
+
+def test_the_driver_is_killed_and_its_last_checkpoint_truncated(tmp_path, monkeypatch, unbroken):
+    """kill -9 of the driver; then the same command goes on, from the checkpoint before the damaged one."""
+    with Run(tmp_path) as run:
+        run.wait_for_checkpoint(2 * EVERY)
+        run.kill_hard()
+    last = checkpoints(tmp_path)[-1] / "resume.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with Run(tmp_path) as run:
+        assert run.end() == 0, run.text()
+        assert "is damaged: resume.pt has another digest; going on from step" in run.text()
+        assert digest(run.text()) == unbroken
+    assert curves(tmp_path, monkeypatch) == (ALL, ["FINISHED"])
+    assert len(checkpoints(tmp_path)) == 3
+
+
+def test_the_list_of_checkpoints_is_damaged(tmp_path, unbroken):
+    with Run(tmp_path) as run:
+        run.wait_for_checkpoint(EVERY)
+        run.kill_hard()
+    snapshot = next(tmp_path.glob("outputs/checkpoints/*/checkpoint_manager_snapshot.json"))
+    snapshot.write_bytes(snapshot.read_bytes()[:20])
+    with Run(tmp_path) as run:
+        assert run.end() == 0, run.text()
+        assert "going by the checkpoints themselves" in run.text()
+        assert digest(run.text()) == unbroken
+
+
+def test_sigterm_writes_a_checkpoint_first(tmp_path, monkeypatch, unbroken):
+    """What a spot node's notice or Slurm's time limit does: no finished step is lost, and the run is KILLED."""
+    with Run(tmp_path) as run:
+        run.wait_for_checkpoint(EVERY)
+        run.process.send_signal(signal.SIGTERM)
+        assert run.end(60) == 130
+        assert "Traceback" not in run.text()
+        step = run.committed()
+    assert EVERY < step < STEPS
+    steps, statuses = curves(tmp_path, monkeypatch)
+    assert statuses == ["KILLED"] and steps[-1] == step
+    with Run(tmp_path) as run:
+        assert run.end() == 0, run.text()
+        assert digest(run.text()) == unbroken
+    steps, statuses = curves(tmp_path, monkeypatch)
+    assert statuses == ["FINISHED"] and steps == sorted({*ALL, step})

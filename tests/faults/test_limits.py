@@ -1,0 +1,123 @@
+"""What is not finite, not whole, not enough: one line that says what to do, and nothing lost."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.presets import tiny
+from jobs.train import MAX_ROLLBACKS
+from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, checkpoints, curves, head
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(600)]
+
+
+def with_nan(folder: Path, where: str, *args: str) -> Run:
+    paths = f"{Path(__file__).parent / 'inject'}{os.pathsep}{ROOT}"
+    return Run(folder, *ARGS, *args, PYTHONPATH=paths, INJECT_NAN=where, INJECT_FOLDER=str(folder))
+
+
+def last_line(run: Run) -> str:
+    return run.text().strip().splitlines()[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage_at_once(tmp_path):
+    with with_nan(tmp_path, f"{EVERY + 7}") as run:
+        assert run.end() == 2
+        line = f"error: segmentation step {EVERY + 7}, rank 0: non-finite seg"
+        assert last_line(run).startswith(line), run.text()
+        assert run.text().count("the update was not made") <= 3  # said, not tried again
+        assert run.committed() == EVERY
+
+
+def test_rollback_goes_on_with_half_the_learning_rate(tmp_path, monkeypatch):
+    with with_nan(tmp_path, f"{EVERY + 7}", "--on-nan", "rollback") as run:
+        assert run.end() == 0, run.text()
+    steps, statuses = curves(tmp_path, monkeypatch)
+    assert (steps, statuses) == (list(range(5, STEPS + 1, 5)), ["FINISHED"])
+    rates = learning_rates(tmp_path, monkeypatch)
+    full = tiny().segmentation.lr
+    assert [rates[s] for s in (5, 10, 15, STEPS)] == pytest.approx([full, full, full / 2, full / 2])
+
+
+def learning_rates(folder: Path, monkeypatch) -> dict[int, float]:
+    from jobs import tracking
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    client = tracking.client()
+    (run,) = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")
+    return {m.step: m.value for m in client.get_metric_history(run.info.run_id, "train/lr")}
+
+
+def test_rollbacks_are_bounded(tmp_path):
+    with with_nan(tmp_path, f"{EVERY + 2}!", "--on-nan", "rollback") as run:
+        assert run.end(400) == 2
+        assert last_line(run).startswith(f"error: segmentation step {EVERY + 2}, rank 0: non-finite seg"), run.text()
+    assert len(list(tmp_path.glob("outputs/checkpoints/*/rollback-*.json"))) == MAX_ROLLBACKS
+
+
+def test_the_disk_fills_up_while_a_checkpoint_is_written(tmp_path):
+    """The last whole checkpoint is kept; with room again the same command goes on."""
+    (tmp_path / "outputs" / "checkpoints").mkdir(parents=True)
+    disk = tmp_path / "outputs" / "checkpoints"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("cannot mount a small file system: not root")
+    try:
+        with Run(tmp_path) as run:
+            run.wait_for_checkpoint(EVERY)
+            filler = disk / "filler"
+            with filler.open("wb") as f, pytest.raises(OSError, match="No space left"):
+                while True:
+                    f.write(bytes(100_000))
+                    f.flush()
+            assert run.end() == 2, run.text()
+            assert "no space left for a checkpoint" in last_line(run), run.text()
+            assert EVERY <= run.committed() < STEPS
+            filler.unlink()
+        with Run(tmp_path) as run:
+            assert run.end() == 0, run.text()
+            assert len(checkpoints(tmp_path)) == 3
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_shard_that_was_damaged_is_named_and_not_tried_again(tmp_path):
+    with Run(tmp_path, *ARGS[:1], "2", *ARGS[2:]) as run:
+        assert run.end() == 0
+    shard = sorted(tmp_path.glob("outputs/data/**/train/shard-*.parquet"))[0]
+    content = bytearray(shard.read_bytes())
+    for place in range(1000, len(content) - 5000, 97):
+        content[place] ^= 0xFF
+    shard.write_bytes(content)
+    with Run(tmp_path) as run:
+        assert run.end() == 2, run.text()
+        assert shard.name in last_line(run), run.text()
+        assert run.text().count("Traceback") <= 1
+
+
+FILL = """
+import numpy as np, ray, sys, time
+ray.init(logging_level="ERROR")
+kept = [ray.put(np.ones(10_000_000, np.uint8)) for _ in range(12)]  # more than the store holds: some are spilled
+print("full", flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_object_store_that_is_full_spills(tmp_path):
+    """80 MB of store that another job has filled: crops go to disk and come back, and training ends as it should."""
+    with head(tmp_path, object_store_memory=80_000_000) as (address, temp):
+        env = os.environ | {"RAY_ADDRESS": address}
+        filler = subprocess.Popen([sys.executable, "-c", FILL], env=env, stdout=subprocess.PIPE, text=True)
+        try:
+            assert filler.stdout.readline() == "full\n"
+            with Run(tmp_path, RAY_ADDRESS=address) as run:
+                assert run.end() == 0, run.text()
+                assert run.committed() == STEPS
+            assert list(temp.glob("session_*/ray_spilled_objects*/*")), "nothing was spilled"
+        finally:
+            filler.kill()
+            filler.wait()

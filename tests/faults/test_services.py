@@ -1,0 +1,185 @@
+"""MLflow that goes away, for a while and for good; its database restarted; a submitted job that is stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from jobs import tracking
+from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, free_port, head, wait_for_port
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]
+
+
+class Server:
+    """An MLflow server that can be stopped and started again on the same port."""
+
+    def __init__(self, folder: Path, store: str):
+        self.folder, self.store, self.port = folder, store, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.store, "--port", str(self.port),
+            "--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1",
+        ]  # fmt: skip
+        env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        env.pop("MLFLOW_TRACKING_URI", None)
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        wait_for_port(self.port, 120)
+        tracking.check_server(self.uri)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@contextmanager
+def server(folder: Path, store: str | None = None):
+    made = Server(folder, store or f"sqlite:///{folder}/server.db")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def history(uri: str, monkeypatch) -> tuple[list[int], list[str]]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = tracking.client()
+    runs = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")
+    steps = [m.step for run in runs for m in client.get_metric_history(run.info.run_id, "train/seg")]
+    return sorted(steps), [run.info.status for run in runs]
+
+
+ALL = list(range(5, STEPS + 1, 5))
+
+
+def test_the_server_is_away_for_a_while(tmp_path, monkeypatch):
+    """It goes during training and comes back after the end: nothing is missing."""
+    with server(tmp_path) as mlflow, Run(tmp_path, MLFLOW_TRACKING_URI=mlflow.uri) as run:
+        run.wait_for_checkpoint(EVERY)
+        mlflow.stop()
+        run.wait_for_checkpoint(STEPS)
+        run.wait_until(lambda: "trying again for" in run.text(), "the end of the stage to miss the server")
+        mlflow.start()
+        assert run.end() == 0, run.text()
+        assert history(mlflow.uri, monkeypatch) == (ALL, ["FINISHED"])
+
+
+def test_the_server_is_away_for_good(tmp_path, monkeypatch):
+    """The stage trains to its end and keeps its checkpoint; one line says how to go on, and that works."""
+    with server(tmp_path) as mlflow:
+        with Run(tmp_path, MLFLOW_TRACKING_URI=mlflow.uri, EGIC_MLFLOW_PATIENCE_S="5") as run:
+            run.wait_for_checkpoint(EVERY)
+            mlflow.stop()
+            assert run.end() == 2, run.text()
+            last = run.text().strip().splitlines()[-1]
+            assert last.startswith("error: segmentation is trained and its last checkpoint kept, but the MLflow server")
+            assert run.committed() == STEPS
+        mlflow.start()
+        with Run(tmp_path, MLFLOW_TRACKING_URI=mlflow.uri) as run:
+            assert run.end() == 0, run.text()
+        steps, statuses = history(mlflow.uri, monkeypatch)
+        assert statuses == ["FINISHED"] and steps == sorted(set(steps)) and steps[-1] == STEPS
+
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+
+
+@contextmanager
+def postgres(folder: Path):
+    """A PostgreSQL of its own, run by the user `postgres`; yields its URI and how to restart it."""
+    if not POSTGRES or os.getuid() or not shutil.which("runuser"):
+        pytest.skip("needs PostgreSQL's programs, runuser and root")
+    pytest.importorskip("psycopg2")
+    binaries, port = POSTGRES[-1].parent, free_port()
+    data = Path(f"/tmp/egic-postgres-{os.getpid()}")
+    data.mkdir()
+    shutil.chown(data, "postgres")
+
+    def run(*command: str) -> None:
+        subprocess.run(["runuser", "-u", "postgres", "--", *command], check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}"
+
+    def control(action: str) -> None:
+        run(
+            str(binaries / "pg_ctl"), "-D", f"{data}/db", "-l", f"{data}/log", "-w", "-m", "fast", "-o", options, action
+        )
+
+    try:
+        run(str(binaries / "initdb"), "-D", f"{data}/db", "--auth=trust")
+        control("start")
+        yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres", lambda: control("restart")
+    finally:
+        subprocess.run(
+            ["runuser", "-u", "postgres", "--", str(binaries / "pg_ctl"), "-D", f"{data}/db", "stop"], cwd="/"
+        )
+        shutil.rmtree(data, ignore_errors=True)
+
+
+def test_the_servers_database_is_restarted(tmp_path, monkeypatch):
+    with postgres(tmp_path) as (store, restart), server(tmp_path, store) as mlflow:
+        with Run(tmp_path, MLFLOW_TRACKING_URI=mlflow.uri) as run:
+            run.wait_for_checkpoint(EVERY)
+            restart()
+            run.wait_for_checkpoint(2 * EVERY)
+            restart()
+            assert run.end() == 0, run.text()
+        assert history(mlflow.uri, monkeypatch) == (ALL, ["FINISHED"])
+
+
+def test_a_submitted_job_is_stopped_and_submitted_again(tmp_path, monkeypatch):
+    """`ray job stop` with token authentication on: checkpoint kept, runs KILLED; the second submission goes on."""
+    token = tmp_path / "token"
+    token.write_text("a" * 64)
+    token.chmod(0o600)
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    dashboard = free_port()
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    flags = (f"--dashboard-port={dashboard}", "--include-dashboard=true", "--dashboard-host=127.0.0.1")
+    with head(tmp_path, *flags, **auth) as (_, _):
+        wait_for_port(dashboard)
+        env = os.environ | auth | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        env.pop("RAY_ADDRESS", None)
+
+        def ray(*args: str) -> subprocess.CompletedProcess:
+            command = [str(Path(sys.executable).with_name("ray")), "job", *args]
+            return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+        def submit(name: str, *wait: str) -> subprocess.CompletedProcess:
+            environment = f'{{"env_vars": {{"MLFLOW_TRACKING_URI": "{store}"}}}}'
+            entry = f"python -m jobs.segmentation tiny {' '.join(ARGS)} --output {tmp_path}/outputs"
+            where = ("--submission-id", name, "--working-dir", ".", "--runtime-env-json", environment, *wait)
+            return ray("submit", *where, "--", *entry.split())
+
+        assert submit("first", "--no-wait").returncode == 0
+        watch = Run.__new__(Run)
+        watch.folder = tmp_path
+        deadline = time.monotonic() + 240
+        while watch.committed() < EVERY:
+            assert time.monotonic() < deadline, ray("logs", "first").stdout[-3000:]
+            time.sleep(0.2)
+        stopped = ray("stop", "first")
+        assert stopped.returncode == 0 and "stopped" in stopped.stdout + stopped.stderr
+        kept = watch.committed()
+        assert EVERY <= kept < STEPS
+        assert history(store, monkeypatch)[1] == ["KILLED"]
+        again = submit("second")
+        assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-1000:]
+        assert f"step {STEPS}/{STEPS}" in again.stdout
+    steps, statuses = history(store, monkeypatch)
+    assert statuses == ["FINISHED"] and steps == sorted(set(steps)) and set(ALL) <= {*steps}

@@ -1,0 +1,87 @@
+"""What a stage's folder says: which checkpoint to go on from, which ones to remove, and what was asked."""
+
+import json
+
+import pyarrow.fs
+import pytest
+
+from jobs import checkpoints
+from jobs.checkpoints import SNAPSHOT, Place
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return Place(pyarrow.fs.LocalFileSystem(), str(tmp_path / "stage"))
+
+
+def put(place: Place, name: str, step: int | None) -> None:
+    content = b"{" if step is None else json.dumps({"step": step}).encode()
+    place.fs.create_dir(f"{place.path}/{name}", recursive=True)
+    Place(place.fs, f"{place.path}/{name}").write("meta.json", content)
+
+
+def snapshot(place: Place, *names: str) -> None:
+    place.write(SNAPSHOT, json.dumps({"checkpoint_results": [{"checkpoint_dir_name": n} for n in names]}).encode())
+
+
+def test_an_empty_place(place):
+    assert checkpoints.candidates(place, None) == []
+    assert place.read("x") is None and not place.exists("x")
+    place.remove("x")
+    assert checkpoints.rollbacks(place) == []
+
+
+def test_steps_decide_and_not_the_names_which_hold_a_clock(place):
+    """Rank 0 moved to a node whose clock is an hour behind: its newer checkpoints have older names."""
+    for name, step in {
+        "checkpoint_13h": 10,
+        "checkpoint_14h": 20,
+        "checkpoint_12h": 30,
+        "checkpoint_12h30": 40,
+    }.items():
+        put(place, name, step)
+    order = ["checkpoint_12h", "checkpoint_14h", "checkpoint_13h"]
+    assert checkpoints.candidates(place, "checkpoint_12h") == order
+    assert checkpoints.candidates(place, None) == ["checkpoint_12h30", *order]
+
+
+def test_a_committed_one_without_a_step_comes_first_and_hides_nothing(place):
+    put(place, "checkpoint_a", 10)
+    put(place, "checkpoint_b", None)
+    assert checkpoints.candidates(place, "checkpoint_b") == ["checkpoint_b", "checkpoint_a"]
+
+
+def test_only_uncommitted_ones_are_removed(place):
+    for name, step in {"checkpoint_a": 10, "checkpoint_b": 20, "checkpoint_c": 30, "checkpoint_d": None}.items():
+        put(place, name, step)
+    snapshot(place, "checkpoint_a", "checkpoint_b")  # it has the prefix of a checkpoint, too
+    checkpoints.remove_orphans(place, "checkpoint_b")
+    assert place.names(pyarrow.fs.FileType.Directory) == ["checkpoint_a", "checkpoint_b"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"checkpoint_results": [{"checkpoint_dir_name": "gone"}]}'])
+def test_a_list_that_cannot_be_used_is_put_aside(place, content):
+    place.write(SNAPSHOT, content)
+    checkpoints.repair(place)
+    assert place.names() == [f"{SNAPSHOT}.damaged"]
+
+
+def test_a_sound_list_stays(place):
+    put(place, "checkpoint_a", 10)
+    snapshot(place, "checkpoint_a")
+    checkpoints.repair(place)
+    assert SNAPSHOT in place.names()
+
+
+def test_rollbacks_are_counted_once_however_many_workers_note_them(place):
+    checkpoints.note_rollback(place, 1, 17, "nan")
+    checkpoints.note_rollback(place, 1, 17, "nan")
+    checkpoints.note_rollback(place, 2, 18, "inf")
+    assert [r["step"] for r in checkpoints.rollbacks(place)] == [17, 18]
+
+
+def test_a_request_to_stop(place):
+    checkpoints.ask_to_stop(place)
+    assert place.exists(checkpoints.STOP)
+    place.remove(checkpoints.STOP)
+    assert not place.exists(checkpoints.STOP)

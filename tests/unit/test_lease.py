@@ -1,0 +1,88 @@
+"""Two drivers, one folder: one works, the other waits; a dead one keeps nobody waiting."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pyarrow.fs
+import pytest
+
+from jobs import lease
+from jobs.checkpoints import Place
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Place:
+    monkeypatch.setattr(lease, "SETTLE_S", 0.05)
+    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    return Place(pyarrow.fs.LocalFileSystem(), str(tmp_path))
+
+
+def test_one_after_the_other(place, caplog):
+    caplog.set_level("INFO", "jobs.lease")
+    order, holds = [], threading.Event()
+
+    def other():
+        holds.wait()
+        with lease.held(place, "gan"):
+            order.append("second")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with lease.held(place, "gan"):
+        holds.set()
+        thread.join(1.5)
+        assert thread.is_alive(), "it waits"
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert "gan: another run works on it, waiting" in caplog.text
+    assert place.names() == []
+
+
+def test_two_at_the_same_moment(place):
+    inside, seen, start = [], [], threading.Barrier(4)
+
+    def work():
+        start.wait()
+        with lease.held(place, "gan"):
+            inside.append(1)
+            threading.Event().wait(0.3)
+            seen.append(len(inside))
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1, 1, 1, 1]
+
+
+def test_a_process_of_this_machine_that_is_gone_holds_nothing(place, monkeypatch):
+    monkeypatch.setattr(lease, "DEAD_S", 1e9)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    holder = {"owner": "x", "host": lease.socket.gethostname(), "boot": lease._boot(), "pid": gone.pid}
+    place.write(lease.NAME, json.dumps(holder).encode())
+    with lease.held(place, "gan"):
+        assert json.loads(place.read(lease.NAME))["pid"] == os.getpid()
+
+
+def test_a_holder_elsewhere_that_no_longer_beats_is_dead(place, monkeypatch):
+    monkeypatch.setattr(lease, "DEAD_S", 0.2)
+    holder = {"owner": "x", "host": "elsewhere", "boot": "", "pid": 1, "beat": 7}
+    place.write(lease.NAME, json.dumps(holder).encode())
+    with lease.held(place, "gan"):
+        assert b"elsewhere" not in place.read(lease.NAME)
+
+
+def test_a_lease_that_was_taken_over_ends_this_process_work(place, monkeypatch):
+    told = threading.Event()
+    monkeypatch.setattr(lease._thread, "interrupt_main", told.set)
+    with lease.held(place, "gan"):
+        place.write(lease.NAME, b'{"owner": "another"}')
+        assert told.wait(10)
+    assert place.read(lease.NAME) == b'{"owner": "another"}', "what is another's stays"
