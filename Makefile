@@ -1,6 +1,7 @@
 # Every target sets itself up: needs Python 3.11+ with pip, make and a C++ compiler (compressai's source build on Python 3.12+).
 #   make demo     train the tiny preset, all stages, on two CPU cores      (DEMO_ARGS="..." goes to pipelines/full.py)
 #   make test     the default tests                                        (TEST_ARGS="..." goes to pytest)
+#   make test-faults    kill, cut and fill things under running stages: half an hour
 #   make lint | bench | lock | clean
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),$(shell command -v python3.13),python3)
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.installed
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
-.PHONY: demo test lint bench lock clean setup
+.PHONY: demo test test-faults lint bench lock clean setup
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -20,6 +21,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest $(TEST_ARGS)
+
+test-faults: $(STAMP)
+	$(PY) -m pytest -m faults $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -22,7 +22,7 @@ from egic import checkpoint
 from egic.errors import NonFiniteError
 from egic.memory import keep_freed_memory
 from egic.perceptual import LPIPS
-from jobs import checkpoints, cluster, data, loop
+from jobs import checkpoints, cluster, data, loop, tracking
 from jobs.checkpoints import Place
 from jobs.cluster import quiet_ray
 from jobs.config import Config, Training
@@ -74,6 +74,8 @@ class RaySession:
         self.scratch = Path(tempfile.gettempdir()) / f"egic-{os.getuid()}-{job.name}"
         if self.rank == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)  # what a killed worker left
+            if job.config.compute.min_workers < job.config.compute.max_workers:
+                print(f"{job.stage}: {self.world_size} workers share the batch", flush=True)
 
     def stream(self, config: Config, first_step: int, settings: Training) -> Iterator[dict[str, np.ndarray]]:
         return data.training_stream(
@@ -185,7 +187,7 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
     )
     try:
         with cluster.stoppable(lambda: checkpoints.ask_to_stop(place)):
-            result = trainer.fit()
+            result = fit_again(trainer, compute.max_failures)
     except ray.train.TrainingFailedError as e:
         cause = e
         while isinstance(cause, ray.train.ControllerError):
@@ -196,3 +198,14 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
     if result.metrics["step"] < settings.steps:  # as it was told
         raise KeyboardInterrupt
     return result
+
+
+def fit_again(trainer: ray.train.torch.TorchTrainer, max_failures: int) -> ray.train.Result:
+    """`trainer.fit()`, started again when Ray Train's controller dies: Ray restarts workers, but not that."""
+    for failure in range(max_failures + 1):
+        try:
+            return trainer.fit()
+        except ray.exceptions.ActorDiedError as e:
+            if failure == max_failures or cluster.stopping.is_set() or tracking.interrupted.is_set():
+                raise
+            log.warning("Ray Train's controller died (%s): going on from the last checkpoint", str(e).splitlines()[0])

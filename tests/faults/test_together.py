@@ -1,0 +1,91 @@
+"""Two pipelines at once in one storage, and a group of workers that shrinks and grows."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs import tracking
+from tests.faults.injected import ARGS, EVERY, ROOT, Run, curves, free_port, head
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(1200)]
+FEW = (
+    "--segmentation.steps 6 --mse-codec.steps 6 --mse-codec.last-steps 1 --gan.steps 4 --gan.warmup-steps 2 "
+    "--gan.last-steps 1 --orp.steps 4 --orp.last-steps 1 --evaluate.max-pictures 2"
+).split()
+
+
+def test_two_pipelines_share_what_they_make(tmp_path, monkeypatch):
+    """Every stage is trained once: who comes second waits for it, and takes it."""
+    full = f"{ROOT}/pipelines/full.py tiny"
+    with Run(tmp_path, *FEW, command=full) as one, Run(tmp_path, *FEW, command=full) as two:
+        assert one.end(900) == 0, one.text()
+        assert two.end(900) == 0, two.text()
+        texts = one.text() + two.text()
+    assert texts.count("another run works on it, waiting") >= 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = tracking.client()
+    runs = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")
+    stages = sorted(run.data.tags["egic.stage"] for run in runs)
+    assert stages == ["evaluate", "gan", "mse-codec", "orp", "segmentation"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    rows = json.loads((tmp_path / "outputs" / "summary.json").read_text())["stages"]
+    for row in rows:
+        assert texts.count(row["run_id"]) >= 2, "both tables name the same runs"
+    assert not list(tmp_path.glob("outputs/checkpoints/*/lease.json"))
+
+
+@contextmanager
+def node(folder, address: str, name: str):
+    """One more Ray node on this machine, with 2 CPUs; `kill` ends it as a lost machine would."""
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={address}",
+        "--num-cpus=2", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
+        f"--min-worker-port={free_port()}", f"--node-name={name}",
+    ]  # fmt: skip
+    with (folder / f"{name}.txt").open("w") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=subprocess.STDOUT
+        )
+
+    def kill() -> None:
+        members = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+        for member in members:
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                pass
+        process.wait()
+
+    try:
+        yield kill
+    finally:
+        kill()
+
+
+def test_a_group_shrinks_when_a_node_goes_and_grows_when_one_comes(tmp_path, monkeypatch):
+    steps = 160
+    args = [*ARGS, "--segmentation.steps", str(steps), "--segmentation.batch", "8", "--workers", "1:2"]
+    args += ["--compute.cpus-per-worker", "1.5", "--compute.data-cpus", "0.25"]
+    with head(tmp_path) as (address, _), Run(tmp_path, *args, RAY_ADDRESS=address) as run:
+
+        def groups() -> list[str]:
+            return [
+                line.partition("segmentation: ")[2] for line in run.text().splitlines() if "share the batch" in line
+            ]
+
+        with node(tmp_path, address, "second") as kill:
+            run.wait_until(lambda: groups()[-1:] == ["2 workers share the batch"], "a group of two", 300)
+            run.wait_for_checkpoint(run.committed() + EVERY, 300)
+            kill()
+            run.wait_until(lambda: groups()[-1:] == ["1 workers share the batch"], "a group of one", 300)
+            run.wait_for_checkpoint(run.committed() + EVERY, 300)
+        with node(tmp_path, address, "third"):
+            run.wait_until(lambda: groups()[-1:] == ["2 workers share the batch"], "a group of two again", 300)
+            assert run.end(400) == 0, run.text()
+    assert curves(tmp_path, monkeypatch) == (list(range(5, steps + 1, 5)), ["FINISHED"])
