@@ -10,6 +10,7 @@ from PIL import Image
 
 from egic.curves import number
 from egic.evaluation import Shown
+from egic.pictures import read as read_picture
 
 MAX_PICTURES = 8
 STEPS = ((448, None), (384, None), (320, None), (320, 95), (256, 90), (192, 80), (128, 70))
@@ -52,7 +53,7 @@ def _cut(stem: str, original: Path, decoded: list[Shown]) -> tuple[str, str, tup
 
 
 def _load(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
+    return read_picture(path.read_bytes())[0]  # the folder may have come from elsewhere
 
 
 def busiest(x: np.ndarray, side: int, step: int = 32) -> tuple[int, int]:

@@ -45,6 +45,9 @@ def read(folder: Path) -> Evaluation:
     lacking = sorted({"label", "codec", "point", "name", "bpp"} - set(rows[0])) if rows else []
     if lacking:
         raise ValueError(f"{folder / 'rows.parquet'} lacks the columns {', '.join(lacking)}")
+    for name in {row["name"] for row in rows}:  # the folder may have come from elsewhere
+        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{folder / 'rows.parquet'} names a picture {name!r}, which leads out of the folder")
     return Evaluation(folder=folder, rows=rows, sets=sets, skipped=skipped)
 
 

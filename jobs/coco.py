@@ -119,7 +119,7 @@ def _read_json(path: Path) -> tuple[dict, bytes]:
     data = path.read_bytes()
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
     for key in ("images", "annotations", "categories"):
         items = content.get(key) if isinstance(content, dict) else None
@@ -158,7 +158,7 @@ def _pair(
             bad.append((name, "annotation lacks image_id or segments_info"))
         elif picture is None:
             bad.append((name, f"annotation of image {image_id}, which the JSON does not list"))
-        elif not _is_plain(picture) or not _is_plain(png):
+        elif not is_plain(picture) or not is_plain(png):
             bad.append((name, f"file name {picture!r} or {png!r} is not a plain name inside its folder"))
         elif picture not in picture_sizes:
             bad.append((name, "annotation without picture"))
@@ -173,7 +173,8 @@ def _pair(
     return entries, bad
 
 
-def _is_plain(name: object) -> bool:
+def is_plain(name: object) -> bool:
+    """Whether it names a file of a folder, and nothing outside of it."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 

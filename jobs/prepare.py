@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ import numpy as np
 
 from egic.config import parse_config
 from egic.errors import run_main
-from jobs.coco import Entry, Tree, read_row, read_tree
+from jobs.coco import Entry, Tree, is_plain, read_row, read_tree
 from jobs.download import download_coco
 from jobs.shards import FORMAT, Manifest, Row, file_sha256, load_manifest, write_index, write_shard
 
@@ -80,19 +81,30 @@ def prepare(config: PrepareConfig) -> dict[str, Path]:
 
 def open_data(data: str, output: Path) -> dict[str, Manifest]:
     """Manifests of train and val: of a prepared folder, of a COCO tree (prepared below `output` first), or of drawn
-    scenes when `data` is empty. Raises ValueError when `data` is none of these.
+    scenes when `data` is empty. Raises ValueError when `data` is none of these, or one of the two is a URL.
     """
+    for name, path in (("data", data), ("output", str(output))):
+        if re.match(r"\w[\w+.-]*:/", path):  # pathlib would make a folder `s3:` of it
+            raise ValueError(f"{name} {path} is a URL; give a folder (mount the storage under one path on every node)")
     if not data:
         from jobs.scenes import write_scenes
 
         data = str(write_scenes(output / "scenes"))
     folder = Path(data)
     if all((folder / split / "manifest.json").is_file() for split in SPLITS):
-        return {split: load_manifest(folder / split) for split in SPLITS}
+        return {split: _inside(load_manifest(folder / split)) for split in SPLITS}
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist; name a COCO tree or what jobs.prepare wrote")
     out = output / "data" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     return {split: load_manifest(path) for split, path in prepare(PrepareConfig(coco_root=folder, out=out)).items()}
+
+
+def _inside(manifest: Manifest) -> Manifest:
+    """The manifest, whose shards lie in its folder: it may have come from elsewhere, and would else read any file."""
+    for name in manifest.shards:
+        if not is_plain(name):
+            raise ValueError(f"{manifest.folder}: shard {name!r} is not a plain file name; run jobs.prepare yourself")
+    return manifest
 
 
 def _prepare_split(tree: Tree, config: PrepareConfig) -> Path:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from egic.coco import CATEGORIES
 from egic.images import decode_jpeg
-from jobs.prepare import PrepareConfig, prepare
+from jobs.prepare import PrepareConfig, open_data, prepare
 from jobs.shards import load_manifest, read_index, read_samples
 
 SKY, PERSON, CAT = 187, 1, 17
@@ -240,6 +240,7 @@ def test_own_categories(tmp_path):
         (lambda root: shutil.rmtree(root), "COCO folder .* does not exist.*--download"),
         (lambda root: shutil.rmtree(root / "train2017"), "train2017 does not exist"),
         (lambda root: (root / "annotations/panoptic_train2017.json").write_text("{"), "not valid JSON"),
+        (lambda root: (root / "annotations/panoptic_train2017.json").write_text("[" * 100_000), "not valid JSON"),
         (lambda root: (root / "annotations/panoptic_train2017.json").write_text("[1]"), "no list `images`"),
         (lambda root: edit_json(root, lambda c: c["categories"].append(c["categories"][0])), "share one id"),
         (lambda root: edit_json(root, lambda c: c["categories"][0].pop("isthing")), "lacks id, name or isthing"),
@@ -286,6 +287,29 @@ def test_damaged_shard_is_named(tmp_path):
     (path.parent / "index.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="index.parquet does not match"):
         load_manifest(path)
+
+
+@pytest.mark.parametrize("name", ["../other/shard_00000.parquet", "/etc/passwd"])
+def test_shards_outside_their_folder_are_refused(tmp_path, name):
+    root = write_tree(write_tree(tmp_path / "coco"), split="val")
+    prepare(PrepareConfig(coco_root=root, out=tmp_path / "out"))
+    path = tmp_path / "out" / "train" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["shards"][0] |= {"file": name, "bytes": Path("/etc/passwd").stat().st_size}
+    if name.startswith(".."):
+        (tmp_path / "out" / "other").mkdir()
+        (path.parent / content["shards"][0]["file"]).write_bytes(bytes(content["shards"][0]["bytes"]))
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="is not a plain file name"):
+        open_data(str(tmp_path / "out"), tmp_path / "outputs")
+
+
+@pytest.mark.parametrize(("data", "output"), [("s3://bucket/coco", "out"), ("", "gs://bucket/egic")])
+def test_a_url_is_no_folder(tmp_path, monkeypatch, data, output):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="(data s3|output gs):/.*is a URL; give a folder"):
+        open_data(data, Path(output))
+    assert not list(tmp_path.iterdir())
 
 
 def test_command_line_ends_in_one_line_and_status_2(tmp_path):

@@ -34,6 +34,21 @@ def test_labels_and_reasons_are_escaped(folder):
     assert page.count("<script>") == 1  # ours
 
 
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/outside.png", "a/../../outside.png"])
+def test_names_that_lead_out_are_refused(folder, name):
+    table = pq.read_table(folder / "rows.parquet")
+    names = [name, *table["name"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("name"), "name", [names]), folder / "rows.parquet")
+    with pytest.raises(ValueError, match="which leads out of the folder"):
+        report.write_report(folder)
+
+
+def test_a_picture_that_is_none_is_one_line(folder, capsys):
+    (folder / "pictures" / "0" / "original.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    assert cli.main(["report", str(folder)]) == 2
+    assert "not a picture of a known format" in capsys.readouterr().err
+
+
 def test_nothing_is_fetched_and_plots_lie_beside(folder):
     path = report.write_report(folder)
     page = path.read_text()
