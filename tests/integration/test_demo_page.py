@@ -94,7 +94,8 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def page(browser, server, request):
     width, height = getattr(request, "param", (1280, 900))
-    context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+    phone = {"has_touch": True, "is_mobile": True} if width < 500 else {}
+    context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **phone)
     context.set_default_timeout(MINUTES)
     page = context.new_page()
     page.asked, page.broken = [], []
@@ -238,6 +239,18 @@ def test_it_fits_a_phone(page, picture):
     assert page.evaluate(fits)
     left, right = (page.locator(button).bounding_box() for button in ("#mine", "#jpeg"))
     assert right["y"] > left["y"] + left["height"] and abs(right["x"] - left["x"]) < 1
+
+
+@pytest.mark.parametrize("page", [(390, 500)], indirect=True, ids=["phone"])
+def test_a_finger_on_a_picture_scrolls_the_page(page, picture):
+    put(page, picture)
+    page.locator("#jpeg img").first.wait_for()
+    box, session = page.locator("#mine img").first.bounding_box(), page.context.new_cdp_session(page)
+    x, y = box["x"] + 40, box["y"] + box["height"] - 20
+    for kind, up in (("Start", 0), *(("Move", 15 * i) for i in range(1, 10)), ("End", None)):
+        points = [] if up is None else [{"x": x, "y": y - up}]
+        session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    page.wait_for_function("window.scrollY > 50")
 
 
 def test_it_ends_quietly_speaks_to_nobody_and_leaves_nothing(server):
