@@ -34,7 +34,7 @@ bench: $(STAMP)
 # Rewrite the lock from pyproject.toml, without TensorFlow, which only an import needs. Every file of a release is listed, so that any platform finds its own.
 lock: $(STAMP)
 	$(VENV)/bin/uv pip compile --system-certs --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
-	    --python-version 3.11 --extra train --extra cloud --extra dev pyproject.toml --output-file requirements.txt
+	    --python-version 3.11 --extra train --extra cloud --extra demo --extra dev pyproject.toml --output-file requirements.txt
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,4 +1,4 @@
-"""egic compress | decompress | info | models | evaluate | report | export | import-reference.
+"""egic compress | decompress | info | demo | models | evaluate | report | export | import-reference.
 
 Plain argparse: `egic --help` and `egic info` start in a fraction of a second, torch is imported only to code pictures.
 """
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from egic import bitstream, cli_files, cli_refs
+from egic import bitstream, cli_demo, cli_files, cli_refs
 from egic.cli_files import Task
-from egic.errors import run_main
+from egic.errors import out_of_memory, reason, run_main
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,9 +39,11 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "-o", "--output", metavar="OUT", help=f"file, folder for several, or - (default: beside IN, {made})"
         )
-        command.add_argument("-m", "--model", required=True, metavar="REF", help=_REF)
         command.add_argument("-f", "--force", action="store_true", help="overwrite outputs")
         command.add_argument("--stats", action="store_true", help="print rate, quality and time of each picture")
+    demo = cli_demo.add(commands)
+    for command in (compress, decompress, demo):
+        command.add_argument("-m", "--model", required=True, metavar="REF", help=_REF)
         command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
         command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
         command.add_argument(
@@ -104,30 +106,16 @@ def _each(tasks: list[Task], work: Callable[[Task], str]) -> int:
         try:
             line = work(task)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
                 raise
             failed += 1
-            print(f"{place}error: {task.name}: {_reason(error)}", file=sys.stderr)
+            print(f"{place}error: {task.name}: {reason(error)}", file=sys.stderr)
         else:
             if place and line:
                 print(f"{place}{task.name}: {line}", file=sys.stderr)
     if failed and len(tasks) > 1:
         print(f"{failed} of {len(tasks)} failed", file=sys.stderr)
     return 2 if failed else 0
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a type for this on GPUs only."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line, without the file's name, which stands before it."""
-    if _is_out_of_memory(error):
-        return "not enough memory"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())
 
 
 def _load(args: argparse.Namespace) -> "Model":
@@ -287,6 +275,7 @@ _COMMANDS = {
     "decompress": _decompress,
     "info": _info,
     "models": _models,
+    "demo": lambda args: cli_demo.run(args, _load),
     "report": _report,
     "export": _export,
     "import-reference": _import_reference,

@@ -20,9 +20,14 @@ def jobs(module: str, what: str = "models in MLflow need") -> ModuleType:
         raise ValueError(f"{what} the training extra ({error}): pip install 'egic[train]'") from error
 
 
+def is_uri(ref: str) -> bool:
+    """Whether `ref` names something in MLflow."""
+    return ref.startswith(_SCHEMES)
+
+
 def folder_of(ref: str) -> Path:
     """The artifact folder that `ref` names, fetched from MLflow into the cache when it is a URI. Raises ValueError."""
-    if ref.startswith(_SCHEMES):
+    if is_uri(ref):
         registry = jobs("registry")
         artifact = registry.resolve(ref)  # an alias moves, the digest does not
         return registry.fetch(ref, cache() / artifact.sha256[:32], expect_sha256=artifact.sha256)

@@ -32,6 +32,20 @@ def run_main(main: Callable[[], object]) -> int | None:
     return status if isinstance(status, int) else None
 
 
+def out_of_memory(error: Exception) -> bool:
+    """torch has a type for this on GPUs only."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def reason(error: Exception) -> str:
+    """An error in one line, without the file's name, which stands before it."""
+    if out_of_memory(error):
+        return "not enough memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())
+
+
 def quiet(*loggers: str) -> None:
     """Show warnings, and from the named loggers what they are doing; hide deprecations inside packages.
 

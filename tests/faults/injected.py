@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -107,11 +109,23 @@ class Run:
         psutil.wait_procs(list(self.family.values()), timeout=60)
 
 
+@dataclass
+class Head:
+    """A Ray head: its address, its folder, and the environment in which others may talk to it."""
+
+    address: str
+    temp: Path
+    env: dict[str, str]
+
+
 @contextmanager
-def head(folder: Path, *args: str, cpus: int = 2, object_store_memory: int = 150_000_000, **env: str) -> Iterator:
-    """A Ray head of its own, apart from any other on this machine: its address, and its folder."""
+def head(folder: Path, *args: str, cpus: int = 2, object_store_memory: int = 150_000_000) -> Iterator[Head]:
+    """A Ray head of its own with a token of its own, apart from any other on this machine."""
     temp = Path(tempfile.mkdtemp(prefix="egic-ray-", dir="/tmp"))  # Ray's sockets need a short path
-    port = free_port()
+    port, token = free_port(), folder / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": f"127.0.0.1:{port}"}
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}",
         f"--num-cpus={cpus}", f"--object-store-memory={object_store_memory}", f"--temp-dir={temp}",
@@ -124,7 +138,7 @@ def head(folder: Path, *args: str, cpus: int = 2, object_store_memory: int = 150
     family = []
     try:
         wait_for_port(port)
-        yield f"127.0.0.1:{port}", temp
+        yield Head(env["RAY_ADDRESS"], temp, env)
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()

@@ -69,10 +69,9 @@ def test_the_disk_fills_up_while_a_checkpoint_is_written(tmp_path):
         with Run(tmp_path) as run:
             run.wait_for_checkpoint(EVERY)
             filler = disk / "filler"
-            with filler.open("wb") as f, pytest.raises(OSError, match="No space left"):
+            with filler.open("wb", buffering=0) as f, pytest.raises(OSError, match="No space left"):
                 while True:
                     f.write(bytes(100_000))
-                    f.flush()
             assert run.end() == 2, run.text()
             assert "no space left for a checkpoint" in last_line(run), run.text()
             assert EVERY <= run.committed() < STEPS
@@ -95,7 +94,7 @@ def test_a_shard_that_was_damaged_is_named_and_not_tried_again(tmp_path):
     with Run(tmp_path) as run:
         assert run.end() == 2, run.text()
         assert shard.name in last_line(run), run.text()
-        assert run.text().count("Traceback") <= 1
+        assert run.text().count("Error in training function") <= 1, "not tried again"
 
 
 FILL = """
@@ -109,15 +108,15 @@ time.sleep(600)
 
 def test_an_object_store_that_is_full_spills(tmp_path):
     """80 MB of store that another job has filled: crops go to disk and come back, and training ends as it should."""
-    with head(tmp_path, object_store_memory=80_000_000) as (address, temp):
-        env = os.environ | {"RAY_ADDRESS": address}
-        filler = subprocess.Popen([sys.executable, "-c", FILL], env=env, stdout=subprocess.PIPE, text=True)
+    with head(tmp_path, object_store_memory=80_000_000) as ray:
+        command = [sys.executable, "-c", FILL]
+        filler = subprocess.Popen(command, env=os.environ | ray.env, stdout=subprocess.PIPE, text=True)
         try:
             assert filler.stdout.readline() == "full\n"
-            with Run(tmp_path, RAY_ADDRESS=address) as run:
+            with Run(tmp_path, **ray.env) as run:
                 assert run.end() == 0, run.text()
                 assert run.committed() == STEPS
-            assert list(temp.glob("session_*/ray_spilled_objects*/*")), "nothing was spilled"
+            assert list(ray.temp.glob("session_*/ray_spilled_objects*/*")), "nothing was spilled"
         finally:
             filler.kill()
             filler.wait()

@@ -144,17 +144,13 @@ def test_the_servers_database_is_restarted(tmp_path, monkeypatch):
 
 def test_a_submitted_job_is_stopped_and_submitted_again(tmp_path, monkeypatch):
     """`ray job stop` with token authentication on: checkpoint kept, runs KILLED; the second submission goes on."""
-    token = tmp_path / "token"
-    token.write_text("a" * 64)
-    token.chmod(0o600)
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     dashboard = free_port()
     store = f"sqlite:///{tmp_path}/mlflow.db"
     flags = (f"--dashboard-port={dashboard}", "--include-dashboard=true", "--dashboard-host=127.0.0.1")
-    with head(tmp_path, *flags, **auth) as (_, _):
+    with head(tmp_path, *flags) as cluster:
         wait_for_port(dashboard)
-        env = os.environ | auth | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-        env.pop("RAY_ADDRESS", None)
+        env = os.environ | cluster.env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        env.pop("RAY_ADDRESS")
 
         def ray(*args: str) -> subprocess.CompletedProcess:
             command = [str(Path(sys.executable).with_name("ray")), "job", *args]

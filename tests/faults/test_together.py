@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from jobs import tracking
-from tests.faults.injected import ARGS, EVERY, ROOT, Run, curves, free_port, head
+from tests.faults.injected import ARGS, EVERY, ROOT, Head, Run, curves, free_port, head
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(1200)]
 FEW = (
@@ -41,16 +41,16 @@ def test_two_pipelines_share_what_they_make(tmp_path, monkeypatch):
 
 
 @contextmanager
-def node(folder, address: str, name: str):
+def node(folder: Path, ray: Head, name: str):
     """One more Ray node on this machine, with 2 CPUs; `kill` ends it as a lost machine would."""
     command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={address}",
+        str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={ray.address}",
         "--num-cpus=2", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
         f"--min-worker-port={free_port()}", f"--node-name={name}",
     ]  # fmt: skip
     with (folder / f"{name}.txt").open("w") as log:
         process = subprocess.Popen(
-            command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=subprocess.STDOUT
+            command, env=os.environ | {"PYTHONPATH": str(ROOT)} | ray.env, stdout=log, stderr=subprocess.STDOUT
         )
 
     def kill() -> None:
@@ -72,20 +72,20 @@ def test_a_group_shrinks_when_a_node_goes_and_grows_when_one_comes(tmp_path, mon
     steps = 160
     args = [*ARGS, "--segmentation.steps", str(steps), "--segmentation.batch", "8", "--workers", "1:2"]
     args += ["--compute.cpus-per-worker", "1.5", "--compute.data-cpus", "0.25"]
-    with head(tmp_path) as (address, _), Run(tmp_path, *args, RAY_ADDRESS=address) as run:
+    with head(tmp_path) as ray, Run(tmp_path, *args, **ray.env) as run:
 
         def groups() -> list[str]:
             return [
                 line.partition("segmentation: ")[2] for line in run.text().splitlines() if "share the batch" in line
             ]
 
-        with node(tmp_path, address, "second") as kill:
+        with node(tmp_path, ray, "second") as kill:
             run.wait_until(lambda: groups()[-1:] == ["2 workers share the batch"], "a group of two", 300)
             run.wait_for_checkpoint(run.committed() + EVERY, 300)
             kill()
             run.wait_until(lambda: groups()[-1:] == ["1 workers share the batch"], "a group of one", 300)
             run.wait_for_checkpoint(run.committed() + EVERY, 300)
-        with node(tmp_path, address, "third"):
+        with node(tmp_path, ray, "third"):
             run.wait_until(lambda: groups()[-1:] == ["2 workers share the batch"], "a group of two again", 300)
             assert run.end(400) == 0, run.text()
     assert curves(tmp_path, monkeypatch) == (list(range(5, steps + 1, 5)), ["FINISHED"])

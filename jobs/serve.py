@@ -1,0 +1,109 @@
+"""The codec on Ray Serve, for `egic demo --serve`: replicas without state behind an object that looks like a model.
+
+What alpha needs stays with the page, so that any replica may answer any call. Calls go through handles alone: no port
+is opened.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from ray import serve
+from ray.exceptions import RayTaskError
+from torch import Tensor
+
+from egic import checkpoint
+from egic.model import load
+
+NAME = "egic-demo"
+
+
+class Replica:
+    """One model on one device."""
+
+    def __init__(self, folder: Path, device: str, precision: str, threads: int):
+        torch.set_num_threads(threads)
+        self.model = load(folder, device, precision)
+
+    def compress(self, image: np.ndarray) -> bytes:
+        return self.model.compress(image)
+
+    def decode_pictures(self, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `Model.decode_pictures`, as arrays on the CPU."""
+        return tuple(None if x is None else x.cpu().numpy() for x in self.model.decode_pictures(data))
+
+
+class Replicas:
+    """`compress` and `decode_pictures` of a model, answered by whichever replica is free."""
+
+    def __init__(self, handle: serve.handle.DeploymentHandle):
+        self.handle = handle
+
+    def compress(self, image: np.ndarray) -> bytes:
+        return _answer(self.handle.compress.remote(image))
+
+    def decode_pictures(self, data: bytes) -> tuple[Tensor, Tensor | None]:
+        arrays = _answer(self.handle.decode_pictures.remote(data))
+        return tuple(None if x is None else torch.tensor(x) for x in arrays)
+
+
+def _answer(response: serve.handle.DeploymentResponse):
+    """The result; an error as the model raised it, without Ray's account of where."""
+    try:
+        return response.result()
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+@contextlib.contextmanager
+def replicas(folder: Path, number: int, device: str, precision: str, threads: int | None) -> Iterator[Replicas]:
+    """Replicas of the model in `folder`, on a running Ray or one of their own, ended with it.
+
+    Every node must reach `folder` under the same path. Raises ValueError for what the cluster can never place.
+    """
+    if "codec" not in checkpoint.read_config(folder):
+        raise ValueError(f"{folder} holds no codec; name an MSE-codec, GAN or ORP model")
+    ours = not ray.is_initialized()
+    if ours:
+        _start_ray()
+    try:
+        options = _resources(number, device, threads)
+        deployment = serve.deployment(
+            Replica, name="codec", num_replicas=number, ray_actor_options=options, max_ongoing_requests=1,
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )  # fmt: skip
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the driver's own part has another level
+        where = "cuda" if options["num_gpus"] else "cpu"  # Ray shows a replica its own GPU alone
+        app = deployment.bind(folder, where, precision, options["num_cpus"])
+        try:
+            yield Replicas(serve.run(app, name=NAME, route_prefix=None))
+        finally:
+            serve.delete(NAME)
+    finally:
+        if ours:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def _start_ray() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    ray.init(logging_level=logging.WARNING, **local)
+
+
+def _resources(number: int, device: str, threads: int | None) -> dict[str, int]:
+    """What each replica reserves: its share of the CPUs, and a GPU of its own on CUDA."""
+    gpu = device.startswith("cuda")
+    there = ray.cluster_resources()
+    cpus = int(there.get("CPU", 0))
+    each = threads or max(1, cpus // number)
+    for name, wanted, has in (("CPU", number * each, cpus), ("GPU", number * gpu, int(there.get("GPU", 0)))):
+        if wanted > has:
+            raise ValueError(f"{number} replicas need {wanted} {name}, there are {has}; lower --serve or --threads")
+    return {"num_cpus": each, "num_gpus": int(gpu)}

@@ -1,0 +1,110 @@
+"""`egic demo` says in one line what keeps the page from starting, before it loads anything."""
+
+import os
+import socket
+import types
+
+import pytest
+
+from egic import cli, cli_demo, cli_refs
+
+
+@pytest.fixture
+def taken():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield str(server.getsockname()[1])
+
+
+def refused(capsys, *arguments) -> str:
+    """What `egic demo` says when it ends with status 2 and one line."""
+    try:
+        status = cli.main(["demo", "-m", "nowhere", *arguments])
+    except SystemExit as end:  # argparse
+        status = end.code
+    said = capsys.readouterr().err
+    assert status == 2 and said.startswith("error: ") and said.count("\n") == 1, said
+    return said
+
+
+def test_a_taken_port_is_named_with_a_way_out(taken, capsys):
+    said = refused(capsys, "--port", taken)
+    assert taken in said and "in use" in said and "--port 0" in said
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["--port", "65536"], "0..65535"),
+        (["--port", "-1"], "0..65535"),
+        (["--port", "http"], "--port"),
+        (["--port", "0", "--host", "no.such.host.invalid"], "--host"),
+        (["--max-pixels", "0"], "--max-pixels"),
+        (["--serve", "0"], "--serve"),
+    ],
+)
+def test_impossible_options(arguments, word, capsys):
+    assert word in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("missing, arguments", [("gradio", []), ("ray.serve", ["--serve"])])
+def test_without_the_extra_one_line_says_how_to_install_it(missing, arguments, capsys, monkeypatch):
+    def found(name):
+        if name == missing:
+            raise ModuleNotFoundError(name)
+        return object()
+
+    monkeypatch.setattr(cli_demo.importlib.util, "find_spec", found)
+    assert f"{missing}; install it with pip install 'egic[demo]'" in refused(capsys, "--port", "0", *arguments)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.setattr(cli_demo.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(cli_demo.signal, "signal", lambda *args: None)
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "GRADIO_TEMP_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "kept.example")
+    yield
+
+
+def test_a_missing_model_is_one_line(capsys, installed):
+    assert "nowhere" in refused(capsys, "--port", "0")
+
+
+def test_gradio_is_told_to_keep_to_itself_before_it_is_imported(installed, monkeypatch):
+    """The environment as it is when the model is loaded, which is before the page's modules are."""
+
+    def load(args):
+        assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False" and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+        assert os.environ["NO_PROXY"].split(",") == ["kept.example", "127.0.0.1", "localhost", "127.0.0.1"]
+        assert os.path.isdir(os.environ["GRADIO_TEMP_DIR"])
+        raise ValueError("far enough")
+
+    args = cli.parser().parse_args(["demo", "-m", "nowhere", "--port", "0"])
+    with pytest.raises(ValueError, match="far enough"):
+        cli_demo.run(args, load)
+    assert not os.path.isdir(os.environ["GRADIO_TEMP_DIR"])
+
+
+def test_it_listens_on_this_machine_only_and_port_0_is_a_free_one():
+    args = cli.parser().parse_args(["demo", "-m", "x"])
+    assert args.host == "127.0.0.1" and args.serve is None
+    port = cli_demo.free_port(args.host, 0)
+    with socket.create_server((args.host, port)):
+        pass
+
+
+def test_serve_gets_the_model_as_a_folder_and_what_each_replica_takes(installed, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli_refs, "folder_of", lambda ref: f"folder of {ref}")
+    monkeypatch.setattr(cli_refs, "jobs", lambda module, what: types.SimpleNamespace(replicas=replicas))
+
+    def replicas(*arguments):
+        asked.append(arguments)
+        raise ValueError("far enough")
+
+    line = ["demo", "-m", "x", "--port", "0", "--serve", "2", "--device", "cuda", "--threads", "3"]
+    with pytest.raises(ValueError, match="far enough"):
+        cli_demo.run(cli.parser().parse_args(line), lambda args: pytest.fail("loaded here"))
+    assert asked == [("folder of x", 2, "cuda", "float32", 3)]
