@@ -204,7 +204,8 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     content = {"alphas": job.evaluate.alphas, "measures": measures.names, "sources": measures.sources}
     parts_key = stage_key(content | {"code": facts["code"]})
     parts = Parts(folder=(job.output / NAME / "parts" / parts_key).absolute())
-    run_id = tracking.start_stage(parent_run, NAME, key, facts, {}, experiment=job.experiment)
+    params = facts | {"parents": {tables.slug(k): sha256 for k, sha256 in facts["parents"].items()}}  # no @ in names
+    run_id = tracking.start_stage(parent_run, NAME, key, params, {}, experiment=job.experiment)
     with tracking.ending(run_id):
         parents = {"model" if len(job.models) == 1 else tables.slug(k): a for k, a in job.models.items()}
         registry.log_parents(run_id, parents)
