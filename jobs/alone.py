@@ -1,12 +1,11 @@
 """One stage from the command line: `python -m jobs.gan workstation --init-from models:/egic-mse-codec@best ...`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from egic import checkpoint
 from egic.config import parse_preset
 from egic.errors import quiet, run_main
-from jobs import registry
+from jobs import registry, storage
 from jobs.cluster import interruptible, start_ray
 from jobs.config import Config
 from jobs.prepare import open_data
@@ -36,9 +35,10 @@ def main(name: str, argv: list[str] | None = None) -> None:
 def run_alone(name: str, config: StageConfig) -> None:
     """The stage from the artifacts that `init_from` names; prints what it made."""
     stage = load_stage(name)
+    storage.check(config.output, writable=True)
     lpips = find_lpips(config) if "lpips_weights" in stage.reads else ("", None)
     parents = named_parents(stage, config)
-    manifests = open_data(config.data, Path(config.output))
+    manifests = open_data(config.data, config.output)
     check_data(config, manifests["train"])
     start_ray()
     with interruptible(config.compute.grace_s):
@@ -54,7 +54,7 @@ def named_parents(stage: Stage, config: StageConfig) -> dict[str, Artifact]:
     found = {}
     for ref in config.init_from:
         artifact = registry.resolve(ref)
-        folder = local_copy(artifact, Path(config.output))
+        folder = local_copy(artifact, config.output)
         checkpoint.read_config(folder)  # says what is wrong with a folder that is no artifact
         found[registry.stage_of(folder)] = artifact
     if not found and stage.parents:

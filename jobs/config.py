@@ -10,6 +10,7 @@ from egic.config import alias
 from egic.discriminator import DiscriminatorConfig
 from egic.images import CropConfig
 from egic.steps import GanLoss
+from jobs.storage import check_spelling
 
 
 def _check(ok: bool, message: str) -> None:
@@ -179,10 +180,11 @@ class Config:
     """A whole pipeline."""
 
     data: str = ""
-    """COCO tree (train2017/, val2017/, annotations/) or a folder that `python -m jobs.prepare` wrote; empty = drawn
-    scenes, for trying things."""
+    """COCO tree (train2017/, val2017/, annotations/), or a folder that `python -m jobs.prepare` wrote, which may be
+    s3://bucket/folder or gs://bucket/folder; empty = drawn scenes, for trying things."""
     output: str = "outputs"
-    """Checkpoints, prepared data and summaries; on a cluster, storage that every node reaches."""
+    """Checkpoints, prepared data, evaluations and summaries; on a cluster, storage that every node reaches: a shared
+    folder, s3://bucket/folder or gs://bucket/folder."""
     experiment: str = "egic"
     """MLflow experiment."""
     seed: int = 0
@@ -206,6 +208,8 @@ class Config:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
+        check_spelling("data", self.data)
+        check_spelling("output", self.output)
         _check(self.precision in ("float32", "bfloat16"), f"precision is {self.precision!r}; give float32 or bfloat16")
         _check(self.seed >= 0, f"seed is {self.seed}; give 0 or more")
         wanted, given = self.codec.dims[-1], self.discriminator.latent_channels

@@ -30,10 +30,10 @@ from egic.config import parse_config, parse_preset
 from egic.errors import quiet, run_main
 from egic.report import write_report
 from jobs import evaluate_tables as tables
-from jobs import registry, tracking
+from jobs import registry, storage, tracking
 from jobs.cluster import interruptible, start_ray, threads
 from jobs.config import ComputeConfig, Config, EvaluateConfig
-from jobs.evaluate_parts import Coder, Parts, Picture, first_readable, of_data, of_folders, write
+from jobs.evaluate_parts import Coder, Parts, Picture, first_readable, of_data, of_folders
 from jobs.prepare import open_data
 from jobs.presets import PRESETS, extended
 from jobs.registry import Artifact
@@ -94,7 +94,7 @@ class Job:
     pictures: Sequence[Picture]
     evaluate: EvaluateConfig
     compute: ComputeConfig
-    output: Path
+    output: str
     experiment: str
     skipped: Sequence[Mapping[str, str]] = ()
     """Pictures that could not even be opened."""
@@ -134,7 +134,9 @@ class Worker:
 def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[str]) -> list[dict]:
     """Make the parts that are missing; returns {name, reason} of the pictures that could not be finished."""
     digests = {artifact.sha256: artifact for artifact in job.models.values()}
-    missing = [p for p in job.pictures if not all(parts.is_done(d, p, p.name in shown) for d in digests)]
+    with storage.fetched(parts.folder) as folder:
+        near = Parts(folder=folder)
+        missing = [p for p in job.pictures if not all(near.is_done(d, p, p.name in shown) for d in digests)]
     log.info("%d pictures, %d of them to code", len(job.pictures), len(missing))
     if not missing:
         return []
@@ -177,7 +179,7 @@ def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest)
     """A job on prepared validation pictures."""
     return Job(
         models=models, pictures=of_data(manifest, config.evaluate.max_pictures), evaluate=config.evaluate,
-        compute=config.compute, output=Path(config.output), experiment=config.experiment, manifest=manifest,
+        compute=config.compute, output=config.output, experiment=config.experiment, manifest=manifest,
     )  # fmt: skip
 
 
@@ -194,30 +196,31 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
     facts |= {"skipped": [s["name"] for s in job.skipped], "anchors": job.anchors, "report": job.report}
     key = stage_key(facts)
-    folder = job.output / NAME / key
+    output = storage.absolute(job.output)
+    folder = storage.join(output, NAME, key)
     done = [r for r in tracking.runs_of(NAME, key, experiment=job.experiment) if r.info.status == "FINISHED"]
-    if done and (folder / "summary.json").is_file():
+    if done and storage.exists(storage.join(folder, "summary.json")):
         if parent_run:
             tracking.reuse_stage(parent_run, NAME, done[0].info.run_id)
-        found = json.loads((folder / "summary.json").read_text())
+        found = json.loads(storage.read(storage.join(folder, "summary.json")))
         return found | {"folder": folder, "run_id": done[0].info.run_id, "reused": True}
     content = {"alphas": job.evaluate.alphas, "measures": measures.names, "sources": measures.sources}
     parts_key = stage_key(content | {"code": facts["code"]})
-    parts = Parts(folder=(job.output / NAME / "parts" / parts_key).absolute())
+    parts = Parts(folder=storage.join(output, NAME, "parts", parts_key))
     params = facts | {"parents": {tables.slug(k): sha256 for k, sha256 in facts["parents"].items()}}  # no @ in names
     run_id = tracking.start_stage(parent_run, NAME, key, params, {}, experiment=job.experiment)
-    with tracking.ending(run_id):
+    with tracking.ending(run_id), storage.filled(folder, last="summary.json") as here:
         parents = {"model" if len(job.models) == 1 else tables.slug(k): a for k, a in job.models.items()}
         registry.log_parents(run_id, parents)
         start = time.perf_counter()
-        found = write_results(job, folder, parts, measures)
+        found = write_results(job, here, parts, measures)
         found["time_s"] = time.perf_counter() - start
         if job.anchors:
-            add_anchors(job, folder, measures)
+            add_anchors(job, here, measures)
         if job.report:
-            write_report(folder)
-        write(folder / "summary.json", (json.dumps(found, indent=2) + "\n").encode())
-        tracking.log_folder(run_id, folder, {f"val/{k}": v for k, v in found.items()})
+            write_report(here)
+        storage.write(here / "summary.json", (json.dumps(found, indent=2) + "\n").encode())
+        tracking.log_folder(run_id, here, {f"val/{k}": v for k, v in found.items()})
     return found | {"folder": folder, "run_id": run_id, "reused": False}
 
 
@@ -232,14 +235,16 @@ def write_results(job: Job, folder: Path, parts: Parts, measures: Measures) -> d
     listed = [p for p in job.pictures if p.name not in names]
     if not listed:
         raise ValueError(f"no picture could be evaluated; the first, {skipped[0]['name']}: {skipped[0]['reason']}")
-    table = tables.rows_table(parts, {label: a.sha256 for label, a in job.models.items()}, listed)
-    found = tables.set_rows(table, parts, listed, measures.names)
-    shown = [p for p in candidates if p.name not in names]
-    tables.write_shown(folder, table, parts, shown, [p.read(job.manifest) for p in shown])
+    with storage.fetched(parts.folder) as near:
+        parts = Parts(folder=near)
+        table = tables.rows_table(parts, {label: a.sha256 for label, a in job.models.items()}, listed)
+        found = tables.set_rows(table, parts, listed, measures.names)
+        shown = [p for p in candidates if p.name not in names]
+        tables.write_shown(folder, table, parts, shown, [p.read(job.manifest) for p in shown])
     pq.write_table(table, file := io.BytesIO())
-    write(folder / "rows.parquet", file.getvalue())
-    write(folder / "sets.json", (json.dumps(found, indent=2) + "\n").encode())
-    write(folder / "skipped.json", (json.dumps(skipped, indent=2) + "\n").encode())
+    storage.write(folder / "rows.parquet", file.getvalue())
+    storage.write(folder / "sets.json", (json.dumps(found, indent=2) + "\n").encode())
+    storage.write(folder / "skipped.json", (json.dumps(skipped, indent=2) + "\n").encode())
     return tables.summarise(table, found)
 
 
@@ -292,7 +297,7 @@ class FoldersConfig(Options):
     """Compare models on folders of pictures: every picture is written to a file, decoded from it, and measured."""
 
     output: str = "outputs"
-    """Results go to <output>/evaluate/; on a cluster, storage that every node reaches."""
+    """Results go to <output>/evaluate/; on a cluster, storage that every node reaches, such as s3://bucket/folder."""
     experiment: str = "egic"
     """MLflow experiment."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -318,11 +323,13 @@ def evaluate_folders(argv: Sequence[str]) -> None:
 
 def run_alone(config: AloneConfig | FoldersConfig) -> None:
     """Evaluate `config.model` and print the table, what was left out, and where the rows are."""
+    storage.check_spelling("output", config.output)
     if not config.model:
         raise ValueError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
     if len(set(map(tables.slug, config.model))) < len(config.model):
         raise ValueError(f"--model names one model twice: {' '.join(config.model)}")
-    settings, output = config.applied(config.evaluate), Path(config.output)
+    settings, output = config.applied(config.evaluate), config.output
+    storage.check(output, writable=True)
     models = {ref: registry.resolve(ref) for ref in config.model}
     for ref, artifact in models.items():
         if "codec" not in checkpoint.read_config(local_copy(artifact, output)):
@@ -342,12 +349,12 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
     job = replace(job, anchors=anchors, report=True)
     with interruptible():
         found = evaluate(job, data=data)
-    folder = found["folder"].absolute()
-    print(tables.text(json.loads((folder / "sets.json").read_text())))
-    for each in json.loads((folder / "skipped.json").read_text()):
+    folder = found["folder"]
+    print(tables.text(json.loads(storage.read(storage.join(folder, "sets.json")))))
+    for each in json.loads(storage.read(storage.join(folder, "skipped.json"))):
         print(f"left out: {each['name']}: {each['reason']}")
     print(f"{'reused, ' if found['reused'] else ''}MLflow run {found['run_id']}")
-    print(folder / "report.html")
+    print(storage.join(folder, "report.html"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     parts/<key>/<model digest>/<picture digest>_alpha_0.5.png   the decoded picture, of pictures that are shown
     parts/<key>/original/<picture digest>.npy                   features of the original's patches
 
-Every file is written aside and renamed, the .json last: where it is, the picture is finished. `key` covers everything
+Every file appears whole, the .json last: where it is, the picture is finished. `key` covers everything
 else that decides the content, so that a run with more pictures or models finds what an earlier one has done.
 """
 
@@ -14,7 +14,6 @@ import io
 import json
 import tempfile
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from egic.model import Model, as_bytes
 from egic.orp import blend
 from egic.quality import Quality
 from egic.sets import Features
+from jobs import storage
 from jobs.shards import Manifest, read_index, read_samples
 
 ORIGINAL = "original"
@@ -99,18 +99,18 @@ def of_folders(places: Sequence[str]) -> tuple[list[Picture], list[dict]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The folder of parts of one key."""
+    """The folder of parts of one key, on storage that every node reaches."""
 
-    folder: Path
+    folder: storage.Place
 
-    def path(self, model: str, picture: Picture, suffix: str, alpha: float | None = None) -> Path:
+    def path(self, model: str, picture: Picture, suffix: str, alpha: float | None = None) -> str:
         mark = "" if alpha is None else f"_alpha_{alpha:g}"
-        return self.folder / model[:32] / f"{picture.digest[:32]}{mark}{suffix}"
+        return storage.join(self.folder, model[:32], f"{picture.digest[:32]}{mark}{suffix}")
 
     def read(self, model: str, picture: Picture) -> dict | None:
         """What is known of the picture, None when it is not finished."""
         try:
-            return json.loads(self.path(model, picture, ".json").read_text())
+            return json.loads(storage.read(self.path(model, picture, ".json")))
         except FileNotFoundError:
             return None
 
@@ -118,24 +118,17 @@ class Parts:
         """Whether nothing is left to do; a picture that is shown needs its PNGs, too."""
         part = self.read(model, picture)
         points = part["points"] if part and shown else []
-        return part is not None and all(self.path(model, picture, ".png", p["alpha"]).is_file() for p in points)
+        return part is not None and all(storage.exists(self.path(model, picture, ".png", p["alpha"])) for p in points)
 
     def features(self, model: str, picture: Picture, alpha: float | None = None) -> np.ndarray:
-        return np.load(self.path(model, picture, ".npy", alpha), allow_pickle=False)
+        content = storage.read(self.path(model, picture, ".npy", alpha))
+        return np.load(io.BytesIO(content), allow_pickle=False)
 
 
-def write(path: Path, content: bytes) -> None:
-    """The file whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a process id would not tell machines apart
-    aside.write_bytes(content)
-    aside.rename(path)
-
-
-def write_array(path: Path, x: np.ndarray) -> None:
+def write_array(place: str, x: np.ndarray) -> None:
     file = io.BytesIO()
     np.save(file, x, allow_pickle=False)
-    write(path, file.getvalue())
+    storage.write(place, file.getvalue())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +151,7 @@ class Coder:
         try:
             x = picture.read(self.manifest)
             original = self.parts.path(ORIGINAL, picture, ".npy")
-            if self.features and not original.is_file():
+            if self.features and not storage.exists(original):
                 write_array(original, self.features(x))
             for digest, model in self.models.items():
                 if not self.parts.is_done(digest, picture, shown):
@@ -184,10 +177,10 @@ class Coder:
             if self.features:
                 write_array(self.parts.path(digest, picture, ".npy", alpha), self.features(x_hat))
             if shown:
-                write(self.parts.path(digest, picture, ".png", alpha), pictures.write(x_hat))
+                storage.write(self.parts.path(digest, picture, ".png", alpha), pictures.write(x_hat))
         part = {"height": x.shape[0], "width": x.shape[1], "bytes": len(content)}
         part |= {"encode_s": encode_s, "decode_s": decode_s, "points": points}
-        write(self.parts.path(digest, picture, ".json"), json.dumps(part).encode())
+        storage.write(self.parts.path(digest, picture, ".json"), json.dumps(part).encode())
 
 
 def first_readable(listed: Iterable[Picture], num: int, manifest: Manifest | None) -> list[Picture]:

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from egic import metrics, panels, pictures, quality, sets
-from jobs.evaluate_parts import ORIGINAL, Parts, Picture, write
+from jobs import storage
+from jobs.evaluate_parts import ORIGINAL, Parts, Picture
 
 CODEC = "egic"
 SCHEMA = pa.schema(
@@ -88,13 +89,13 @@ def write_shown(folder: Path, table: pa.Table, parts: Parts, shown: Sequence[Pic
     lines, titles = [], []
     for picture, x in zip(shown, originals, strict=True):
         place = folder / "pictures" / Path(picture.name).with_suffix("")
-        write(place / "original.png", pictures.write(x))
+        storage.write(place / "original.png", pictures.write(x))
         rows = [row for row in table.to_pylist() if row["name"] == picture.name]
         for label in sorted({row["label"] for row in rows}):
             line, heads = [x], ["original"]
             for row in (r for r in rows if r["label"] == label):
-                content = parts.path(row["model_digest"], picture, ".png", row["alpha"]).read_bytes()
-                write(place / f"{slug(label)}_alpha_{row['alpha']:g}.png", content)
+                content = storage.read(parts.path(row["model_digest"], picture, ".png", row["alpha"]))
+                storage.write(place / f"{slug(label)}_alpha_{row['alpha']:g}.png", content)
                 line.append(panels.from_png(content))
                 heads.append(f"{row['point']}  {row['psnr_db']:.2f} dB  {row['bpp']:.3f} bpp")
             lines.append(line)
@@ -105,7 +106,7 @@ def write_shown(folder: Path, table: pa.Table, parts: Parts, shown: Sequence[Pic
     blank = np.full((1, 1, 3), 255, np.uint8)
     lines = [line + [blank] * (wide - len(line)) for line in lines]  # a model without ORP has one picture
     titles = [heads + [""] * (wide - len(heads)) for heads in titles]
-    write(folder / "sheet.png", panels.png(panels.panel(lines, titles)))
+    storage.write(folder / "sheet.png", panels.png(panels.panel(lines, titles)))
 
 
 COLUMNS = {"bpp": ".4f", "psnr_db": ".2f", "ms_ssim": ".4f", "lpips_alex": ".4f", "lpips_vgg": ".4f", "dists": ".4f"}

@@ -2,7 +2,7 @@
 
 Every picture and label is decoded once and checked; bad ones are named in the log and skipped up to a limit. Samples
 are stored in one seeded, global random order. A split appears under OUT/train or OUT/val only when it is complete, and
-an unchanged input is not prepared again.
+an unchanged input is not prepared again. OUT may be s3://bucket/folder or gs://bucket/folder.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,9 +24,10 @@ import numpy as np
 
 from egic.config import parse_config
 from egic.errors import run_main
-from jobs.coco import Entry, Tree, is_plain, read_row, read_tree
+from jobs import storage
+from jobs.coco import Entry, Tree, read_row, read_tree
 from jobs.download import download_coco
-from jobs.shards import FORMAT, Manifest, Row, file_sha256, load_manifest, write_index, write_shard
+from jobs.shards import FORMAT, INDEX, MANIFEST, Manifest, Row, file_sha256, load_manifest, write_index, write_shard
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
@@ -40,8 +41,8 @@ class PrepareConfig:
 
     coco_root: Path
     """Folder that holds train2017/, val2017/ and annotations/."""
-    out: Path
-    """Where train/ and val/ with shards and manifest.json are written."""
+    out: str
+    """Where train/ and val/ with shards and manifest.json are written: a folder, s3://bucket/folder, gs://bucket/folder."""
     download: bool = False
     """Fetch the official COCO 2017 archives (21 GB) into COCO_ROOT first."""
     download_url: str = "http://images.cocodataset.org"
@@ -60,6 +61,7 @@ class PrepareConfig:
     """Threads that decode and check; 0: one per core."""
 
     def __post_init__(self) -> None:
+        storage.check_spelling("OUT", self.out)
         if self.max_bad is not None and self.max_bad < 0:
             raise ValueError(f"max_bad is {self.max_bad}; give 0 or more")
         if self.samples_per_shard < 1:
@@ -68,8 +70,9 @@ class PrepareConfig:
             raise ValueError(f"num_threads is {self.num_threads}; give 0 (one per core) or more")
 
 
-def prepare(config: PrepareConfig) -> dict[str, Path]:
-    """Prepare the chosen splits; returns {split: path of its manifest.json}. Raises ValueError for unusable input."""
+def prepare(config: PrepareConfig) -> dict[str, str]:
+    """Prepare the chosen splits; returns {split: place of its manifest.json}. Raises ValueError for unusable input."""
+    storage.check(config.out, writable=True)
     splits = SPLITS if config.split == "all" else (config.split,)
     if config.download:
         download_coco(config.coco_root, base_url=config.download_url, splits=splits)
@@ -79,75 +82,80 @@ def prepare(config: PrepareConfig) -> dict[str, Path]:
     return {tree.split: _prepare_split(tree, config) for tree in trees}
 
 
-def open_data(data: str, output: Path) -> dict[str, Manifest]:
+def open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
     """Manifests of train and val: of a prepared folder, of a COCO tree (prepared below `output` first), or of drawn
-    scenes when `data` is empty. Raises ValueError when `data` is none of these, or one of the two is a URL.
+    scenes when `data` is empty. Raises ValueError when `data` is none of these.
     """
-    for name, path in (("data", data), ("output", str(output))):
-        if re.match(r"\w[\w+.-]*:/", path):  # pathlib would make a folder `s3:` of it
-            raise ValueError(f"{name} {path} is a URL; give a folder (mount the storage under one path on every node)")
     if not data:
         from jobs.scenes import write_scenes
 
-        data = str(write_scenes(output / "scenes"))
+        data = str(write_scenes(storage.working_folder(output) / "scenes"))
+    storage.check(data, writable=False)
+    prepared = [storage.join(data, split) for split in SPLITS]
+    if all(storage.exists(storage.join(folder, MANIFEST)) for folder in prepared):
+        return {split: load_manifest(folder) for split, folder in zip(SPLITS, prepared, strict=True)}
+    if storage.is_remote(data):
+        raise ValueError(f"{data} holds no prepared data; make it with `python -m jobs.prepare COCO_ROOT {data}`")
     folder = Path(data)
-    if all((folder / split / "manifest.json").is_file() for split in SPLITS):
-        return {split: _inside(load_manifest(folder / split)) for split in SPLITS}
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist; name a COCO tree or what jobs.prepare wrote")
-    out = output / "data" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    out = storage.join(output, "data", hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16])
     return {split: load_manifest(path) for split, path in prepare(PrepareConfig(coco_root=folder, out=out)).items()}
 
 
-def _inside(manifest: Manifest) -> Manifest:
-    """The manifest, whose shards lie in its folder: it may have come from elsewhere, and would else read any file."""
-    for name in manifest.shards:
-        if not is_plain(name):
-            raise ValueError(f"{manifest.folder}: shard {name!r} is not a plain file name; run jobs.prepare yourself")
-    return manifest
-
-
-def _prepare_split(tree: Tree, config: PrepareConfig) -> Path:
-    folder = config.out / tree.split
+def _prepare_split(tree: Tree, config: PrepareConfig) -> str:
+    folder = storage.join(config.out, tree.split)
     limit = config.max_bad
     if limit is None:
         limit = max(10, (len(tree.entries) + len(tree.bad)) // 100)
     options = [FORMAT, tree.source, config.seed, config.samples_per_shard]
     source = hashlib.sha256(json.dumps(options).encode()).hexdigest()
-    config.out.mkdir(parents=True, exist_ok=True)
-    with (config.out / f".{tree.split}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits here, then finds the first one's work
+    with _alone(config.out, tree.split) as work:  # a second run waits here, then finds the first one's work
         finished = _finished(folder, source, limit)
         if finished:
             log.info("%s: unchanged, reused", finished)
             return finished
-        aside = config.out / f".{tree.split}.writing"
+        aside = work / f".{tree.split}.writing"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
-            _write_split(aside, tree, config, source, limit)
-            _publish(aside, folder)
+            if storage.is_remote(folder):
+                _write_remotely(aside, folder, tree, config, source, limit)
+            else:
+                _write_split(aside, tree, config, source, limit)
+                _publish(aside, Path(folder))
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return folder / "manifest.json"
+    return storage.join(folder, MANIFEST)
 
 
-def _finished(folder: Path, source: str, limit: int) -> Path | None:
+@contextmanager
+def _alone(out: str, split: str) -> Iterator[Path]:
+    """A local folder for work on a split, which one process of this machine (or shared disk) has at a time."""
+    name = hashlib.sha256(os.fspath(out).encode()).hexdigest()[:16]
+    work = storage.working_folder(out) / "preparing" / name if storage.is_remote(out) else Path(out)
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / f".{split}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield work
+
+
+def _finished(folder: str, source: str, limit: int) -> str | None:
     """The manifest of an earlier run over the same input, if it is there and intact."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        if folder.exists() and any(folder.iterdir()):
+    there, path = storage.sizes(folder), storage.join(folder, MANIFEST)
+    if MANIFEST not in there:
+        if any(name != INDEX and not name.startswith("shard-") for name in there):  # not what an upload left
             raise ValueError(f"{folder} holds something else than prepared data; choose another OUT")
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(storage.read(path))
         load_manifest(path)
     except ValueError as error:
         log.warning("%s; preparing it again", error)
         return None
     if content.get("source") != source:
         return None
-    _check_limit(content.get("skipped", []), limit, folder.name)
+    _check_limit(content.get("skipped", []), limit, storage.split(folder)[1])
     return path
 
 
@@ -161,7 +169,31 @@ def _publish(aside: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_split(aside: Path, tree: Tree, config: PrepareConfig, source: str, limit: int) -> None:
+def _write_remotely(aside: Path, folder: str, tree: Tree, config: PrepareConfig, source: str, limit: int) -> None:
+    """Object stores rename nothing: the old manifest goes first and the new one comes last, so that a reader finds a
+    whole split or none. Shards leave this machine one by one."""
+    storage.remove(storage.join(folder, MANIFEST))
+    old = storage.sizes(folder)
+
+    def send(file: Path) -> None:
+        storage.write(storage.join(folder, file.name), file.read_bytes())
+        file.unlink()
+        old.pop(file.name, None)
+
+    _write_split(aside, tree, config, source, limit, send)
+    for name in old:  # shards of a larger data set that stood here
+        storage.remove(storage.join(folder, name))
+
+
+def _write_split(
+    aside: Path,
+    tree: Tree,
+    config: PrepareConfig,
+    source: str,
+    limit: int,
+    send: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Shards, index and manifest, in this order; `send` takes each file as soon as it is complete."""
     skipped = [{"name": name, "reason": reason} for name, reason in tree.bad]
     for bad in skipped:
         log.warning("%s: skipped %s: %s", tree.split, bad["name"], bad["reason"])
@@ -171,6 +203,7 @@ def _write_split(aside: Path, tree: Tree, config: PrepareConfig, source: str, li
         for row in rows:
             counts.add(row)
         entry, part = write_shard(aside, len(shards), rows)
+        send(aside / entry["file"])
         shards.append(entry)
         index.append(part)
         log.info("%s: %d of %d samples written", tree.split, counts.num_samples, len(tree.entries))
@@ -188,11 +221,13 @@ def _write_split(aside: Path, tree: Tree, config: PrepareConfig, source: str, li
         "class_pixels": counts.pixels.tolist(),
         "class_images": counts.images.tolist(),
         "categories": tree.categories,
-        "index_sha256": file_sha256(aside / "index.parquet"),
+        "index_sha256": file_sha256(aside / INDEX),
         "shards": shards,
         "skipped": skipped,
     }
-    (aside / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    send(aside / INDEX)
+    send(aside / MANIFEST)
 
 
 def _good_rows(tree: Tree, config: PrepareConfig, skipped: list[dict], limit: int) -> Iterator[Row]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,10 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from egic.images import Sample
+from jobs import storage
 
 FORMAT = 1
 ROWS_PER_GROUP = 32
 BLOBS = ("jpeg", "label")
+MANIFEST, INDEX = "manifest.json", "index.parquet"
+NUM_THREADS, NUM_THREADS_REMOTE = 4, 16
+"""Reads under way at once; an object store takes tens of milliseconds for each."""
 _ZSTD = pa.Codec("zstd")
 
 
@@ -129,7 +132,7 @@ def _blob_offsets(path: Path, name: str, sizes: list[int]) -> list[int]:
 
 
 def write_index(folder: Path, parts: Sequence[pa.Table]) -> None:
-    pq.write_table(pa.concat_tables(parts), folder / "index.parquet", compression="zstd")
+    pq.write_table(pa.concat_tables(parts), folder / INDEX, compression="zstd")
 
 
 def file_sha256(path: Path) -> str:
@@ -159,31 +162,33 @@ class Manifest:
     shards: tuple[str, ...]
 
 
-def load_manifest(path: str | Path, *, check_shards: bool = False) -> Manifest:
+def load_manifest(path: storage.Place, *, check_shards: bool = False) -> Manifest:
     """Read a split's manifest.json (or its folder) and verify that index and shards belong to it.
 
     Shards are checked by size, with `check_shards` by sha256 (about 1 s per GB). Raises ValueError naming the file.
     """
-    path = Path(path)
-    path = path / "manifest.json" if path.is_dir() else path
-    again = "run `python -m jobs.prepare` again"
-    if not path.is_file():
+    path, again = storage.absolute(path), "run `python -m jobs.prepare` again"
+    folder, name = storage.split(path)
+    folder = folder if name == MANIFEST else path
+    path = storage.join(folder, MANIFEST)
+    there = storage.sizes(folder)
+    if MANIFEST not in there:
         raise ValueError(f"{path} does not exist; make it with `python -m jobs.prepare COCO_ROOT OUT`")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(storage.read(path))
         if content["format"] != FORMAT:
             raise ValueError(f"{path} has format {content['format']}, this program reads {FORMAT}; {again}")
-        folder = path.resolve().parent
-        if file_sha256(folder / "index.parquet") != content["index_sha256"]:
-            raise ValueError(f"{folder / 'index.parquet'} does not match its manifest; {again}")
+        index = storage.read(storage.join(folder, INDEX)) if INDEX in there else b""
+        if hashlib.sha256(index).hexdigest() != content["index_sha256"]:
+            raise ValueError(f"{storage.join(folder, INDEX)} does not match its manifest; {again}")
         for shard in content["shards"]:
-            file = folder / shard["file"]
-            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+            file = storage.join(folder, shard["file"])
+            if there.get(shard["file"]) != shard["bytes"]:  # also for a name that leads out of the folder
                 raise ValueError(f"shard {file} is missing or has another size than its manifest says; {again}")
-            if check_shards and file_sha256(file) != shard["sha256"]:
+            if check_shards and hashlib.sha256(storage.read(file)).hexdigest() != shard["sha256"]:
                 raise ValueError(f"shard {file} is damaged (sha256 differs from its manifest); {again}")
         return Manifest(
-            folder=str(folder),
+            folder=folder,
             split=content["split"],
             num_samples=content["num_samples"],
             num_classes=len(content["categories"]),
@@ -203,7 +208,7 @@ class Index:
     """The index of a split as numpy columns."""
 
     def __init__(self, manifest: Manifest) -> None:
-        table = pq.read_table(Path(manifest.folder) / "index.parquet").combine_chunks()
+        table = pq.read_table(pa.BufferReader(storage.read(storage.join(manifest.folder, INDEX)))).combine_chunks()
         numeric = ["image_id", "height", "width", "shard", *(f"{n}_{k}" for n in BLOBS for k in ("offset", "size"))]
         self.columns = {name: table[name].to_numpy() for name in numeric}
         self.file_name = table["file_name"]
@@ -218,7 +223,7 @@ class Index:
     def name_and_shard(self, manifest: Manifest, sample: int) -> tuple[str, str]:
         """Picture name and shard path, for messages."""
         shard = manifest.shards[int(self.columns["shard"][sample])]
-        return self.file_name[sample].as_py(), str(Path(manifest.folder) / shard)
+        return self.file_name[sample].as_py(), storage.join(manifest.folder, shard)
 
 
 @lru_cache(maxsize=4)
@@ -227,22 +232,21 @@ def read_index(manifest: Manifest) -> Index:
     return Index(manifest)
 
 
-def read_samples(manifest: Manifest, indices: Sequence[int], *, num_threads: int = 4) -> Iterator[Sample]:
+def read_samples(manifest: Manifest, indices: Sequence[int]) -> Iterator[Sample]:
     """Read any samples, in the order asked for; threads keep several reads under way (network disks).
 
-    Raises ValueError naming the shard if it is missing or damaged.
+    Raises ValueError naming the shard if it is missing or damaged, OSError when remote storage does not answer.
     """
     index = read_index(manifest)
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(NUM_THREADS_REMOTE if storage.is_remote(manifest.folder) else NUM_THREADS) as pool:
         yield from pool.map(lambda sample: _read_sample(manifest, index, int(sample)), indices)
 
 
 def _read_sample(manifest: Manifest, index: Index, sample: int) -> Sample:
     place = {name: int(column[sample]) for name, column in index.columns.items()}
-    path = Path(manifest.folder) / manifest.shards[place["shard"]]
+    path = storage.join(manifest.folder, manifest.shards[place["shard"]])
     try:
-        with path.open("rb", buffering=0) as file:
-            jpeg, label = (os.pread(file.fileno(), place[f"{n}_size"], place[f"{n}_offset"]) for n in BLOBS)
+        jpeg, label = storage.read_ranges(path, [(place[f"{n}_offset"], place[f"{n}_size"]) for n in BLOBS])
         if (len(jpeg), len(label)) != (place["jpeg_size"], place["label_size"]):
             raise ValueError("the file ends early")
         segment_class, segment_thing = index.segment_tables(sample)
@@ -251,5 +255,7 @@ def _read_sample(manifest: Manifest, index: Index, sample: int) -> Sample:
         raw = _ZSTD.decompress(label, decompressed_size=shape[0] * shape[1] * dtype.itemsize)
         segments = np.frombuffer(raw, dtype).reshape(shape)
     except (OSError, ValueError) as error:
+        if storage.is_remote(path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise  # the network's fault: the worker is restarted
         raise ValueError(f"shard {path} is damaged at sample {sample} ({error}); run jobs.prepare again") from error
     return Sample(jpeg=jpeg, segments=segments, segment_class=segment_class, segment_thing=segment_thing)

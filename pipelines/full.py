@@ -51,12 +51,13 @@ class Pipeline(Config):
 
 def main(preset: str, config: Pipeline) -> None:
     """Run the pipeline and print its table; the last line is the path of summary.json."""
-    from jobs import cluster, run, tracking
+    from jobs import cluster, run, storage, tracking
     from jobs.prepare import open_data
 
     began = time.perf_counter()
+    storage.check(config.output, writable=True)
     lpips = run.find_lpips(config) if "gan" in config.wanted else ("", None)
-    manifests = open_data(config.data, Path(config.output))
+    manifests = open_data(config.data, config.output)
     run.check_data(config, manifests["train"])
     run_id = tracking.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
     cluster.start_ray()
@@ -65,8 +66,8 @@ def main(preset: str, config: Pipeline) -> None:
         rows = run_stages(config, manifests, lpips, run_id, pool)
     took = time.perf_counter() - began
     summary = {"preset": preset, "run_id": run_id, "time_s": took, "lpips": lpips[0], "stages": rows}
-    path = Path(config.output).absolute() / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+    path = storage.join(storage.absolute(config.output), "summary.json")
+    storage.write(path, (json.dumps(summary, indent=2) + "\n").encode())
     print(table(rows))
     if "random" in lpips[0]:
         print(f"LPIPS ran on a {lpips[0]}: its values compare with nothing; give --lpips-weights FILE for real ones.")
@@ -123,6 +124,8 @@ def wait(futures: Collection[Future]) -> None:
 
 def row_of(name: str, result) -> dict:
     """One stage's line of the table."""
+    from jobs import storage
+
     if name == "evaluate":
         psnr = {k.removeprefix("psnr_db_alpha_"): v for k, v in result.items() if k.startswith("psnr_db_alpha_")}
         headline = ", ".join(f"{v:.2f} dB at alpha {alpha}" for alpha, v in psnr.items())
@@ -134,7 +137,7 @@ def row_of(name: str, result) -> dict:
             "headline": f"{headline}, {result['bpp']:.3f} bpp",
             "run_id": result["run_id"],
             "reused": result["reused"],
-            "sheet": str((result["folder"] / "sheet.png").absolute()),
+            "sheet": storage.join(result["folder"], "sheet.png"),
         }
     from jobs.stage import load_stage
 

@@ -127,6 +127,8 @@ OUTSIDE = {
     "egic/quality.py": "measures what was learned",
     "egic/sets.py": "measures what was learned",
     "jobs/stage.py": "the key itself",
+    "jobs/storage.py": "where bytes lie, not which; digests are checked",
+    "egic/cli_refs.py": "names the cache",
     "jobs/segmentation.py": "lends others a function for pictures",
 }
 

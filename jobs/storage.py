@@ -1,0 +1,244 @@
+"""Places where data, checkpoints and results lie: a local (or NFS) folder, s3://bucket/folder or gs://bucket/folder.
+
+A place is a string or a Path. Behind a `?` a URI takes the options of pyarrow's file systems, such as
+s3://bucket/folder?region=eu-central-1&endpoint_override=http://minio:9000; credentials come from the environment or the
+machine, as every AWS or Google tool finds them, never from the URI. A file appears whole or not at all: object stores
+work like that, and local files are written aside and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+T = TypeVar("T")
+Place = str | os.PathLike
+SCHEMES = ("s3", "gs")
+PROBE_S = 20
+"""How long storage may take to answer the first question; pyarrow itself waits minutes."""
+WAITS_S = (1, 4, 16)
+"""Pauses before a read that failed is tried again, beside what pyarrow retries by itself."""
+
+
+def is_remote(place: Place) -> bool:
+    """Whether a place is a URI; everything else is a path that this machine knows."""
+    return "://" in os.fspath(place)
+
+
+def check_spelling(name: str, place: Place) -> None:
+    """Raise ValueError when `place` is a URI that cannot be meant, before anything is asked of a network."""
+    if not re.match(r"\w[\w+.-]*:/", os.fspath(place)):
+        return
+    parts = urlsplit(os.fspath(place))
+    if parts.scheme not in SCHEMES or not is_remote(place):  # pathlib would make a folder `s3:` of s3:/bucket
+        raise ValueError(f"{name} is {place}; give a local folder, s3://bucket/folder or gs://bucket/folder")
+    user, _, bucket = parts.netloc.rpartition("@")
+    if user and (parts.scheme, user) != ("gs", "anonymous"):
+        raise ValueError(f"{name} holds credentials, which would end up in logs; put them into the environment")
+    if not bucket or not parts.path.strip("/"):
+        raise ValueError(f"{name} is {place}; give {parts.scheme}://bucket/folder, with a bucket and a folder")
+
+
+def filesystem_and_path(place: Place) -> tuple[fs.FileSystem, str]:
+    """The file system of a place, and its path there; what Ray Train and pyarrow take. Raises ValueError, OSError."""
+    if not is_remote(place):
+        return fs.LocalFileSystem(), os.path.abspath(place)
+    parts = urlsplit(os.fspath(place))
+    path = f"{parts.netloc.rpartition('@')[2]}/{unquote(parts.path).strip('/')}".strip("/")
+    return _filesystem(parts.scheme, parts.netloc, parts.query), path
+
+
+@lru_cache(maxsize=16)
+def _filesystem(scheme: str, netloc: str, options: str) -> fs.FileSystem:
+    try:
+        return fs.FileSystem.from_uri(f"{scheme}://{netloc}/?{options}")[0]
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{scheme}://{netloc}?{options} is no storage: {error}") from error
+
+
+def join(place: Place, *names: str) -> str:
+    """The place of a file or folder below `place`."""
+    if not is_remote(place):
+        return os.path.join(place, *names)
+    head, mark, options = os.fspath(place).partition("?")
+    return "/".join([head.rstrip("/"), *map(quote, names)]) + mark + options
+
+
+def split(place: Place) -> tuple[str, str]:
+    """The folder that a file lies in, and the file's name: what `join` puts together."""
+    if not is_remote(place):
+        return os.path.split(place)
+    head, mark, options = os.fspath(place).partition("?")
+    folder, _, name = head.rpartition("/")
+    return folder + mark + options, unquote(name)
+
+
+def absolute(place: Place) -> str:
+    """A place that does not depend on the working folder."""
+    return os.fspath(place) if is_remote(place) else os.path.abspath(place)
+
+
+def exists(place: Place) -> bool:
+    """Whether there is a file."""
+    filesystem, path = filesystem_and_path(place)
+    return filesystem.get_file_info(path).type == fs.FileType.File
+
+
+def sizes(folder: Place) -> dict[str, int]:
+    """Bytes of every file below a folder, by its path in there; empty when there is no folder."""
+    filesystem, root = filesystem_and_path(folder)
+    found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+    return {info.path[len(root) :].lstrip("/"): info.size for info in found if info.type == fs.FileType.File}
+
+
+def read(place: Place) -> bytes:
+    """A file's content. Raises FileNotFoundError, OSError."""
+    if not is_remote(place):
+        return Path(place).read_bytes()
+    return _patiently(lambda: _read(place))
+
+
+def _read(place: Place) -> bytes:
+    filesystem, path = filesystem_and_path(place)
+    with filesystem.open_input_stream(path) as file:
+        return file.read()
+
+
+def read_ranges(place: Place, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes at each (offset, size) of a file; fewer where the file ends. Raises FileNotFoundError, OSError."""
+    if not is_remote(place):
+        with open(place, "rb", buffering=0) as file:
+            return [os.pread(file.fileno(), size, offset) for offset, size in ranges]
+    return _patiently(lambda: [_opened(place).read_at(size, offset) for offset, size in ranges])
+
+
+@lru_cache(maxsize=4096)
+def _opened(place: str) -> pa.NativeFile:
+    """An object to read at random: opening it takes a request of its own, and it holds no connection."""
+    filesystem, path = filesystem_and_path(place)
+    return filesystem.open_input_file(path)
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """`call`, again after a pause when the network or the server failed."""
+    for wait in WAITS_S:
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(wait)
+    return call()
+
+
+def write(place: Place, content: bytes) -> None:
+    """A file, whole or not at all, in place of what was there."""
+    if is_remote(place):
+        filesystem, path = filesystem_and_path(place)
+        return _patiently(lambda: _write(filesystem, path, content))
+    path = Path(place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a process id would not tell machines apart
+    aside.write_bytes(content)
+    aside.rename(path)
+
+
+def _write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+    with filesystem.open_output_stream(path) as file:
+        file.write(content)
+
+
+def remove(place: Place) -> None:
+    """Remove a file, if it is there."""
+    filesystem, path = filesystem_and_path(place)
+    if filesystem.get_file_info(path).type == fs.FileType.File:
+        filesystem.delete_file(path)
+
+
+@contextmanager
+def filled(folder: Place, last: str) -> Iterator[Path]:
+    """A local folder to write results to, which are in `folder` afterwards: the file `last` after all others."""
+    if not is_remote(folder):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        yield Path(aside)
+        files = sorted(p for p in Path(aside).rglob("*") if p.is_file())
+        for file in sorted(files, key=lambda p: p == Path(aside, last)):
+            write(join(folder, *file.relative_to(aside).parts), file.read_bytes())
+
+
+@contextmanager
+def fetched(folder: Place) -> Iterator[Path]:
+    """The files of a folder (or none) as a local folder, to read many of them."""
+    if not is_remote(folder):
+        yield Path(folder)
+        return
+    filesystem, path = filesystem_and_path(folder)
+    with tempfile.TemporaryDirectory() as here:
+        if filesystem.get_file_info(path).type == fs.FileType.Directory:
+            fs.copy_files(path, here, source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+        yield Path(here)
+
+
+def working_folder(output: Place) -> Path:
+    """Where local copies lie: below a local output itself, else in this machine's cache."""
+    if not is_remote(output):
+        return Path(output)
+    from egic.cli_refs import cache
+
+    return cache()
+
+
+def check(place: Place, *, writable: bool) -> None:
+    """Raise ValueError or OSError when a place cannot be read, or written to, within PROBE_S seconds.
+
+    Asked by a process of its own: pyarrow waits long for a server that does not answer, and cannot be stopped.
+    """
+    if not is_remote(place):
+        if writable:
+            Path(place).mkdir(parents=True, exist_ok=True)
+        return
+    command = [sys.executable, "-P", __file__, os.fspath(place), *(["writable"] if writable else [])]
+    hint = (
+        "check the bucket's name, the credentials (environment variables or the machine's role) and endpoint_override"
+    )
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"{place} does not answer within {PROBE_S} s; {hint}") from error
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        raise ValueError(f"{place} cannot be {'written to' if writable else 'read'}: {reason}; {hint}")
+
+
+def _probe(place: str, *, writable: bool) -> None:
+    filesystem, path = filesystem_and_path(place)
+    if writable:
+        mark = f"{path}/.egic-{uuid.uuid4().hex}"
+        _write(filesystem, mark, b"")
+        filesystem.delete_file(mark)
+    elif filesystem.get_file_info(path).type == fs.FileType.NotFound:
+        raise OSError("no such bucket, or nothing there")
+
+
+if __name__ == "__main__":
+    try:
+        _probe(sys.argv[1], writable="writable" in sys.argv[2:])
+    except (ValueError, OSError) as failure:
+        print(" ".join(str(failure).split()), file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,275 @@
+"""Places on disk and on an S3 server that runs here: the same functions and data, one line for what cannot work."""
+
+import os
+import socket
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from pyarrow import fs
+
+from jobs import storage
+from jobs.config import Config
+from jobs.evaluate import FoldersConfig, run_alone
+from jobs.evaluate_parts import ORIGINAL, Parts, Picture, write_array
+from jobs.prepare import PrepareConfig, open_data, prepare
+from jobs.presets import tiny
+from jobs.scenes import SceneConfig, write_scenes
+from jobs.shards import load_manifest, read_index, read_samples
+from tests.fake_s3 import BUCKET, place_on, s3_server
+
+
+@pytest.fixture(scope="module")
+def server():
+    with pytest.MonkeyPatch.context() as patch, s3_server(patch) as address:
+        yield address
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request, tmp_path):
+    """An empty folder, on disk or on the server."""
+    if request.param == "local":
+        return str(tmp_path / "place")
+    return place_on(request.getfixturevalue("server"), f"unit/{tmp_path.name}")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("coco"), SceneConfig(num_train=5, num_val=2, min_side=64, max_side=96))
+
+
+def files(folder: str) -> set[str]:
+    return {name for name in storage.sizes(folder) if not name.startswith(".")}
+
+
+def test_files_are_written_listed_read_and_removed(place):
+    name = storage.join(place, "deep er", "50% of #1?.bin")
+    content = np.random.default_rng(0).bytes(
+        23_000_000 if storage.is_remote(place) else 1000
+    )  # three parts of an upload
+    assert not storage.exists(name) and storage.sizes(place) == {}
+    storage.write(name, b"before")
+    storage.write(name, content)
+    assert storage.exists(name) and storage.read(name) == content
+    assert storage.sizes(place) == {"deep er/50% of #1?.bin": len(content)}
+    assert storage.split(name) == (storage.join(place, "deep er"), "50% of #1?.bin")
+    assert storage.read_ranges(name, [(10, 5), (0, 3)]) == [content[10:15], content[:3]]
+    assert storage.read_ranges(name, [(len(content) - 2, 9)]) == [content[-2:]]
+    storage.remove(name)
+    assert not storage.exists(name) and storage.sizes(place) == {}
+    storage.remove(name)
+    with pytest.raises(FileNotFoundError):
+        storage.read(name)
+
+
+def test_results_appear_with_their_last_file_last(place, monkeypatch):
+    with pytest.raises(RuntimeError), storage.filled(place, last="summary.json") as here:
+        raise RuntimeError
+    assert files(place) == set()
+    order, write = [], storage.write
+    monkeypatch.setattr(storage, "write", lambda to, content: (order.append(storage.split(to)[1]), write(to, content)))
+    with storage.filled(place, last="summary.json") as here:
+        for name in ("summary.json", "rows", "sub/z"):
+            write(here / name, name.encode())
+    assert files(place) == {"summary.json", "rows", "sub/z"}
+    assert order[-1:] == (["summary.json"] if storage.is_remote(place) else [])
+    with storage.fetched(place) as here:
+        assert (here / "sub" / "z").read_bytes() == b"sub/z"
+    with storage.fetched(storage.join(place, "nothing")) as here:
+        assert not here.exists() or not list(here.iterdir())
+
+
+def test_prepared_data_is_the_same_wherever_it_lies(tree, place, tmp_path):
+    local = load_manifest(prepare(PrepareConfig(coco_root=tree, out=str(tmp_path / "plain"), split="train"))["train"])
+    config = PrepareConfig(coco_root=tree, out=place, samples_per_shard=2)
+    found = load_manifest(prepare(config)["train"], check_shards=True)
+    assert found.digest == local.digest and len(found.shards) == 3
+    for one, other in zip(read_samples(found, range(5)), read_samples(local, range(5)), strict=True):
+        assert one.jpeg == other.jpeg and np.array_equal(one.segments, other.segments)
+        assert np.array_equal(one.segment_class, other.segment_class)
+    assert open_data(place, tmp_path)["train"] == found
+    assert storage.split(read_index(found).name_and_shard(found, 0)[1])[0] == storage.join(place, "train")
+
+
+def test_unchanged_input_is_reused_and_changed_input_replaces_it(tree, place, monkeypatch):
+    written, write = [], storage.write
+    monkeypatch.setattr(
+        storage, "write", lambda to, content: (written.append(storage.split(to)[1]), write(to, content))
+    )
+    config = PrepareConfig(coco_root=tree, out=place, split="train", samples_per_shard=2)
+    manifest = prepare(config)["train"]
+    if storage.is_remote(place):
+        assert written[-2:] == ["index.parquet", "manifest.json"] and len(written) == 5
+    written.clear()
+    assert prepare(config)["train"] == manifest and not written
+    larger = PrepareConfig(coco_root=tree, out=place, split="train", samples_per_shard=4)
+    prepare(larger)
+    names = {"shard-00000.parquet", "shard-00001.parquet", "index.parquet", "manifest.json"}
+    assert files(storage.join(place, "train")) == names  # the third shard of before is gone
+    storage.remove(manifest)  # what a broken upload looks like: not data, and no obstacle
+    with pytest.raises(ValueError, match="manifest.json.* does not exist"):
+        load_manifest(manifest)
+    prepare(larger)
+    storage.write(storage.join(place, "train", "shard-00001.parquet"), b"cut")
+    with pytest.raises(ValueError, match="shard-00001.parquet.* is missing or has another size"):
+        load_manifest(manifest)
+    prepare(larger)
+    assert load_manifest(manifest, check_shards=True).num_samples == 5
+
+
+def test_a_broken_upload_leaves_no_manifest(tree, server, monkeypatch):
+    place = place_on(server, "broken")
+    prepare(PrepareConfig(coco_root=tree, out=place, split="train"))
+    write = storage.write
+
+    def fails(to, content):
+        if storage.split(to)[1] == "shard-00001.parquet":
+            raise OSError("the line is dead")
+        write(to, content)
+
+    monkeypatch.setattr(storage, "write", fails)
+    with pytest.raises(OSError, match="the line is dead"):
+        prepare(PrepareConfig(coco_root=tree, out=place, split="train", samples_per_shard=2))
+    assert files(storage.join(place, "train")) == {"shard-00000.parquet", "index.parquet"}
+
+
+def test_foreign_objects_are_left_alone(tree, place):
+    storage.write(storage.join(place, "train", "thesis.txt"), b"years of work")
+    with pytest.raises(ValueError, match="choose another OUT"):
+        prepare(PrepareConfig(coco_root=tree, out=place, split="train"))
+    assert files(place) == {"train/thesis.txt"}
+
+
+def test_a_missing_shard_is_named_and_a_dead_server_is_no_damage(tree, server, monkeypatch):
+    manifest = load_manifest(
+        prepare(PrepareConfig(coco_root=tree, out=place_on(server, "gone"), split="train"))["train"]
+    )
+    read_index(manifest)
+    monkeypatch.setattr(storage, "WAITS_S", (0, 0))
+    calls = []
+
+    def dead(place):
+        calls.append(place)
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(storage, "_opened", dead)
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        list(read_samples(manifest, [0]))
+    assert len(calls) == 3  # tried again
+    monkeypatch.undo()
+    storage.remove(storage.join(manifest.folder, manifest.shards[0]))
+    with pytest.raises(ValueError, match="shard-00000.parquet.* is damaged at sample 0"):
+        list(read_samples(manifest, [0]))
+
+
+def test_parts_of_an_evaluation(place):
+    parts, picture = Parts(folder=place), Picture(name="a.png", digest="d" * 64)
+    assert parts.read("m" * 64, picture) is None and not parts.is_done("m" * 64, picture, shown=False)
+    write_array(parts.path(ORIGINAL, picture, ".npy"), np.arange(3))
+    assert parts.features(ORIGINAL, picture).tolist() == [0, 1, 2]
+    storage.write(parts.path("m" * 64, picture, ".json"), b'{"points": [{"alpha": 0.5}]}')
+    assert parts.is_done("m" * 64, picture, shown=False) and not parts.is_done("m" * 64, picture, shown=True)
+    storage.write(parts.path("m" * 64, picture, ".png", 0.5), b"png")
+    assert parts.is_done("m" * 64, picture, shown=True)
+
+
+def test_google_storage_takes_its_options_from_the_uri():
+    place = "gs://anonymous@bucket/egic/run%201?scheme=http&endpoint_override=127.0.0.1:9"
+    storage.check_spelling("output", place)
+    filesystem, path = storage.filesystem_and_path(storage.join(place, "checkpoints"))
+    assert path == "bucket/egic/run 1/checkpoints"
+    options = {"anonymous": True, "scheme": "http", "endpoint_override": "127.0.0.1:9", "default_bucket_location": ""}
+    assert filesystem.equals(fs.GcsFileSystem(**options))
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [
+        ("http://host/folder", "give a local folder, s3://bucket/folder or gs://bucket/folder"),
+        ("s3:/bucket/folder", "give a local folder"),
+        ("file:///folder", "give a local folder"),
+        ("s3://bucket", "with a bucket and a folder"),
+        ("s3:///folder", "with a bucket and a folder"),
+        ("s3://KEY:SECRET@bucket/folder", "holds credentials"),
+        ("gs://someone@bucket/folder", "holds credentials"),
+    ],
+)
+def test_misspelled_places(place, message):
+    preset = vars(tiny())
+    for make in (
+        lambda: Config(**(preset | {"data": place})),
+        lambda: Config(**(preset | {"output": place})),
+        lambda: PrepareConfig(coco_root=Path(), out=place),
+        lambda: run_alone(FoldersConfig(output=place)),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            make()
+        assert "SECRET" not in str(error.value) and "\n" not in str(error.value)
+
+
+def refuses(writable: bool, place: str) -> str:
+    with pytest.raises(ValueError) as error:
+        storage.check(place, writable=writable)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_storage_that_cannot_work_is_told_early(server, tmp_path, monkeypatch):
+    good = place_on(server, "fine")
+    storage.check(good, writable=True)
+    assert files(good) == set()
+    assert "no such bucket, or nothing there" in refuses(False, place_on(server, "nowhere"))
+    missing = good.replace(BUCKET, "missing")
+    assert "NO_SUCH_BUCKET" in refuses(True, missing) and "no such bucket" in refuses(False, missing)
+    assert "Unexpected query parameter" in refuses(True, good + "&colour=red")
+    storage.write(tmp_path / "file", b"")
+    with pytest.raises(OSError):
+        storage.check(tmp_path / "file" / "below", writable=True)
+
+
+def test_a_server_that_refuses(monkeypatch, server):
+    class Refuses(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_error(403)
+
+        do_PUT = do_HEAD = do_GET = do_POST
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as refusing:
+        Thread(target=refusing.serve_forever, daemon=True).start()
+        place = place_on(f"http://127.0.0.1:{refusing.server_port}", "x")
+        assert "ACCESS_DENIED" in refuses(True, place) and "the credentials" in refuses(False, place)
+        refusing.shutdown()
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_server_that_never_answers_is_given_up(server, monkeypatch, scheme):
+    monkeypatch.setattr(storage, "PROBE_S", 3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        options = f"scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
+        user = "anonymous@" if scheme == "gs" else ""
+        message = refuses(True, f"{scheme}://{user}bucket/x?{options}")
+    assert "does not answer within 3 s" in message
+
+
+def test_the_pipeline_says_so_before_it_trains(server, tmp_path):
+    missing = place_on(server, "x").replace(BUCKET, "missing")
+    root = Path(__file__).parents[2]
+    for command in (
+        ["pipelines/full.py", "tiny", "--output", missing],
+        ["pipelines/full.py", "tiny", "--data", missing],
+        ["-m", "jobs.prepare", str(tmp_path), missing],
+    ):
+        env = os.environ | {"PYTHONPATH": str(root), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+        command = [str(root / c) if c.endswith(".py") else c for c in command]
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)
+        last = done.stderr.strip().splitlines()[-1]
+        assert (
+            done.returncode == 2 and last.startswith(f"error: {missing} cannot be ") and "Traceback" not in done.stderr
+        )
