@@ -12,9 +12,10 @@ import json
 import logging
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.fs
+
+from jobs import storage
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Place:
 
 def place_of(output: str, name: str) -> Place:
     """Where the stage's run called `name` keeps its checkpoints below `output`."""
-    return Place(pyarrow.fs.LocalFileSystem(), str(Path(output).absolute() / "checkpoints" / name))
+    return Place(*storage.filesystem_and_path(storage.join(output, "checkpoints", name)))
 
 
 def step_of(place: Place, checkpoint: str) -> int | None:

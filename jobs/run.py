@@ -16,7 +16,7 @@ from torch import Tensor
 
 from egic import checkpoint
 from egic.perceptual import find_backbone
-from jobs import lease, registry, tracking
+from jobs import lease, registry, storage, tracking
 from jobs.checkpoints import Place, place_of
 from jobs.cluster import check_resources, threads
 from jobs.config import Config
@@ -75,7 +75,7 @@ def run_stage(
     side_by_side: stages that share the cluster with this one. may_train: False only reuses.
     Raises ValueError for what a user can mend, RuntimeError when training failed for good.
     """
-    stage, store = load_stage(name), Path(config.output)
+    stage, store = load_stage(name), config.output
     digests = {k: a.sha256 for k, a in parents.items()}
     data_digest = f"{manifests['train'].digest} {manifests['val'].digest}"
     facts = ingredients(stage, config, parents=digests, data=data_digest, lpips=lpips[0])
@@ -112,7 +112,7 @@ def train_stage(
         job = Job(
             stage=stage.name, config=config, name=f"{stage.name}-{key}", place=place,
             train=manifests["train"], val=manifests["val"],
-            components=parent_components(stage, parents, Path(config.output)), provenance=provenance,
+            components=parent_components(stage, parents, config.output), provenance=provenance,
             lpips=ray.put(lpips[1]) if "lpips_weights" in stage.reads else None,
             threads=config.compute.threads or threads(config.compute, side_by_side),
         )  # fmt: skip
@@ -140,7 +140,7 @@ def provenance_of(stage: Stage, config: Config, facts: Mapping[str, object], par
     }
 
 
-def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: Path) -> dict[str, ray.ObjectRef]:
+def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: str) -> dict[str, ray.ObjectRef]:
     """Files of the parents' artifacts, digest-checked and put into the object store, by the component they hold."""
     found: dict[str, ray.ObjectRef] = {}
     for artifact in parents.values():
@@ -169,12 +169,13 @@ def publish(stage: Stage, run_id: str, folder: Path, provenance: dict, data_dige
     return artifact
 
 
-def local_copy(artifact: Artifact, store: Path) -> Path:
-    """The artifact's folder below `store`, downloaded when missing, its digest checked in any case."""
-    return registry.fetch(artifact.uri, store / "artifacts" / artifact.sha256[:16], artifact.sha256)
+def local_copy(artifact: Artifact, store: str) -> Path:
+    """The artifact's folder, on this machine, downloaded when missing, its digest checked in any case."""
+    folder = storage.working_folder(store) / "artifacts" / artifact.sha256[:16]
+    return registry.fetch(artifact.uri, folder, artifact.sha256)
 
 
-def outcome(stage: Stage, artifact: Artifact, store: Path, *, reused: bool) -> Outcome:
+def outcome(stage: Stage, artifact: Artifact, store: str, *, reused: bool) -> Outcome:
     folder = local_copy(artifact, store)
     provenance = json.loads((folder / "provenance.json").read_text())
     return Outcome(stage=stage.name, artifact=artifact, folder=folder, reused=reused, provenance=provenance)

@@ -178,7 +178,8 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
         ),
         run_config=RunConfig(
             name=job.name,
-            storage_path=str(Path(job.config.output).absolute() / "checkpoints"),
+            storage_path=place.path.rpartition("/")[0],
+            storage_filesystem=place.fs,
             failure_config=FailureConfig(max_failures=compute.max_failures + allowed_rollbacks),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             callbacks=[reports],
