@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,9 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.autoscaler.sdk import request_resources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs import tracking
+from jobs import storage, tracking
 from jobs.config import ComputeConfig
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,43 @@ def check_resources(compute: ComputeConfig) -> None:
             request_resources(bundles=[])
     if lack := lacking(compute):
         raise ValueError(lack + ("" if compute.wait_s else "; compute.wait_s waits for nodes that are still to come"))
+
+
+def check_shared(output: str, *files: str) -> None:
+    """Raise ValueError naming a node that does not see local output, or one of the local files that stages read."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    files = [storage.absolute(file) for file in files if not storage.is_remote(file)]
+    if len(nodes) < 2 or (storage.is_remote(output) and not files):
+        return
+    mark = None if storage.is_remote(output) else Path(storage.absolute(output), f".egic-{uuid.uuid4().hex}")
+    try:
+        if mark:
+            storage.write(mark, b"")
+            files.append(str(mark))
+        asked = [_looker(node).remote(files) for node in nodes]
+        for node, unseen in zip(nodes, ray.get(asked, timeout=60), strict=True):
+            if unseen:
+                folder = os.path.dirname(unseen[0])
+                raise ValueError(
+                    f"node {node['NodeManagerAddress']} does not see what this machine has in {folder}; name storage "
+                    "that every node reaches with --data and --output: a shared folder, s3://bucket/folder or gs://..."
+                )
+    finally:
+        if mark:
+            mark.unlink(missing_ok=True)
+
+
+def _looker(node: dict):
+    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=where)(_unseen)
+
+
+def _unseen(files: list[str]) -> list[str]:
+    """The files that this node does not see, within a few seconds: network disks hear of new ones late."""
+    deadline = time.monotonic() + 5
+    while (unseen := [file for file in files if not os.path.exists(file)]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return unseen
 
 
 def stages_side_by_side(compute: ComputeConfig) -> int:

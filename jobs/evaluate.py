@@ -31,14 +31,14 @@ from egic.errors import quiet, run_main
 from egic.report import write_report
 from jobs import evaluate_tables as tables
 from jobs import registry, storage, tracking
-from jobs.cluster import interruptible, start_ray, threads
+from jobs.cluster import check_shared, interruptible, start_ray, threads
 from jobs.config import ComputeConfig, Config, EvaluateConfig
 from jobs.evaluate_parts import Coder, Parts, Picture, first_readable, of_data, of_folders
 from jobs.prepare import open_data
 from jobs.presets import PRESETS, extended
 from jobs.registry import Artifact
 from jobs.run import local_copy
-from jobs.shards import Manifest
+from jobs.shards import MANIFEST, Manifest
 from jobs.stage import EVALUATE as NAME
 from jobs.stage import code_digest, stage_key
 
@@ -141,6 +141,8 @@ def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[s
     if not missing:
         return []
     start_ray()
+    first = missing[0].path or storage.join(job.manifest.folder, MANIFEST)
+    check_shared(job.output, first)
     files = {}
     for digest, artifact in digests.items():
         folder = local_copy(artifact, job.output)

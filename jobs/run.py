@@ -18,11 +18,11 @@ from egic import checkpoint
 from egic.perceptual import find_backbone
 from jobs import lease, registry, storage, tracking
 from jobs.checkpoints import Place, place_of
-from jobs.cluster import check_resources, threads
+from jobs.cluster import check_resources, check_shared, threads
 from jobs.config import Config
 from jobs.registry import Artifact
 from jobs.reports import Reports
-from jobs.shards import Manifest
+from jobs.shards import MANIFEST, Manifest
 from jobs.stage import Stage, ingredients, load_stage, stage_key
 from jobs.train import Job, fit
 
@@ -87,6 +87,7 @@ def run_stage(
         )
     if not found:
         check_resources(config.compute)
+        check_shared(config.output, *(storage.join(m.folder, MANIFEST) for m in manifests.values()))
         place = place_of(config.output, f"{name}-{key}")
         with lease.held(place, name):
             found = registry.find_finished(name, key, experiment=config.experiment)  # by the run that we waited for

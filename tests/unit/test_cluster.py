@@ -1,5 +1,6 @@
 """A cluster that can never place a stage says what it lacks, instead of waiting without a word."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -53,6 +54,48 @@ def test_nodes_that_are_to_come_are_waited_for_and_asked_for(two_cpus, monkeypat
 @pytest.mark.parametrize("cpus, stages", [(0.5, 2), (1.0, 1), (2.0, 1)])
 def test_stages_side_by_side(two_cpus, cpus, stages):
     assert cluster.stages_side_by_side(ComputeConfig(cpus_per_worker=cpus, data_cpus=0.5)) == stages
+
+
+@pytest.fixture
+def three_nodes(monkeypatch):
+    """A head without CPUs, a node that sees this machine's files, and one whose disk is its own."""
+    nodes = [("head", 0.0), ("10.0.0.1", 4.0), ("10.0.0.2", 4.0)]
+    nodes = [{"NodeID": n, "NodeManagerAddress": n, "Alive": True, "Resources": {"CPU": cpus}} for n, cpus in nodes]
+    seen = []
+
+    class Looker:
+        def __init__(self, node):
+            self.node = node["NodeID"]
+
+        def remote(self, files):
+            seen.append((self.node, list(files)))
+            there = all(os.path.exists(file) for file in files)  # the marker is there while it is looked for
+            return cluster._unseen(files) if self.node == "10.0.0.1" else files if there else ["no marker"]
+
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster.ray, "get", lambda answers, timeout: answers)
+    monkeypatch.setattr(cluster, "_looker", Looker)
+    return nodes, seen
+
+
+def test_local_output_that_a_node_does_not_see(three_nodes, tmp_path):
+    nodes, seen = three_nodes
+    with pytest.raises(ValueError, match=f"node 10.0.0.2 does not see what this machine has in {tmp_path}/out"):
+        cluster.check_shared(str(tmp_path / "out"))
+    assert [node for node, _ in seen] == ["10.0.0.1", "10.0.0.2"] and not list((tmp_path / "out").iterdir())
+    nodes.pop()
+    cluster.check_shared(str(tmp_path / "out"))  # one node with CPUs is left
+
+
+def test_local_data_that_a_node_does_not_see(three_nodes, tmp_path):
+    file = tmp_path / "manifest.json"
+    file.write_text("{}")
+    with pytest.raises(ValueError, match=f"node 10.0.0.2 does not see what this machine has in {tmp_path}"):
+        cluster.check_shared("s3://bucket/runs", str(file), "s3://bucket/shards/manifest.json")
+    assert three_nodes[1][0][1] == [str(file)]
+    three_nodes[1].clear()
+    cluster.check_shared("s3://bucket/runs", "s3://bucket/shards/manifest.json")
+    assert not three_nodes[1]
 
 
 def test_a_stage_alone_names_the_parents_it_needs():
