@@ -142,7 +142,7 @@ def stages_side_by_side(compute: ComputeConfig) -> int:
 def threads(compute: ComputeConfig, side_by_side: int) -> int:
     """A node's cores divided among the workers that share it."""
     cores = os.cpu_count() or 1
-    nodes = max(1, sum(n["Alive"] for n in ray.nodes()))
+    nodes = max(1, sum(n["Alive"] and n["Resources"].get("CPU", 0) > 0 for n in ray.nodes()))  # a head often has none
     return max(1, cores // max(1, -(-compute.max_workers * side_by_side // nodes)))
 
 

@@ -98,6 +98,14 @@ def test_local_data_that_a_node_does_not_see(three_nodes, tmp_path):
     assert not three_nodes[1]
 
 
+@pytest.mark.parametrize("head_cpus", [0.0, 8.0])
+def test_threads_are_shared_among_the_nodes_that_run_workers(monkeypatch, head_cpus):
+    nodes = [{"Alive": True, "Resources": {"CPU": cpus} if cpus else {}} for cpus in (head_cpus, 8.0, 8.0)]
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: 8)
+    assert cluster.threads(ComputeConfig(workers=3), side_by_side=1) == (8 if head_cpus else 4)
+
+
 def test_a_stage_alone_names_the_parents_it_needs():
     config = extended(tiny, alone.StageConfig)()
     with pytest.raises(ValueError, match="--init-from models:/egic-mse-codec@best models:/egic-segmentation@best"):

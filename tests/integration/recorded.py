@@ -1,0 +1,42 @@
+"""A training script as it is, with a record of the batches that each of its train workers is given.
+
+    python tests/integration/recorded.py pipelines/full.py tiny --output FOLDER ...
+
+Writes FOLDER/seen-<stage>-<rank>.jsonl, one line per batch: when, where, positions, samples. FOLDER is absolute.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from jobs import train
+
+
+def recording_worker(job: train.Job) -> None:
+    """`jobs.train.train_worker`, its stream of batches written down as the loop takes them."""
+    import json
+    import socket
+    import time
+    from pathlib import Path
+
+    from jobs import train
+
+    stream = train.RaySession.stream
+
+    def recorded(self, *args):
+        with Path(job.config.output, f"seen-{job.stage}-{self.rank}.jsonl").open("a", buffering=1) as lines:
+            for batch in stream(self, *args):
+                seen = {name: batch[name].tolist() for name in ("position", "sample")}
+                lines.write(json.dumps({"time": time.time(), "host": socket.gethostname()} | seen) + "\n")
+                yield batch
+
+    train.RaySession.stream = recorded
+    train.train_worker(job)
+
+
+if __name__ == "__main__":
+    train.train_worker = recording_worker  # travels by value: workers could not import __main__
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
