@@ -40,14 +40,27 @@ def parse_config(config_type: Callable[..., T], argv: Sequence[str] | None = Non
 
 
 def parse_preset(
-    presets: Mapping[str, Callable[[], T]], argv: Sequence[str] | None = None, *, prog: str | None = None
+    presets: Mapping[str, Callable[[], T]],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    about: str | None = None,
 ) -> T:
     """Read `PRESET --field value ...`: the named preset's config with the fields that the flags change.
 
     An unknown preset or flag, or a value that the config refuses, ends the process with one line and status 2.
+    `about` stands above the list of presets in the help.
     """
     choices = {name: ((make.__doc__ or "").strip().splitlines()[0], make()) for name, make in presets.items()}
-    return _one_line(lambda: tyro.extras.overridable_config_cli(choices, args=argv, prog=prog), prog)
+    return _one_line(lambda: tyro.extras.overridable_config_cli(choices, args=argv, prog=prog, description=about), prog)
+
+
+def parse_changes(config: T, argv: Sequence[str], *, prog: str | None = None, about: str | None = None) -> T:
+    """Read `--field value ...`: the config with the fields that the flags change. Fails as `parse_preset` does."""
+    options = (tyro.conf.AvoidSubcommands,)
+    return _one_line(
+        lambda: tyro.cli(type(config), default=config, args=argv, prog=prog, description=about, config=options), prog
+    )
 
 
 def alias(*names: str):

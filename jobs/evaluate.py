@@ -17,30 +17,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
-import ray.data
 from torch import Tensor
 
 from egic import checkpoint, matched, quality, sets, weights
 from egic.anchors import find
-from egic.config import parse_config, parse_preset
+from egic.config import parse_config
 from egic.errors import quiet, run_main
 from egic.report import write_report
+from jobs import command, registry, tracking
 from jobs import evaluate_tables as tables
-from jobs import registry, tracking
-from jobs.cluster import interruptible, start_ray, threads
 from jobs.config import ComputeConfig, Config, EvaluateConfig
 from jobs.evaluate_parts import Coder, Parts, Picture, first_readable, of_data, of_folders, write
 from jobs.prepare import open_data
-from jobs.presets import PRESETS, extended
 from jobs.registry import Artifact
-from jobs.run import local_copy
 from jobs.shards import Manifest
 from jobs.stage import EVALUATE as NAME
 from jobs.stage import code_digest, stage_key
+
+if TYPE_CHECKING:
+    import ray  # takes seconds to import: not to print a configuration
 
 log = logging.getLogger("jobs.evaluate")  # also as a script
 
@@ -108,7 +107,10 @@ class Job:
 class Worker:
     """A `Coder` in one process of the cluster."""
 
-    def __init__(self, files: Mapping[str, ray.ObjectRef], states: ray.ObjectRef, num_threads: int, gpu: bool, **coder):
+    def __init__(
+        self, files: Mapping[str, "ray.ObjectRef"], states: "ray.ObjectRef", num_threads: int, gpu: bool, **coder
+    ):  # fmt: skip
+        import ray
         import torch
 
         from egic.model import load
@@ -138,6 +140,12 @@ def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[s
     log.info("%d pictures, %d of them to code", len(job.pictures), len(missing))
     if not missing:
         return []
+    import ray
+    import ray.data
+
+    from jobs.cluster import start_ray, threads
+    from jobs.run import local_copy
+
     start_ray()
     files = {}
     for digest, artifact in digests.items():
@@ -301,9 +309,9 @@ class FoldersConfig(Options):
 def main(argv: list[str] | None = None) -> None:
     """`python -m jobs.evaluate PRESET --model REF ... [--images FOLDER ... | --data FOLDER]`."""
     quiet("jobs")
-    presets = {name: extended(make, AloneConfig) for name, make in PRESETS.items()}
-    config = parse_preset(presets, argv, prog="python -m jobs.evaluate")
-    raise SystemExit(run_main(lambda: run_alone(config)))
+    raise SystemExit(
+        run_main(lambda: run_alone(command.read(AloneConfig, argv, prog="python -m jobs.evaluate").config))
+    )
 
 
 def evaluate_folders(argv: Sequence[str]) -> None:
@@ -317,6 +325,9 @@ def evaluate_folders(argv: Sequence[str]) -> None:
 
 def run_alone(config: AloneConfig | FoldersConfig) -> None:
     """Evaluate `config.model` and print the table, what was left out, and where the rows are."""
+    from jobs.cluster import interruptible
+    from jobs.run import local_copy
+
     if not config.model:
         raise ValueError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
     if len(set(map(tables.slug, config.model))) < len(config.model):
