@@ -18,8 +18,7 @@ from egic.perceptual import LPIPS
 from egic.steps import Batch, Nets
 from jobs import loop
 from jobs.config import Config, Training
-from jobs.prepare import SPLITS
-from jobs.shards import load_manifest
+from jobs.prepare import SPLITS, find_data
 from jobs.stage import EVALUATE, Stage, load_stage
 
 HEAD = ("stage", "steps", "batch", "images seen", "parameters", "trained", "resume.pt", "artifact", "worker memory")
@@ -188,11 +187,9 @@ def workers_line(config: Config) -> str:
 
 def data_line(config: Config) -> str:
     """The data folder, and how many pictures it has."""
-    folder = Path(config.data or Path(config.output) / "scenes")
-    if all((folder / split / "manifest.json").is_file() for split in SPLITS):
-        counts = {split: load_manifest(folder / split).num_samples for split in SPLITS}
-        kind = "prepared"
-    else:
+    folder, kind = Path(config.data or Path(config.output) / "scenes"), "prepared"
+    counts = {split: manifest.num_samples for split, manifest in find_data(config.data, Path(config.output)).items()}
+    if not counts:
         trees = {split: folder / f"{split}2017" for split in SPLITS}
         counts = {k: sum(p.suffix == ".jpg" for p in t.iterdir()) for k, t in trees.items() if t.is_dir()}
         kind = "a COCO tree, to be prepared"

@@ -36,7 +36,7 @@ from jobs.prepare import open_data
 from jobs.registry import Artifact
 from jobs.shards import Manifest
 from jobs.stage import EVALUATE as NAME
-from jobs.stage import code_digest, stage_key
+from jobs.stage import code_digest, code_tag, stage_key
 
 if TYPE_CHECKING:
     import ray  # takes seconds to import: not to print a configuration
@@ -82,6 +82,13 @@ def find_measures(config: EvaluateConfig) -> Measures:
             names.append(name)
     used = {n: sources[k] for n in names if (k := sets.NETWORK if n in sets.NAMES else quality.NETWORK_OF.get(n))}
     return Measures(names=tuple(names), sources=used, states=states)
+
+
+def lacking_networks(config: EvaluateConfig) -> list[str]:
+    """Networks of the measures asked for whose weights are not on this machine, so that they would be downloaded."""
+    names = config.metrics or (*quality.NAMES, *sets.NAMES)
+    wanted = {sets.NETWORK if n in sets.NAMES else quality.NETWORK_OF.get(n) for n in names}
+    return sorted(n for n in wanted if n and weights.on_disk(n, config.weights) is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +184,13 @@ def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[s
 
 def run(config: Config, artifact: Artifact, manifest: Manifest, *, parent_run: str | None = None) -> dict:
     """Evaluate an artifact on validation pictures, or take what an earlier run with the same key found."""
+    return evaluate(pipeline_job(config, artifact, manifest), data=manifest.digest, parent_run=parent_run)
+
+
+def pipeline_job(config: Config, artifact: Artifact, manifest: Manifest) -> Job:
+    """The job of a pipeline on what it trained."""
     label = f"models:/egic-orp/{artifact.model_version}" if artifact.model_version else artifact.uri
-    return evaluate(data_job(config, {label: artifact}, manifest), data=manifest.digest, parent_run=parent_run)
+    return data_job(config, {label: artifact}, manifest)
 
 
 def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest) -> Job:
@@ -189,6 +201,14 @@ def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest)
     )  # fmt: skip
 
 
+def ingredients(job: Job, measures: Measures, data: str) -> dict:
+    """Everything that the results depend on. data: digest of the pictures."""
+    config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
+    facts = {"stage": NAME, "config": config, "code": code_digest(NAME), "data": data}
+    facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
+    return facts | {"skipped": [s["name"] for s in job.skipped], "anchors": job.anchors, "report": job.report}
+
+
 def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     """Evaluate, or take what an earlier run with the same key found. data: digest of the pictures.
 
@@ -197,10 +217,7 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     of all, so that means and sets compare. Raises ValueError when no picture is left.
     """
     measures = find_measures(job.evaluate)
-    config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
-    facts = {"stage": NAME, "config": config, "code": code_digest(NAME), "data": data}
-    facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
-    facts |= {"skipped": [s["name"] for s in job.skipped], "anchors": job.anchors, "report": job.report}
+    facts = ingredients(job, measures, data)
     key = stage_key(facts)
     folder = job.output / NAME / key
     done = [r for r in tracking.runs_of(NAME, key, experiment=job.experiment) if r.info.status == "FINISHED"]
@@ -212,7 +229,7 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     content = {"alphas": job.evaluate.alphas, "measures": measures.names, "sources": measures.sources}
     parts_key = stage_key(content | {"code": facts["code"]})
     parts = Parts(folder=(job.output / NAME / "parts" / parts_key).absolute())
-    run_id = tracking.start_stage(parent_run, NAME, key, facts, {}, experiment=job.experiment)
+    run_id = tracking.start_stage(parent_run, NAME, key, facts, code_tag(NAME), experiment=job.experiment)
     with tracking.ending(run_id):
         parents = {"model" if len(job.models) == 1 else tables.slug(k): a for k, a in job.models.items()}
         registry.log_parents(run_id, parents)

@@ -95,8 +95,22 @@ def open_data(data: str, output: Path) -> dict[str, Manifest]:
         return {split: _inside(load_manifest(folder / split)) for split in SPLITS}
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist; name a COCO tree or what jobs.prepare wrote")
-    out = output / "data" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return {split: load_manifest(path) for split, path in prepare(PrepareConfig(coco_root=folder, out=out)).items()}
+    made = prepare(PrepareConfig(coco_root=folder, out=prepared_folder(folder, output)))
+    return {split: load_manifest(path) for split, path in made.items()}
+
+
+def prepared_folder(tree: Path, output: Path) -> Path:
+    """Where `open_data` puts what it makes of a COCO tree."""
+    return output / "data" / hashlib.sha256(str(tree.resolve()).encode()).hexdigest()[:16]
+
+
+def find_data(data: str, output: Path) -> dict[str, Manifest]:
+    """What `open_data` gave the last time, whether or not the tree has changed since; nothing when there is none."""
+    folder = Path(data) if data else output / "scenes"
+    for place in (folder, prepared_folder(folder, output)):
+        if all((place / split / "manifest.json").is_file() for split in SPLITS):
+            return {split: load_manifest(place / split) for split in SPLITS}
+    return {}
 
 
 def _inside(manifest: Manifest) -> Manifest:
