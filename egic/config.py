@@ -29,6 +29,15 @@ def _one_line(parse: Callable[[], T], prog: str | None) -> T:
         raise SystemExit(2) from None
 
 
+def print_completion(print_it: Callable[[], object]) -> None:
+    """Print tyro's completions; bash takes each line for a candidate, so descriptions get no line ends."""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        print_it()
+    before, mark, rest = said.getvalue().partition("COMPLETION_SPEC = ")
+    spec, end, after = rest.partition("\n")
+    print(before + mark + spec.replace("\\n", " ") + end + after, end="")
+
+
 def parse_config(config_type: Callable[..., T], argv: Sequence[str] | None = None, *, prog: str | None = None) -> T:
     """Read a command line into `config_type`: required fields are positional, the others flags with their docstrings.
 

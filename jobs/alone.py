@@ -16,7 +16,8 @@ class StageConfig(Config):
     """A preset's configuration for one stage alone."""
 
     init_from: tuple[str, ...] = ()
-    """Artifacts to start from: folders, models:/egic-mse-codec@best, models:/name/3 or runs:/ID."""
+    """Artifacts to start from: folders, models:/egic-mse-codec@best, models:/name/3 or runs:/ID. Default: none; stages
+    that start from others ask for them."""
 
 
 def main(name: str, argv: list[str] | None = None) -> None:

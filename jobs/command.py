@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from egic.config import parse_changes, parse_preset
+from egic.config import parse_changes, parse_preset, print_completion
 from jobs.config import Config
 from jobs.config_file import from_yaml, to_yaml
 from jobs.presets import PRESETS, extended
@@ -14,6 +14,7 @@ from jobs.presets import PRESETS, extended
 C = TypeVar("C", bound=Config)
 
 RUN, PRINT, DRY_RUN, STATUS = "run", "--print-config", "--dry-run", "--status"
+COMPLETION = "--tyro-print-completion"
 HELP = {
     PRINT: "print the configuration as YAML",
     DRY_RUN: "print what it would take",
@@ -49,6 +50,9 @@ def read(kind: type[C], argv: Sequence[str] | None = None, *, prog: str, actions
     about = f"--config FILE in place of PRESET takes what --print-config prints. Instead of running: {told}."
     if file is None:
         presets = {name: extended(make, kind) for name, make in PRESETS.items()}
+        if rest[:1] == [COMPLETION]:
+            print_completion(lambda: parse_preset(presets, rest, prog=prog))
+            raise SystemExit(0)
         config, name = parse_preset(presets, rest, prog=prog, about=about), rest[0]
     else:
         if rest and rest[0] in PRESETS:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The whole pipeline: COCO pictures and panoptic masks in, a codec whose files decode at any alpha out.
 
     python pipelines/full.py tiny
@@ -31,9 +32,10 @@ class Pipeline(Config):
     """A preset's configuration, and which of its stages to run."""
 
     start: Annotated[str, flag("from")] = STAGES[0]
-    """First stage to run; the ones before it must be finished: segmentation, mse-codec, gan, orp or evaluate."""
+    """First stage to run; the ones before it must be finished: segmentation, mse-codec, gan, orp or evaluate. Default:
+    all stages."""
     until: str = STAGES[-1]
-    """Last stage to run."""
+    """Last stage to run. Default: all stages."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,7 @@
 """Command lines: presets, configuration files and flags give one configuration, and every mistake is one line."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -234,3 +235,15 @@ def test_printing_imports_nothing_that_takes_seconds(program):
     words = [sys.executable, "-W", "ignore", "-c", LOADED, program, "tiny", "--print-config"]
     done = subprocess.run(words, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
     assert done.returncode == 0 and yaml.safe_load(done.stdout)["gan"]["steps"] == tiny().gan.steps, done.stderr
+
+
+def test_bash_completes_flags_and_nothing_else(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.read(Pipeline, ["--tyro-print-completion", "bash"], prog="full.py")
+    assert end.value.code == 0
+    script = written(tmp_path, capsys.readouterr().out, "completion.sh")
+    ask = f"source {script}; COMP_WORDS=(full.py tiny --mse-codec.b); COMP_CWORD=2; _tyro_full_py; "
+    ask += "printf '%s|' \"${COMPREPLY[@]}\""
+    path = f"{Path(sys.executable).parent}:{os.defpath}"
+    done = subprocess.run(["bash", "-c", ask], env={"PATH": path}, capture_output=True, text=True)
+    assert done.stdout == "--mse-codec.batch|--mse-codec.beta|", done.stderr
