@@ -22,19 +22,21 @@ class CodecConfig:
     """Widths and depths of SwinT-ChARM; the defaults are the paper's 32,556,240 parameters."""
 
     dims: tuple[int, ...] = (128, 192, 256, 320)
-    """Channels of g_a's four stages (g_s mirrors them); the last is the number of latent channels M."""
+    """Channels of g_a's four stages (g_s mirrors them); the last is the number of latent channels M. Default:
+    SwinT-ChARM's."""
     depths: tuple[int, ...] = (2, 2, 6, 2)
-    """Swin blocks in each stage of g_a (g_s mirrors them)."""
+    """Swin blocks in each stage of g_a (g_s mirrors them). Default: SwinT-ChARM's."""
     window: int = 8
-    """Attention window of g_a and g_s, in features."""
+    """Attention window of g_a and g_s, in features. Default: SwinT-ChARM's."""
     hyper_dims: tuple[int, ...] = (192, 192)
-    """Channels of h_a's two stages (h_s mirrors them); the last is the number of hyper-latent channels."""
+    """Channels of h_a's two stages (h_s mirrors them); the last is the number of hyper-latent channels. Default:
+    SwinT-ChARM's."""
     hyper_depths: tuple[int, ...] = (5, 1)
-    """Swin blocks in each stage of h_a (h_s mirrors them)."""
+    """Swin blocks in each stage of h_a (h_s mirrors them). Default: SwinT-ChARM's."""
     hyper_window: int = 4
-    """Attention window of h_a and h_s, in features."""
+    """Attention window of h_a and h_s, in features. Default: SwinT-ChARM's."""
     num_slices: int = 10
-    """Channel slices of the autoregressive entropy model."""
+    """Channel slices of the autoregressive entropy model. Default: ChARM's (Minnen & Singh 2020)."""
 
     def __post_init__(self):
         for name, dims, depths, n in (

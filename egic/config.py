@@ -29,6 +29,15 @@ def _one_line(parse: Callable[[], T], prog: str | None) -> T:
         raise SystemExit(2) from None
 
 
+def print_completion(print_it: Callable[[], object]) -> None:
+    """Print tyro's completions; bash takes each line for a candidate, so descriptions get no line ends."""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        print_it()
+    before, mark, rest = said.getvalue().partition("COMPLETION_SPEC = ")
+    spec, end, after = rest.partition("\n")
+    print(before + mark + spec.replace("\\n", " ") + end + after, end="")
+
+
 def parse_config(config_type: Callable[..., T], argv: Sequence[str] | None = None, *, prog: str | None = None) -> T:
     """Read a command line into `config_type`: required fields are positional, the others flags with their docstrings.
 
@@ -40,14 +49,27 @@ def parse_config(config_type: Callable[..., T], argv: Sequence[str] | None = Non
 
 
 def parse_preset(
-    presets: Mapping[str, Callable[[], T]], argv: Sequence[str] | None = None, *, prog: str | None = None
+    presets: Mapping[str, Callable[[], T]],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    about: str | None = None,
 ) -> T:
     """Read `PRESET --field value ...`: the named preset's config with the fields that the flags change.
 
     An unknown preset or flag, or a value that the config refuses, ends the process with one line and status 2.
+    `about` stands above the list of presets in the help.
     """
     choices = {name: ((make.__doc__ or "").strip().splitlines()[0], make()) for name, make in presets.items()}
-    return _one_line(lambda: tyro.extras.overridable_config_cli(choices, args=argv, prog=prog), prog)
+    return _one_line(lambda: tyro.extras.overridable_config_cli(choices, args=argv, prog=prog, description=about), prog)
+
+
+def parse_changes(config: T, argv: Sequence[str], *, prog: str | None = None, about: str | None = None) -> T:
+    """Read `--field value ...`: the config with the fields that the flags change. Fails as `parse_preset` does."""
+    options = (tyro.conf.AvoidSubcommands,)
+    return _one_line(
+        lambda: tyro.cli(type(config), default=config, args=argv, prog=prog, description=about, config=options), prog
+    )
 
 
 def alias(*names: str):

@@ -20,13 +20,13 @@ class DiscriminatorConfig:
     """Widths of OASIS-C; the defaults are the paper's 22,450,247 parameters."""
 
     down: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
-    """Channels after each down block; every block halves the resolution."""
+    """Channels after each down block; every block halves the resolution. Default: OASIS's U-Net, as EGIC has it."""
     up: tuple[int, ...] = (512, 256, 256, 128, 128, 64)
-    """Channels after each up block; every block doubles the resolution."""
+    """Channels after each up block; every block doubles the resolution. Default: OASIS's U-Net, as EGIC has it."""
     latent_channels: int = 320
-    """Channels M of the codec's y_hat, the condition."""
+    """Channels M of the codec's y_hat, the condition. Default: the paper's codec."""
     num_categories: int = 133
-    """Categories of the data set (133 in COCO panoptic); the logits add void and fake."""
+    """Categories of the data set (133 in COCO panoptic); the logits add void and fake. Default: COCO panoptic."""
 
     def __post_init__(self):
         if len(self.down) != len(self.up) or len(self.down) < 2:

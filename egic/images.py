@@ -27,21 +27,24 @@ class CropConfig:
     """How a picture becomes a square training crop."""
 
     size: int = 256
-    """Side of the crop in pixels."""
+    """Side of the crop in pixels. Default: EGIC's (section 4)."""
     longer_side: int = 640
-    """The longer side of every picture is brought to this many pixels before the random scale."""
+    """The longer side of every picture is brought to this many pixels before the random scale. Default: EGIC's, the
+    size of COCO's pictures."""
     min_scale: float = 0.5
-    """Smallest random scale."""
+    """Smallest random scale. Default: EGIC's."""
     max_scale: float = 1.5
-    """Largest random scale; scales lie on a grid from the smallest to the largest, both included."""
+    """Largest random scale; scales lie on a grid from the smallest to the largest, both included. Default: EGIC's."""
     scale_step: float = 0.1
-    """Distance between two scales of that grid."""
+    """Distance between two scales of that grid. Default: EGIC's."""
     colour: float = 0.1
-    """Light colour augmentation: factors of brightness, contrast and saturation are drawn from 1 -/+ colour."""
+    """Light colour augmentation: factors of brightness, contrast and saturation are drawn from 1 -/+ colour. Default:
+    the paper says `light`, and no number; a small round one."""
     flip: bool = True
-    """Mirror half of the crops left to right."""
+    """Mirror half of the crops left to right. Default: EGIC's."""
     small_instance_pixels: int = 4096
-    """Thing instances covering fewer pixels of the crop weigh 3 in the segmentation loss (4096 belongs to 256x256)."""
+    """Thing instances covering fewer pixels of the crop weigh 3 in the segmentation loss (4096 belongs to 256x256).
+    Default: the reference's, 1/16 of the crop."""
 
     def __post_init__(self) -> None:
         if self.size < 1:

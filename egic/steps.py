@@ -122,17 +122,18 @@ class GanLoss:
     """Weights of the GAN stage's losses, with the paper's symbols (EGIC, section 4.2)."""
 
     lam: float = 2.0
-    """lambda, weight of bpp in the generator's loss; constant there, since the encoder is frozen."""
+    """lambda, weight of bpp in the generator's loss; constant there, since the encoder is frozen. Default: EGIC's
+    (section 4.2)."""
     k_m: float = 0.1 * 2**-5
-    """k_M, weight of the distortion term (HiFiC)."""
+    """k_M, weight of the distortion term (HiFiC). Default: HiFiC's 0.1 * 2^-5."""
     c_d: float = 0.75
-    """C_d, inner weight of mse255."""
+    """C_d, inner weight of mse255. Default: HiFiC's."""
     k_p: float = 1.0
-    """k_P, weight of LPIPS (HiFiC)."""
+    """k_P, weight of LPIPS (HiFiC). Default: HiFiC's."""
     beta: float = 0.15
-    """beta, weight of the generator's segmentation loss against D."""
+    """beta, weight of the generator's segmentation loss against D. Default: EGIC's (section 4.2)."""
     lam_lm: float = 10.0
-    """lambda_LM, weight of LabelMix in D's loss (OASIS)."""
+    """lambda_LM, weight of LabelMix in D's loss (OASIS). Default: OASIS's."""
 
 
 def frozen_picture(nets: Nets, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,12 +59,8 @@ NETWORKS = {
 }
 
 
-def find(kind: str, folder: str = "", url: str = "") -> tuple[str, dict[str, Tensor]]:
-    """What they are, and the weights of "alexnet" or "vgg16" (their convolutions, `0.weight` ...) or "inception".
-
-    folder: looked through first. url: in place of the usual one. Raises ValueError, one line that names both ways to
-    get them, when they are nowhere; and for a file that is another, or damaged.
-    """
+def on_disk(kind: str, folder: str = "", url: str = "") -> Path | None:
+    """The file of a network's weights, where there is one; see `find`."""
     network = NETWORKS[kind]
     if folder and not Path(folder).is_dir():
         raise ValueError(f"--weights {folder} is no folder; name one with {Path(network.url).name}")
@@ -72,10 +68,26 @@ def find(kind: str, folder: str = "", url: str = "") -> tuple[str, dict[str, Ten
     for place in filter(None, (folder, os.environ.get("EGIC_WEIGHTS"))):
         for name in (Path(url).name, *network.names):
             if (path := Path(place) / name).is_file():
-                return _from_file(network, path)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if not path.is_file():
-        _download(network, url, path)
+                return path
+    path = _cached(url)
+    return path if path.is_file() else None
+
+
+def _cached(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+
+
+def find(kind: str, folder: str = "", url: str = "") -> tuple[str, dict[str, Tensor]]:
+    """What they are, and the weights of "alexnet" or "vgg16" (their convolutions, `0.weight` ...) or "inception".
+
+    folder: looked through first. url: in place of the usual one. Raises ValueError, one line that names both ways to
+    get them, when they are nowhere; and for a file that is another, or damaged.
+    """
+    network = NETWORKS[kind]
+    path = on_disk(kind, folder, url)
+    if path is None:
+        url = url or network.url
+        _download(network, url, path := _cached(url))
     return _from_file(network, path)
 
 

@@ -3,15 +3,10 @@
 from dataclasses import dataclass
 
 from egic import checkpoint
-from egic.config import parse_preset
 from egic.errors import quiet, run_main
-from jobs import registry, storage
-from jobs.cluster import interruptible, start_ray
+from jobs import command, registry, storage
 from jobs.config import Config
-from jobs.prepare import open_data
-from jobs.presets import PRESETS, extended
 from jobs.registry import Artifact
-from jobs.run import check_data, find_lpips, local_copy, run_stage
 from jobs.stage import MODULES, Stage, load_stage
 
 
@@ -20,20 +15,33 @@ class StageConfig(Config):
     """A preset's configuration for one stage alone."""
 
     init_from: tuple[str, ...] = ()
-    """Artifacts to start from: folders, models:/egic-mse-codec@best, models:/name/3 or runs:/ID."""
+    """Artifacts to start from: folders, models:/egic-mse-codec@best, models:/name/3 or runs:/ID. Default: none; stages
+    that start from others ask for them."""
 
 
 def main(name: str, argv: list[str] | None = None) -> None:
     """`python -m jobs.<stage> PRESET [--init-from REF ...] [--data FOLDER]`: one stage, outside a pipeline."""
     quiet("jobs")
-    config = parse_preset(
-        {k: extended(make, StageConfig) for k, make in PRESETS.items()}, argv, prog=f"python -m {MODULES[name]}"
-    )
-    raise SystemExit(run_main(lambda: run_alone(name, config)))
+    raise SystemExit(run_main(lambda: start(name, argv)))
+
+
+def start(name: str, argv: list[str] | None) -> None:
+    """Read the command line, and do what it says."""
+    told = command.read(StageConfig, argv, prog=f"python -m {MODULES[name]}", actions=(command.DRY_RUN,))
+    if told.action == command.DRY_RUN:
+        from jobs import dry_run
+
+        print(dry_run.text(told.config, (name,)))
+    else:
+        run_alone(name, told.config)
 
 
 def run_alone(name: str, config: StageConfig) -> None:
     """The stage from the artifacts that `init_from` names; prints what it made."""
+    from jobs.cluster import interruptible, start_ray  # Ray takes seconds to import: not to print a configuration
+    from jobs.prepare import open_data
+    from jobs.run import check_data, find_lpips, run_stage
+
     stage = load_stage(name)
     storage.check(config.output, writable=True)
     lpips = find_lpips(config) if "lpips_weights" in stage.reads else ("", None)
@@ -51,6 +59,8 @@ def run_alone(name: str, config: StageConfig) -> None:
 
 def named_parents(stage: Stage, config: StageConfig) -> dict[str, Artifact]:
     """Artifacts of `--init-from` by the name of the stage that made them."""
+    from jobs.run import local_copy
+
     found = {}
     for ref in config.init_from:
         artifact = registry.resolve(ref)

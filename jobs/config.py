@@ -25,21 +25,25 @@ class Training:
     steps: int
     """Optimizer steps of the stage, the only clock."""
     batch: int = 16
-    """Pictures per step, over all workers."""
+    """Pictures per step, over all workers. Default: EGIC's (section 4)."""
     lr: float = 1e-4
-    """Adam's learning rate."""
+    """Adam's learning rate. Default: EGIC's (section 4); for segmentation nothing is published, and it takes the
+    same."""
     last_lr: float = 1e-5
-    """Learning rate of the last steps."""
+    """Learning rate of the last steps. Default: EGIC's (section 4), a tenth of lr."""
     last_steps: int = 0
-    """How many steps at the end use last_lr."""
+    """How many steps at the end use last_lr. Default: off, since it depends on steps; the paper has a tenth of
+    them."""
     clip_norm: float = 0.0
-    """Largest gradient norm; longer gradients are scaled down to it (0 = off)."""
+    """Largest gradient norm; longer gradients are scaled down to it (0 = off). Default: off, as in the paper; the MSE
+    codec's preset has 10, with which it trains stably."""
     log_every: int = 50
-    """Steps between two rows of metrics, each the mean over its steps."""
+    """Steps between two rows of metrics, each the mean over its steps. Default: a round number."""
     checkpoint_every: int = 5000
-    """Steps between two checkpoints; each comes with validation and pictures."""
+    """Steps between two checkpoints; each comes with validation and pictures. Default: a round number; it is the most
+    steps that a kill can cost."""
     val_samples: int = 512
-    """Validation crops behind each val/ metric (at most those there are)."""
+    """Validation crops behind each val/ metric (at most those there are). Default: a round number."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -66,7 +70,7 @@ class MseCodecConfig(Training):
 
     beta: float = 0.003
     """Weight of the bits of one crop against mse255: larger is a lower rate. SwinT-ChARM published 0.003 .. 0.0001;
-    EGIC's rates around 0.1 bpp need more."""
+    EGIC's rates around 0.1 bpp need more. Default: SwinT-ChARM's largest; the presets have 0.01."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,10 +84,12 @@ class GanConfig(Training):
     warmup_steps: int
     """Steps of the warm-up; the rest is adversarial, each step with half a batch for D and half for g_s."""
     adversarial_lr: float = 1e-5
-    """Learning rate of g_s and D in the adversarial phase; lr, last_lr and last_steps belong to the warm-up."""
+    """Learning rate of g_s and D in the adversarial phase; lr, last_lr and last_steps belong to the warm-up. Default:
+    EGIC's (section 4.2)."""
     loss: GanLoss = field(default_factory=GanLoss)
     ema: float = 0.0
-    """Decay of an exponential moving average of g_s that is published in its place (0 = off, as in the paper)."""
+    """Decay of an exponential moving average of g_s that is published in its place (0 = off, as in the paper).
+    Default: the paper's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,16 +114,18 @@ class EvaluateConfig:
     """Encode pictures to real files, decode them, one row per picture and alpha."""
 
     alphas: tuple[float, ...] = (0.0, 0.5, 1.0)
-    """Realism of each decoded picture: 0 most faithful, 1 most realistic."""
+    """Realism of each decoded picture: 0 most faithful, 1 most realistic. Default: both ends and the middle."""
     max_pictures: int = 500
-    """At most this many pictures of the validation set (in its order)."""
+    """At most this many pictures of the validation set (in its order). Default: a round number; it bounds the time on
+    COCO's 5,000."""
     metrics: tuple[str, ...] = ()
     """Measures: psnr_db (always made), ms_ssim, lpips_alex, lpips_vgg, dists, fid256, kid256. Empty for all whose
-    weights are at hand or can be downloaded; the others are left out with a warning."""
+    weights are at hand or can be downloaded; the others are left out with a warning. Default: whatever can be had."""
     weights: str = ""
-    """Folder with weights of the measures' networks, looked through before $EGIC_WEIGHTS and the download."""
+    """Folder with weights of the measures' networks, looked through before $EGIC_WEIGHTS and the download. Default:
+    none, so that nothing has to be set up."""
     shown: int = 3
-    """Pictures whose decoded versions are kept, and put on the sheet."""
+    """Pictures whose decoded versions are kept, and put on the sheet. Default: as many as fit on a sheet."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.metrics if name not in (*quality.NAMES, *sets.NAMES)]:
@@ -135,23 +143,29 @@ class ComputeConfig:
     """Where a stage runs; nothing here changes what it learns, beyond float rounding."""
 
     workers: Annotated[int | str, alias("--workers")] = 1
-    """Train workers of a stage, over which the batch is split: a number, or SMALLEST:LARGEST (as in 1:4) for as many as
-    there is room for. Such a group shrinks when a node goes and grows when one comes; batch and learning rate stay."""
+    """Train workers of a stage, over which the batch is split: a number, or SMALLEST:LARGEST (as in 1:4) for as many
+    as there is room for. Such a group shrinks when a node goes and grows when one comes; batch and learning rate stay.
+    Default: one, which fits on every machine."""
     use_gpu: bool = False
-    """One GPU per worker (nccl); otherwise CPUs (gloo)."""
+    """One GPU per worker (nccl); otherwise CPUs (gloo). Default: off, so that it runs everywhere."""
     cpus_per_worker: float = 1.0
-    """CPUs that each worker reserves, beside those of the data tasks."""
+    """CPUs that each worker reserves, beside those of the data tasks. Default: a core for the worker's own thread."""
     data_cpus: float = 1.0
-    """CPUs that each data task reserves; pictures are decoded and cropped in such tasks."""
+    """CPUs that each data task reserves; pictures are decoded and cropped in such tasks. Default: a task that decodes
+    keeps one core busy."""
     threads: int = 0
-    """Torch threads per worker (0 = the node's cores shared among the workers that run on it)."""
+    """Torch threads per worker (0 = the node's cores shared among the workers that run on it). Default: automatic, so
+    that workers do not get into each other's way."""
     max_failures: int = 3
     """Restarts of a stage's workers, each from the last checkpoint, before it counts as failed; the end of a spot node
-    that was announced does not count."""
+    that was announced does not count. Default: a round number; an error that comes every time still ends the run
+    soon."""
     wait_s: float = 0.0
-    """How long to wait for nodes to come when the cluster is too small; an autoscaler is asked for them."""
+    """How long to wait for nodes to come when the cluster is too small; an autoscaler is asked for them. Default: at
+    once, so that a number that is too large is told and not waited for."""
     grace_s: float = 25.0
-    """After SIGTERM: how long the stages that run may take for a last checkpoint."""
+    """After SIGTERM: how long the stages that run may take for a last checkpoint. Default: below the 30 s that spot
+    nodes and Kubernetes give."""
 
     def __post_init__(self) -> None:
         _check(
@@ -181,22 +195,27 @@ class Config:
 
     data: str = ""
     """COCO tree (train2017/, val2017/, annotations/), or a folder that `python -m jobs.prepare` wrote, which may be
-    s3://bucket/folder or gs://bucket/folder; empty = drawn scenes, for trying things."""
+    s3://bucket/folder or gs://bucket/folder; empty = drawn scenes, for trying things. Default: empty, so that there is
+    something to run without a download."""
     output: str = "outputs"
     """Checkpoints, prepared data, evaluations and summaries; on a cluster, storage that every node reaches: a shared
-    folder, s3://bucket/folder or gs://bucket/folder."""
+    folder, s3://bucket/folder or gs://bucket/folder. Default: a folder beside the code."""
     experiment: str = "egic"
-    """MLflow experiment."""
+    """MLflow experiment. Default: this project's name."""
     seed: int = 0
-    """Seed of sample order, augmentation, noise and initial weights."""
+    """Seed of sample order, augmentation, noise and initial weights. Default: a round number; nothing was selected by
+    it."""
     precision: str = "float32"
-    """float32, or bfloat16 for transforms, D and LPIPS (rates stay float32)."""
+    """float32, or bfloat16 for transforms, D and LPIPS (rates stay float32). Default: the reference's; the presets for
+    GPUs have bfloat16, which is faster there."""
     on_nan: str = "stop"
     """What a loss that is not finite does: stop, or rollback: go back to the last checkpoint and on with half the
-    learning rate, at most three times in a stage."""
+    learning rate, at most three times in a stage. Default: stop, since a loss that is not finite is a mistake until
+    somebody has looked."""
     lpips_weights: str = ""
     """AlexNet backbone of LPIPS: a file; empty for alexnet_features.pth in $EGIC_WEIGHTS, else torchvision's download;
-    `local` for $EGIC_WEIGHTS, else a seeded random backbone; `random` for the latter alone (to try things)."""
+    `local` for $EGIC_WEIGHTS, else a seeded random backbone; `random` for the latter alone (to try things). Default:
+    the real backbone, which measured values need."""
     crop: CropConfig = field(default_factory=CropConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

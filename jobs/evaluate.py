@@ -17,30 +17,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
-import ray.data
 from torch import Tensor
 
 from egic import checkpoint, matched, quality, sets, weights
 from egic.anchors import find
-from egic.config import parse_config, parse_preset
+from egic.config import parse_config
 from egic.errors import quiet, run_main
 from egic.report import write_report
+from jobs import command, registry, storage, tracking
 from jobs import evaluate_tables as tables
-from jobs import registry, storage, tracking
-from jobs.cluster import check_shared, interruptible, start_ray, threads
 from jobs.config import ComputeConfig, Config, EvaluateConfig
 from jobs.evaluate_parts import Coder, Parts, Picture, first_readable, of_data, of_folders
 from jobs.prepare import open_data
-from jobs.presets import PRESETS, extended
 from jobs.registry import Artifact
-from jobs.run import local_copy
 from jobs.shards import MANIFEST, Manifest
 from jobs.stage import EVALUATE as NAME
-from jobs.stage import code_digest, stage_key
+from jobs.stage import code_digest, code_tag, stage_key
+
+if TYPE_CHECKING:
+    import ray  # takes seconds to import: not to print a configuration
 
 log = logging.getLogger("jobs.evaluate")  # also as a script
 
@@ -85,6 +84,13 @@ def find_measures(config: EvaluateConfig) -> Measures:
     return Measures(names=tuple(names), sources=used, states=states)
 
 
+def lacking_networks(config: EvaluateConfig) -> list[str]:
+    """Networks of the measures asked for whose weights are not on this machine, so that they would be downloaded."""
+    names = config.metrics or (*quality.NAMES, *sets.NAMES)
+    wanted = {sets.NETWORK if n in sets.NAMES else quality.NETWORK_OF.get(n) for n in names}
+    return sorted(n for n in wanted if n and weights.on_disk(n, config.weights) is None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One evaluation: which models on which pictures, and where it runs."""
@@ -108,7 +114,10 @@ class Job:
 class Worker:
     """A `Coder` in one process of the cluster."""
 
-    def __init__(self, files: Mapping[str, ray.ObjectRef], states: ray.ObjectRef, num_threads: int, gpu: bool, **coder):
+    def __init__(
+        self, files: Mapping[str, "ray.ObjectRef"], states: "ray.ObjectRef", num_threads: int, gpu: bool, **coder
+    ):  # fmt: skip
+        import ray
         import torch
 
         from egic.model import load
@@ -140,6 +149,12 @@ def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[s
     log.info("%d pictures, %d of them to code", len(job.pictures), len(missing))
     if not missing:
         return []
+    import ray
+    import ray.data
+
+    from jobs.cluster import check_shared, start_ray, threads
+    from jobs.run import local_copy
+
     start_ray()
     first = missing[0].path or storage.join(job.manifest.folder, MANIFEST)
     check_shared(job.output, first)
@@ -173,8 +188,13 @@ def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[s
 
 def run(config: Config, artifact: Artifact, manifest: Manifest, *, parent_run: str | None = None) -> dict:
     """Evaluate an artifact on validation pictures, or take what an earlier run with the same key found."""
+    return evaluate(pipeline_job(config, artifact, manifest), data=manifest.digest, parent_run=parent_run)
+
+
+def pipeline_job(config: Config, artifact: Artifact, manifest: Manifest) -> Job:
+    """The job of a pipeline on what it trained."""
     label = f"models:/egic-orp/{artifact.model_version}" if artifact.model_version else artifact.uri
-    return evaluate(data_job(config, {label: artifact}, manifest), data=manifest.digest, parent_run=parent_run)
+    return data_job(config, {label: artifact}, manifest)
 
 
 def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest) -> Job:
@@ -185,6 +205,14 @@ def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest)
     )  # fmt: skip
 
 
+def ingredients(job: Job, measures: Measures, data: str) -> dict:
+    """Everything that the results depend on. data: digest of the pictures."""
+    config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
+    facts = {"stage": NAME, "config": config, "code": code_digest(NAME), "data": data}
+    facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
+    return facts | {"skipped": [s["name"] for s in job.skipped], "anchors": job.anchors, "report": job.report}
+
+
 def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     """Evaluate, or take what an earlier run with the same key found. data: digest of the pictures.
 
@@ -193,10 +221,7 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     of all, so that means and sets compare. Raises ValueError when no picture is left.
     """
     measures = find_measures(job.evaluate)
-    config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
-    facts = {"stage": NAME, "config": config, "code": code_digest(NAME), "data": data}
-    facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
-    facts |= {"skipped": [s["name"] for s in job.skipped], "anchors": job.anchors, "report": job.report}
+    facts = ingredients(job, measures, data)
     key = stage_key(facts)
     output = storage.absolute(job.output)
     folder = storage.join(output, NAME, key)
@@ -210,7 +235,7 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     parts_key = stage_key(content | {"code": facts["code"]})
     parts = Parts(folder=storage.join(output, NAME, "parts", parts_key))
     params = facts | {"parents": {tables.slug(k): sha256 for k, sha256 in facts["parents"].items()}}  # no @ in names
-    run_id = tracking.start_stage(parent_run, NAME, key, params, {}, experiment=job.experiment)
+    run_id = tracking.start_stage(parent_run, NAME, key, params, code_tag(NAME), experiment=job.experiment)
     with tracking.ending(run_id), storage.filled(folder, last="summary.json") as here:
         parents = {"model" if len(job.models) == 1 else tables.slug(k): a for k, a in job.models.items()}
         registry.log_parents(run_id, parents)
@@ -309,9 +334,9 @@ class FoldersConfig(Options):
 def main(argv: list[str] | None = None) -> None:
     """`python -m jobs.evaluate PRESET --model REF ... [--images FOLDER ... | --data FOLDER]`."""
     quiet("jobs")
-    presets = {name: extended(make, AloneConfig) for name, make in PRESETS.items()}
-    config = parse_preset(presets, argv, prog="python -m jobs.evaluate")
-    raise SystemExit(run_main(lambda: run_alone(config)))
+    raise SystemExit(
+        run_main(lambda: run_alone(command.read(AloneConfig, argv, prog="python -m jobs.evaluate").config))
+    )
 
 
 def evaluate_folders(argv: Sequence[str]) -> None:
@@ -325,6 +350,9 @@ def evaluate_folders(argv: Sequence[str]) -> None:
 
 def run_alone(config: AloneConfig | FoldersConfig) -> None:
     """Evaluate `config.model` and print the table, what was left out, and where the rows are."""
+    from jobs.cluster import interruptible
+    from jobs.run import local_copy
+
     storage.check_spelling("output", config.output)
     if not config.model:
         raise ValueError("no model to evaluate; give --model models:/egic-orp@best, or a folder")

@@ -47,6 +47,25 @@ def _dead(content: bytes) -> bool:
     return False
 
 
+def is_held(place: Place) -> bool:
+    """Whether a run works on `place` now. A holder on another machine is watched for a beat."""
+    content = place.read(NAME)
+    if content is None or _dead(content):
+        return False
+    try:
+        holder = json.loads(content)
+        if (holder["host"], holder["boot"]) == (socket.gethostname(), _boot()):
+            return True
+    except (ValueError, KeyError, TypeError):
+        pass
+    deadline = time.monotonic() + 2 * BEAT_S
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        if place.read(NAME) != content:
+            return True
+    return False
+
+
 class held:
     """While the block runs, this process holds the lease of `place`; waits for it, and says so once."""
 

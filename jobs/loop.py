@@ -105,13 +105,14 @@ def named_parameters(nets: Nets) -> Iterator[tuple[str, nn.Parameter]]:
             yield from module.named_parameters(prefix=part)
 
 
-def prepare_training(stage: Stage, nets: Nets, session: Session, settings: Training) -> State:
-    """Freeze all but what the stage declares, make its optimizers and wrap what trains for several workers."""
-    parts = {"codec": nets.codec, "g_s": nets.codec and nets.codec.g_s, "discriminator": nets.discriminator,
-             "orp": nets.orp}  # fmt: skip
-    for module in (nets.codec, nets.discriminator, nets.orp, nets.lpips):
-        if module is not None:
-            module.to(session.device).eval()  # no network here behaves otherwise in training, but LPIPS's dropout
+def parts_of(nets: Nets) -> dict[str, nn.Module | None]:
+    """The modules that stages train, by the name of their optimizer."""
+    g_s = nets.codec and nets.codec.g_s
+    return {"codec": nets.codec, "g_s": g_s, "discriminator": nets.discriminator, "orp": nets.orp}
+
+
+def make_optimizers(stage: Stage, nets: Nets, settings: Training) -> dict[str, torch.optim.Optimizer]:
+    """Freeze all but what the stage declares, and give that its optimizers."""
     for _, parameter in named_parameters(nets):
         parameter.requires_grad_(False)
     optimizers = {}
@@ -120,6 +121,15 @@ def prepare_training(stage: Stage, nets: Nets, session: Session, settings: Train
         for parameter in chosen:
             parameter.requires_grad_(True)
         optimizers[name] = torch.optim.Adam(chosen, settings.lr, fused=True)
+    return optimizers
+
+
+def prepare_training(stage: Stage, nets: Nets, session: Session, settings: Training) -> State:
+    """Networks on the device, optimizers for what the stage trains, and that wrapped for several workers."""
+    for module in (nets.codec, nets.discriminator, nets.orp, nets.lpips):
+        if module is not None:
+            module.to(session.device).eval()  # no network here behaves otherwise in training, but LPIPS's dropout
+    optimizers, parts = make_optimizers(stage, nets, settings), parts_of(nets)
     for name in stage.trains:
         wrap = session.world_size > 1 and not session.idle
         devices = [session.device] if session.device.type == "cuda" else None

@@ -99,8 +99,23 @@ def open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
     folder = Path(data)
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist; name a COCO tree or what jobs.prepare wrote")
-    out = storage.join(output, "data", hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16])
-    return {split: load_manifest(path) for split, path in prepare(PrepareConfig(coco_root=folder, out=out)).items()}
+    made = prepare(PrepareConfig(coco_root=folder, out=prepared_folder(folder, output)))
+    return {split: load_manifest(path) for split, path in made.items()}
+
+
+def prepared_folder(tree: Path, output: str) -> str:
+    """Where `open_data` puts what it makes of a COCO tree."""
+    return storage.join(output, "data", hashlib.sha256(str(tree.resolve()).encode()).hexdigest()[:16])
+
+
+def find_data(data: str, output: str) -> dict[str, Manifest]:
+    """What `open_data` gave the last time, whether or not the tree has changed since; nothing when there is none."""
+    folder = data or storage.join(output, "scenes")
+    places = [folder] if storage.is_remote(folder) else [folder, prepared_folder(Path(folder), output)]
+    for place in places:
+        if all(storage.exists(storage.join(place, split, "manifest.json")) for split in SPLITS):
+            return {split: load_manifest(storage.join(place, split)) for split in SPLITS}
+    return {}
 
 
 def _prepare_split(tree: Tree, config: PrepareConfig) -> str:

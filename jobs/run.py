@@ -23,7 +23,7 @@ from jobs.config import Config
 from jobs.registry import Artifact
 from jobs.reports import Reports
 from jobs.shards import MANIFEST, Manifest
-from jobs.stage import Stage, ingredients, load_stage, stage_key
+from jobs.stage import Stage, code_tag, ingredients, load_stage, run_params, stage_key
 from jobs.train import Job, fit
 
 log = logging.getLogger(__name__)
@@ -106,8 +106,9 @@ def train_stage(
 ) -> Artifact:  # fmt: skip
     """Train the stage with these ingredients (see `run_stage`) in its MLflow run, and publish what it made."""
     key, provenance = stage_key(facts), provenance_of(stage, config, facts, parents)
-    params = {"key": key, "code": facts["code"], "data": facts["data"], "lpips": facts["lpips"], **facts["config"]}
-    run_id = tracking.start_stage(parent_run, stage.name, key, params, {}, experiment=config.experiment)
+    run_id = tracking.start_stage(
+        parent_run, stage.name, key, run_params(facts), code_tag(stage.name), experiment=config.experiment
+    )
     with tracking.ending(run_id):
         registry.log_parents(run_id, parents)
         job = Job(

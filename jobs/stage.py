@@ -20,6 +20,7 @@ MODULES = {
     "orp": "jobs.orp",
 }
 EVALUATE = "evaluate"
+CODE_TAG = "egic.code"
 
 # What decides a result, beside the stage's own module: a change anywhere here retrains.
 CODE = (
@@ -77,13 +78,24 @@ def means(sums: dict[str, Tensor]) -> dict[str, float]:
     return {name: value.item() / count for name, value in sums.items() if name != "count"}
 
 
-def code_digest(stage: str) -> str:
-    """sha256 (hex) over the sources that decide what a stage learns."""
-    root, total = Path(__file__).resolve().parents[1], hashlib.sha256()
+def code_files(stage: str) -> dict[str, str]:
+    """The sources that decide what a stage learns, each with its sha256 (hex)."""
+    root = Path(__file__).resolve().parents[1]
     own = CODE_OF_FILES if stage == EVALUATE else (MODULES[stage].replace(".", "/") + ".py",)
-    for name in (*CODE, *own):
-        total.update(f"{name} {hashlib.sha256((root / name).read_bytes()).hexdigest()}\n".encode())
+    return {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in (*CODE, *own)}
+
+
+def code_digest(stage: str) -> str:
+    """sha256 (hex) over those sources."""
+    total = hashlib.sha256()
+    for name, digest in code_files(stage).items():
+        total.update(f"{name} {digest}\n".encode())
     return total.hexdigest()
+
+
+def code_tag(stage: str) -> dict[str, str]:
+    """The sources as a tag of the stage's run, by which `--status` tells which of them changed since."""
+    return {CODE_TAG: json.dumps({name: digest[:12] for name, digest in code_files(stage).items()})}
 
 
 def ingredients(
@@ -102,6 +114,12 @@ def ingredients(
         "data": data,
         "lpips": lpips if "lpips_weights" in stage.reads else "",
     }
+
+
+def run_params(ingredients: Mapping[str, object]) -> dict[str, object]:
+    """The ingredients as parameters of the stage's MLflow run."""
+    named = {name: ingredients[name] for name in ("code", "data", "lpips")}
+    return {"key": stage_key(ingredients), **named, **ingredients["config"]}
 
 
 def stage_key(ingredients: Mapping[str, object]) -> str:

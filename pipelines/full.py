@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The whole pipeline: COCO pictures and panoptic masks in, a codec whose files decode at any alpha out.
 
     python pipelines/full.py tiny
@@ -10,7 +11,7 @@ where they do not depend on each other and the cluster has room.
 import json
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, and as a submitted job
 
-from egic.config import flag, parse_preset
+from egic.config import flag
 from egic.errors import quiet, run_main
+from jobs import command
 from jobs.config import Config
-from jobs.presets import PRESETS, extended
 
 STAGES = ("segmentation", "mse-codec", "gan", "orp", "evaluate")
 
@@ -31,9 +32,10 @@ class Pipeline(Config):
     """A preset's configuration, and which of its stages to run."""
 
     start: Annotated[str, flag("from")] = STAGES[0]
-    """First stage to run; the ones before it must be finished: segmentation, mse-codec, gan, orp or evaluate."""
+    """First stage to run; the ones before it must be finished: segmentation, mse-codec, gan, orp or evaluate. Default:
+    all stages."""
     until: str = STAGES[-1]
-    """Last stage to run."""
+    """Last stage to run. Default: all stages."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +49,21 @@ class Pipeline(Config):
     def wanted(self) -> tuple[str, ...]:
         """The stages to look at, in order: all up to `until` but evaluation's own parents that nothing needs."""
         return STAGES[: STAGES.index(self.until) + 1]
+
+
+def start(argv: Sequence[str] | None = None) -> None:
+    """Read the command line, and do what it says."""
+    told = command.read(Pipeline, argv, prog="full.py", actions=(command.DRY_RUN, command.STATUS))
+    if told.action == command.DRY_RUN:
+        from jobs import dry_run
+
+        print(dry_run.text(told.config, told.config.wanted))
+    elif told.action == command.STATUS:
+        from jobs import status
+
+        print(status.text(told.config, told.config.wanted))
+    else:
+        main(told.name, told.config)
 
 
 def main(preset: str, config: Pipeline) -> None:
@@ -177,5 +194,4 @@ def mlflow_command() -> str:
 
 if __name__ == "__main__":
     quiet("jobs")
-    chosen = parse_preset({name: extended(make, Pipeline) for name, make in PRESETS.items()}, prog="full.py")
-    raise SystemExit(run_main(lambda: main(sys.argv[1], chosen)))
+    raise SystemExit(run_main(start))

@@ -11,10 +11,13 @@ import pytest
 
 from egic.codec import CodecConfig
 from egic.config import parse_preset
+from egic.discriminator import DiscriminatorConfig
 from egic.images import CropConfig
 from egic.steps import GanLoss
 from jobs import config as jobs_config
+from jobs.alone import StageConfig
 from jobs.config import ComputeConfig, Config, EvaluateConfig, GanConfig, MseCodecConfig, OrpConfig, SegmentationConfig
+from jobs.config_file import field_texts
 from jobs.presets import PRESETS, extended, paper, tiny
 from jobs.train import sharing
 from pipelines.full import Pipeline
@@ -66,6 +69,16 @@ def test_every_field_says_what_it_is():
                         assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), (
                             f"{node.name}.{before.target.id} has no text"
                         )
+
+
+def test_every_default_has_its_reason():
+    """In few words: a paper's section, a measurement, or that it is a round number."""
+    for kind in (Config, GanConfig, MseCodecConfig, EvaluateConfig, ComputeConfig, CodecConfig, CropConfig, GanLoss,
+                 DiscriminatorConfig, Pipeline, StageConfig):  # fmt: skip
+        texts = field_texts(kind)
+        for field in dataclasses.fields(kind):
+            if field.default is not dataclasses.MISSING:
+                assert " Default: " in " ".join(texts[field.name].split()), f"{kind.__name__}.{field.name}"
 
 
 def test_configs_are_frozen_and_by_keyword():

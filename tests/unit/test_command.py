@@ -1,0 +1,249 @@
+"""Command lines: presets, configuration files and flags give one configuration, and every mistake is one line."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobs import command
+from jobs.alone import StageConfig
+from jobs.config import Config
+from jobs.config_file import field_texts, from_yaml, to_yaml
+from jobs.evaluate import AloneConfig
+from jobs.presets import PRESETS, extended, tiny
+from pipelines.full import Pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = (Pipeline, StageConfig, AloneConfig)
+
+
+def written(folder: Path, text: str, name: str = "mine.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# what is printed is what is read
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_print_read_print_is_a_fixed_point(tmp_path, preset, kind):
+    config = extended(PRESETS[preset], kind)()
+    path = written(tmp_path, text := to_yaml(config))
+    assert from_yaml(path, kind) == config and to_yaml(from_yaml(path, kind)) == text
+
+
+TEXTS = st.text() | st.sampled_from(
+    ["1:4", "no", "null", "~", "", "1e-5", "'", '"', "# x", "a: b", "é\n", "-", "{", "[]"]
+)
+NUMBERS = st.floats(min_value=0, allow_nan=False, exclude_min=True)
+
+
+@given(
+    texts=st.fixed_dictionaries({name: TEXTS for name in ("data", "output", "experiment", "lpips_weights")}),
+    init_from=st.lists(TEXTS).map(tuple),
+    lr=NUMBERS, lam=st.floats(allow_nan=False), seed=st.integers(min_value=0), flip=st.booleans(),
+    workers=st.sampled_from([1, 2, "1", "1:4", "2:99"]), alphas=st.lists(st.floats(0, 1), min_size=1, unique=True),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_values_survive(tmp_path, texts, init_from, lr, lam, seed, flip, workers, alphas):
+    c = extended(tiny, StageConfig)()
+    config = replace(
+        c, **texts, init_from=init_from, seed=seed, crop=replace(c.crop, flip=flip),
+        gan=replace(c.gan, lr=lr, loss=replace(c.gan.loss, lam=lam)), compute=replace(c.compute, workers=workers),
+        evaluate=replace(c.evaluate, alphas=tuple(alphas)),
+    )  # fmt: skip
+    path = written(tmp_path, text := to_yaml(config))
+    assert from_yaml(path, StageConfig) == config and to_yaml(from_yaml(path, StageConfig)) == text
+    assert yaml.safe_load(text)["gan"]["lr"] == lr  # other programs read the same
+
+
+def test_sections_stand_in_the_order_of_the_dataclasses_with_lists_on_one_line():
+    text = to_yaml(tiny())
+    assert list(yaml.safe_load(text)) == [f.name for f in dataclasses.fields(Config)]
+    assert "\n  dims: [32, 32, 64, 64]  # Channels of g_a's four stages" in text
+    assert "\n  steps: 450  # Optimizer steps of the stage, the only clock\n" in text  # its first sentence
+
+
+def test_one_file_serves_the_pipeline_and_its_stages(tmp_path):
+    path = written(tmp_path, to_yaml(extended(tiny, Pipeline)()))
+    for kind in KINDS:
+        assert from_yaml(path, kind) == extended(tiny, kind)()
+
+
+def test_own_fields_of_a_command_are_written_where_they_say_something():
+    assert "until" not in to_yaml(extended(tiny, Pipeline)())
+    assert to_yaml(replace(extended(tiny, Pipeline)(), until="gan")).endswith("\nuntil: gan  # Last stage to run\n")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_plain_field_has_its_text(kind):
+    config = extended(tiny, kind)()
+    plain = [f.name for f in dataclasses.fields(kind) if not dataclasses.is_dataclass(getattr(config, f.name))]
+    assert set(plain) <= field_texts(kind).keys()
+
+
+# files written by hand
+
+
+HAND = """
+gan: {steps: 10, warmup_steps: 5, lr: 1e-3}   # 1e-3 has no dot: text to YAML 1.1
+segmentation: {steps: 1_000}
+mse_codec: {steps: 7, lr: 1}
+orp: {steps: 7}
+experiment: no
+compute: {workers: 1:4, use_gpu: True}
+"""
+
+
+def test_the_fields_type_decides_and_what_is_left_out_has_its_default(tmp_path):
+    config = from_yaml(written(tmp_path, HAND), Pipeline)
+    assert (config.gan.lr, config.segmentation.steps, config.mse_codec.lr) == (1e-3, 1000, 1.0)
+    assert isinstance(config.mse_codec.lr, float)
+    assert (config.experiment, config.compute.workers, config.compute.use_gpu) == ("no", "1:4", True)
+    assert config.codec == Config.__dataclass_fields__["codec"].default_factory() and config.until == "evaluate"
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("orp: {steps: 7}", "orp: {stepz: 7}", "line 5: orp.stepz is unknown; did you mean steps?"),
+        ("mse_codec:", "mse-codec:", "line 4: mse-codec is unknown; did you mean mse_codec?"),
+        ("experiment:", "flux:", "line 6: flux is unknown; remove it; --help lists the fields"),
+        ("orp: {steps: 7}", "", "line 2: orp is missing; add it, as --print-config has it"),
+        ("warmup_steps: 5, ", "", "line 2: gan.warmup_steps is missing"),
+        ("steps: 7}", "steps: many}", "line 4|5: .*steps is 'many'; give a whole number"),
+        ("lr: 1e-3", "lr: fast", "line 2: gan.lr is 'fast'; give a number"),
+        ("lr: 1e-3", "lr: '1e-3'", "line 2: gan.lr is '1e-3'; give a number"),
+        ("lr: 1e-3", "lr: [1]", "line 2: gan.lr is a list or section; give a number"),
+        ("steps: 10", "steps: 10.0", "gan.steps is '10.0'; give a whole number"),
+        ("use_gpu: True", "use_gpu: yes", "compute.use_gpu is 'yes'; give true or false"),
+        ("experiment: no", "experiment: ~", "experiment is '~'; give text"),
+        ("workers: 1:4", "workers: [1, 4]", "compute.workers is a list or section; give a whole number or text"),
+        ("experiment: no", "codec: {dims: 5}", "codec.dims is no list; give a whole number each, in brackets"),
+        ("experiment: no", "codec: {depths: [1, x, 1, 1]}", "codec.depths is 'x'; give a whole number"),
+        ("orp: {steps: 7}", "orp: 7", "line 5: orp is no section; give lines such as steps: VALUE"),
+        ("orp: {steps: 7}", "orp: {steps: 7, steps: 8}", "line 5: orp.steps is given twice"),
+        ("steps: 10", "steps: 3", r"line 2: gan: GanConfig.warmup_steps must lie in 0..steps \(3\)"),
+        ("experiment: no", "seed: -1", "seed is -1; give 0 or more"),
+        ("orp: {steps: 7}", "orp: {steps: 7", "no YAML"),
+        ("experiment: no", "experiment: \x07", "no YAML"),
+        ("experiment: no", "experiment: !!python/object:os.system x", ""),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_file_is_one_line_with_file_key_and_fix(tmp_path, old, new, message):
+    assert old in HAND
+    path = written(tmp_path, HAND.replace(old, new))
+    if not message:  # a tag is text to us: nothing is made from it
+        assert from_yaml(path, Pipeline).experiment == "x"
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        from_yaml(path, Pipeline)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty; print a preset"),
+        (b"# nothing\n", "is empty"),
+        (b"- 1\n", "the file is no section"),
+        (b"\xff\xfe\x00x", "is not UTF-8"),
+        (b"[" * 5000, "nested too deeply|no YAML"),
+        (b"a: &a [*a]\n", "a is unknown"),
+        (b"gan: 1\n---\ngan: 2\n", "no YAML"),
+    ],
+)
+def test_files_that_hold_no_configuration(tmp_path, content, message):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        from_yaml(path, Config)
+
+
+# the command line
+
+
+def test_flags_change_what_a_file_says_and_the_file_gives_the_name(tmp_path):
+    path = written(tmp_path, to_yaml(extended(tiny, Pipeline)()), "beta sweep.v2.yaml")
+    for words in (["--config", str(path)], [f"--config={path}"]):
+        told = command.read(Pipeline, [*words, "--gan.steps", "200", "--until", "gan"], prog="full.py")
+        expected = replace(extended(tiny, Pipeline)(), until="gan", gan=replace(tiny().gan, steps=200))
+        assert (told.name, told.config, told.action) == ("beta sweep.v2", expected, command.RUN)
+
+
+def test_a_preset_gives_its_own_name():
+    told = command.read(Pipeline, ["tiny", "--seed", "3", "--dry-run"], prog="x", actions=(command.DRY_RUN,))
+    assert (told.name, told.config.seed, told.action) == ("tiny", 3, command.DRY_RUN)
+
+
+def test_printing_ends_the_process_and_holds_the_flags(capsys):
+    with pytest.raises(SystemExit) as end:
+        command.read(Pipeline, ["tiny", "--print-config", "--gan.steps", "200"], prog="full.py")
+    assert end.value.code == 0
+    assert capsys.readouterr().out == to_yaml(replace(extended(tiny, Pipeline)(), gan=replace(tiny().gan, steps=200)))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["tiny", "--config", "FILE"], "the preset tiny and --config FILE were given; choose one"),
+        (["tiny", "--config"], "--config names no file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml does not exist; print a preset with --print-config"),
+        (["tiny", "--print-config", "--status"], "--print-config and --status were given; choose one"),
+    ],
+)
+def test_command_lines_that_contradict_themselves(words, message):
+    with pytest.raises(ValueError, match=message):
+        command.read(Pipeline, words, prog="full.py", actions=(command.STATUS,))
+
+
+@pytest.mark.parametrize("words", [["--gan.steps", "x"], ["--nope"], ["--gan.warmup-steps", "999"], ["tinny"]])
+def test_a_wrong_flag_after_a_file_is_one_line_and_status_2(tmp_path, words, capsys):
+    path = written(tmp_path, to_yaml(extended(tiny, Pipeline)()))
+    with pytest.raises(SystemExit) as end:
+        command.read(Pipeline, ["--config", str(path), *words], prog="full.py")
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+
+
+LOADED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    if sys.argv[0].endswith(".py"):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"ray", "mlflow", "torchvision", "lpips", "matplotlib", "torchmetrics"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("program", ["pipelines/full.py", "jobs.gan", "jobs.evaluate"])
+def test_printing_imports_nothing_that_takes_seconds(program):
+    words = [sys.executable, "-W", "ignore", "-c", LOADED, program, "tiny", "--print-config"]
+    done = subprocess.run(words, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0 and yaml.safe_load(done.stdout)["gan"]["steps"] == tiny().gan.steps, done.stderr
+
+
+def test_bash_completes_flags_and_nothing_else(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.read(Pipeline, ["--tyro-print-completion", "bash"], prog="full.py")
+    assert end.value.code == 0
+    script = written(tmp_path, capsys.readouterr().out, "completion.sh")
+    ask = f"source {script}; COMP_WORDS=(full.py tiny --mse-codec.b); COMP_CWORD=2; _tyro_full_py; "
+    ask += "printf '%s|' \"${COMPREPLY[@]}\""
+    path = f"{Path(sys.executable).parent}:{os.defpath}"
+    done = subprocess.run(["bash", "-c", ask], env={"PATH": path}, capture_output=True, text=True)
+    assert done.stdout == "--mse-codec.batch|--mse-codec.beta|", done.stderr

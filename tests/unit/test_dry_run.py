@@ -1,0 +1,121 @@
+"""What a dry run says is what a run takes: sizes against files that were written, memory against the allocator."""
+
+import copy
+import sys
+from dataclasses import replace
+
+import pytest
+import ray
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from egic import checkpoint
+from jobs import dry_run, loop
+from jobs.presets import tiny
+from jobs.stage import MODULES, load_stage
+from tests.local_session import NEEDS, collate, components
+
+
+def trained(name: str, config, parents: dict) -> loop.State:
+    """The stage after the first steps of its phases."""
+    stage = load_stage(name)
+    nets = stage.build(config, copy.deepcopy(parents))
+    state = loop.State(nets, loop.make_optimizers(stage, nets, stage.settings(config)))
+    nets.trained |= {part: loop.parts_of(nets)[part] for part in stage.trains}
+    for step in dry_run.first_steps(stage.settings(config)):
+        batch = loop.to_batch(collate(list(range(stage.settings(config).batch)), config.crop.size), torch.device("cpu"))
+        stage.step(nets, state.optimizers, batch, config, step)
+    return state
+
+
+def allocated(name: str, config) -> int:
+    """Most bytes that torch's CPU allocator had given out at once while the stage trained."""
+    parents = components(config, *NEEDS[name])
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        trained(name, config, parents)
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_memory_is_what_the_allocator_gives(name):
+    """10 %: operations on fake tensors choose other kernels here and there, whose temporary results differ."""
+    config = tiny()
+    assert dry_run.cost_of(name, config).memory == pytest.approx(allocated(name, config), rel=0.1)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_are_as_large_as_foretold(name, tmp_path):
+    """Beyond the tensors, a file holds 300 bytes of names and the like for each, which only tiny networks feel."""
+    config, stage = tiny(), load_stage(name)
+    cost, state = dry_run.cost_of(name, config), trained(name, config, components(config, *NEEDS[name]))
+    loop.save(tmp_path, stage, state, [])
+    num = len(loop.trained_weights(stage, state.nets))
+    assert 0 <= (tmp_path / "resume.pt").stat().st_size - cost.checkpoint < 1500 * num
+    checkpoint.save(tmp_path / "artifact", {part: getattr(state.nets, part) for part in stage.publishes}, {})
+    size = sum(p.stat().st_size for p in (tmp_path / "artifact").glob("*.safetensors"))
+    assert 0 <= size - cost.artifact < 100_000
+
+
+def test_parameters_are_the_published_numbers():
+    from jobs.presets import paper
+
+    for name, expected in (("segmentation", 22_450_247), ("mse-codec", 32_556_240)):
+        with torch.device("meta"):
+            nets = dry_run.networks(load_stage(name), paper())
+        assert sum(p.numel() for _, p in loop.named_parameters(nets)) == expected
+
+
+def test_more_workers_share_the_batch_and_the_average_is_stored():
+    one = dry_run.cost_of("orp", tiny())
+    two = dry_run.cost_of("orp", tiny(), world_size=2)
+    assert 0.4 * one.memory < two.memory < 0.7 * one.memory
+    config = tiny()
+    averaged = replace(config, gan=replace(config.gan, ema=0.9))
+    g_s = dry_run.cost_of("gan", averaged).checkpoint - dry_run.cost_of("gan", config).checkpoint
+    assert g_s == sum(p.numel() * 4 for p in components(config, "codec")["codec"].g_s.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings, steps",
+    [
+        (tiny().orp, [0, 1]),
+        (tiny().gan, [0, 1, 120, 121]),
+        (replace(tiny().orp, steps=1, last_steps=0), [0]),
+        (replace(tiny().gan, steps=5, warmup_steps=5, last_steps=0), [0, 1]),
+        (replace(tiny().gan, warmup_steps=0, last_steps=0), [0, 1]),
+    ],
+)
+def test_every_phase_is_measured(settings, steps):
+    assert dry_run.first_steps(settings) == steps
+
+
+def test_the_table_and_what_surrounds_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mlflow_before = "mlflow" in sys.modules
+    found = dry_run.text(tiny(), ("mse-codec", "evaluate"))
+    assert not ray.is_initialized() and list(tmp_path.iterdir()) == []
+    assert mlflow_before or "mlflow" not in sys.modules
+    lines = {line.split()[0]: line for line in found.splitlines() if line}
+    assert lines["mse-codec"].split()[1:6] == ["450", "4", "1,800", "704,740", "704,740"]
+    assert "16 at most" in lines["evaluate"] and "0.75 CPU in all" in lines["workers"]
+    assert f"{tmp_path}/outputs/scenes does not exist yet; scenes will be drawn there" in lines["data"]
+
+
+def test_pictures_of_a_coco_tree_are_counted(tmp_path):
+    for split, num in (("train", 3), ("val", 2)):
+        (tmp_path / f"{split}2017").mkdir()
+        for i in range(num):
+            (tmp_path / f"{split}2017" / f"{i}.jpg").touch()
+    line = dry_run.data_line(replace(tiny(), data=str(tmp_path)))
+    assert line == f"{tmp_path}, a COCO tree, to be prepared: 3 pictures in train, 2 pictures in val"
+    assert dry_run.data_line(replace(tiny(), data="/nowhere")) == "/nowhere does not exist"
+
+
+@pytest.mark.parametrize("size, text", [(0, "0 B"), (999, "999 B"), (1000, "1 KB"), (2_280_000_000, "2.28 GB")])
+def test_sizes_for_people(size, text):
+    assert dry_run.shown(size) == text

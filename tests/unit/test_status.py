@@ -1,0 +1,179 @@
+"""--status against a real sqlite store: every state a stage can be in, and what it says of a run that does not fit."""
+
+import hashlib
+import json
+import os
+import socket
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from jobs import checkpoints, lease, registry, status, tracking
+from jobs.presets import tiny
+from jobs.stage import CODE_TAG, code_tag, ingredients, load_stage, run_params, stage_key
+
+MANIFESTS = {split: SimpleNamespace(digest=f"digest of {split}") for split in ("train", "val")}
+DATA = "digest of train digest of val"
+LPIPS = "random backbone, seed 0"
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
+@pytest.fixture
+def config(database, tmp_path, monkeypatch, request):
+    """tiny, in an experiment of the test's own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    monkeypatch.delenv("EGIC_WEIGHTS", raising=False)
+    monkeypatch.setattr(status, "find_data", lambda data, output: MANIFESTS)
+    tracking.experiment_id(request.node.name)
+    return replace(tiny(), experiment=request.node.name, output=str(tmp_path))
+
+
+def begin(name, config, tmp_path, parents=(), tags=None, data=DATA):
+    """A run of the stage as `jobs.run.train_stage` begins it; returns its id and key."""
+    parents = dict(parents)
+    digests = {k: a.sha256 for k, a in parents.items()}
+    lpips = LPIPS if name == "gan" else ""
+    facts = ingredients(load_stage(name), config, parents=digests, data=data, lpips=lpips)
+    key, tags = stage_key(facts), code_tag(name) if tags is None else tags
+    run_id = tracking.start_stage(None, name, key, run_params(facts), tags, experiment=config.experiment)
+    registry.log_parents(run_id, parents)
+    return run_id, key
+
+
+def finished(name, config, tmp_path, parents=(), **changes):
+    """The artifact of a finished run of the stage."""
+    run_id, key = begin(name, config, tmp_path, parents, **changes)
+    folder = tmp_path / f"artifact-{key}"
+    folder.mkdir()
+    (folder / "weights").write_text(key)
+    sha256 = hashlib.sha256(key.encode()).hexdigest()
+    artifact = registry.publish(run_id, folder, name, sha256, {}, {"egic.key": key})
+    tracking.finish(run_id)
+    return artifact
+
+
+def checkpoint(config, name, key, step):
+    folder = checkpoints.place_of(config.output, f"{name}-{key}")
+    folder.write(f"checkpoint_{step}.txt", b"")  # makes the folder
+    folder.fs.create_dir(f"{folder.path}/checkpoint_{step}")
+    with folder.fs.open_output_stream(f"{folder.path}/checkpoint_{step}/meta.json") as f:
+        f.write(json.dumps({"step": step}).encode())
+    return folder
+
+
+def test_nothing_has_run_and_nothing_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found = {s.stage: s for s in status.states(tiny(), ("segmentation", "gan", "evaluate"))}
+    assert [s.state for s in found.values()] == ["never run"] * 3 and not any(s.key for s in found.values())
+    assert found["segmentation"].why == ["the data is not prepared yet"]
+    assert found["gan"].why[0] == "waits for mse-codec and segmentation"
+    assert list(tmp_path.iterdir()) == [] and not ray.is_initialized()
+
+
+def test_a_finished_stage_names_its_artifact(config, tmp_path):
+    artifact = finished("mse-codec", config, tmp_path)
+    state, waiting = status.states(config, ("mse-codec", "gan"))
+    assert (state.state, state.run_id, state.artifact, state.why) == ("finished", artifact.run_id, artifact, [])
+    assert waiting.why == ["waits for segmentation"]
+    line = status.text(config, ("mse-codec",)).splitlines()[1]
+    version, sha256 = artifact.model_version, artifact.sha256[:12]
+    assert line.split()[:4] == ["mse-codec", "finished", state.key, artifact.run_id]
+    assert line.endswith(f"models:/egic-mse-codec/{version} sha256 {sha256}")
+
+
+def test_an_interrupted_stage_says_where_it_goes_on(config, tmp_path):
+    run_id, key = begin("mse-codec", config, tmp_path)
+    (state,) = status.states(config, ("mse-codec",))
+    assert (state.state, state.run_id) == ("interrupted before its first checkpoint", run_id)
+    checkpoint(config, "mse-codec", key, 50)
+    place = checkpoint(config, "mse-codec", key, 100)
+    (state,) = status.states(config, ("mse-codec",))
+    assert state.state == f"interrupted at step 100, {place.path}/checkpoint_100" and state.why == []
+    holder = {"host": socket.gethostname(), "boot": lease._boot(), "pid": os.getpid(), "owner": "x"}
+    place.write(lease.NAME, json.dumps(holder).encode())
+    (state,) = status.states(config, ("mse-codec",))
+    assert state.state == f"running, last checkpoint at step 100, {place.path}/checkpoint_100"
+
+
+def why(config, name="mse-codec"):
+    return " ".join(next(s for s in status.states(config, (name,)) if s.stage == name).why)
+
+
+def test_a_changed_field_is_named_with_both_values(config, tmp_path):
+    old = finished("mse-codec", config, tmp_path)
+    changed = replace(config, mse_codec=replace(config.mse_codec, beta=0.5, steps=7, last_steps=0), seed=4)
+    said = why(changed)
+    assert said.startswith(f"differs from run {old.run_id}: ")
+    for each in ("mse_codec.beta: 0.01 -> 0.5", "mse_codec.steps: 450 -> 7", "seed: 0 -> 4"):
+        assert each in said
+    assert "codec.dims" not in said and "changed:" not in said and "data" not in said
+
+
+def test_the_newest_run_counts_and_imported_ones_do_not(config, tmp_path):
+    finished("mse-codec", replace(config, seed=1), tmp_path)
+    newest = finished("mse-codec", replace(config, seed=2), tmp_path)
+    tracking.start_stage(None, "mse-codec", "k", {}, {"egic.imported": "true"}, experiment=config.experiment)
+    assert why(config) == f"differs from run {newest.run_id}: seed: 2 -> 0"
+
+
+def test_changed_sources_are_named(config, tmp_path, monkeypatch):
+    tag = json.loads(code_tag("mse-codec")[CODE_TAG]) | {"egic/swin.py": "0" * 12, "egic/gone.py": "1" * 12}
+    finished("mse-codec", config, tmp_path, tags={CODE_TAG: json.dumps(tag)})
+    monkeypatch.setattr("jobs.stage.code_digest", lambda name: "another")
+    assert why(config).endswith(": changed: egic/gone.py, egic/swin.py")
+
+
+def test_runs_without_a_list_of_sources_and_of_other_data(config, tmp_path, monkeypatch):
+    finished("mse-codec", config, tmp_path, tags={}, data="other")
+    monkeypatch.setattr("jobs.stage.code_digest", lambda name: "another")
+    assert why(config).endswith(": other code (the run does not say which files); other data")
+
+
+def test_other_parents_and_another_backbone_are_named(config, tmp_path):
+    parents = {name: finished(name, config, tmp_path) for name in ("segmentation", "mse-codec")}
+    was = finished("gan", config, tmp_path, parents)
+    names = ("segmentation", "mse-codec", "gan")
+    assert [s.state for s in status.states(config, names)] == ["finished"] * 3
+    other = replace(config, mse_codec=replace(config.mse_codec, beta=0.5))
+    new = finished("mse-codec", other, tmp_path)
+    states = status.states(replace(other, lpips_weights=""), names)
+    said = " ".join(states[-1].why)
+    assert said.startswith(f"differs from run {was.run_id}: ") and "lpips_weights: local -> " in said
+    assert f"another mse-codec: {parents['mse-codec'].sha256[:12]} -> {new.sha256[:12]}" in said
+    assert f"LPIPS: {LPIPS} -> torchvision alexnet-owt" in said and "segmentation" not in said
+
+
+def test_an_evaluation_is_found_by_its_key(config, tmp_path):
+    from jobs import evaluate
+
+    artifact = registry.Artifact(run_id="r", uri="models:/m-1", sha256="a" * 64, model_version=3)
+    manifest = SimpleNamespace(digest="d", num_samples=0)
+    job = evaluate.Job(
+        models={"models:/egic-orp/3": artifact}, pictures=(), evaluate=config.evaluate, compute=config.compute,
+        output=tmp_path, experiment=config.experiment,
+    )  # fmt: skip
+    facts = evaluate.ingredients(job, evaluate.find_measures(config.evaluate), "d")
+    key = stage_key(facts)
+    run_id = tracking.start_stage(None, "evaluate", key, facts, code_tag("evaluate"), experiment=config.experiment)
+
+    def state(config):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluate, "of_data", lambda manifest, count: [])
+            return status.state_of_evaluation(config, {"val": manifest}, artifact, True)
+
+    assert state(config).state.startswith("interrupted") and state(config).run_id == run_id
+    tracking.finish(run_id)
+    assert state(config).state == "finished elsewhere"
+    (tmp_path / "evaluate" / key).mkdir(parents=True)
+    (tmp_path / "evaluate" / key / "summary.json").write_text("{}")
+    assert state(config).state == "finished"
+    registry.log_parents(run_id, {"model": artifact})
+    other = state(replace(config, evaluate=replace(config.evaluate, alphas=(0.0,))))
+    assert other.why == [f"differs from run {run_id}: alphas: [0.0, 0.5, 1.0] -> [0.0]"]
