@@ -4,6 +4,8 @@
     checkpoint_<time>/                 resume.pt, meta.json, pictures; at the last step the artifact, too
     stop-requested                     the driver asks the workers to write a checkpoint and end
     rollback-<n>.json                  a non-finite loss that training went back from
+    undelivered-metrics.json           curves that MLflow was not there to take (jobs/reports.py)
+    lease.json                         whose turn it is (jobs/lease.py)
 
 Everything goes through pyarrow's filesystems: the storage may be a disk, NFS or an object store.
 """

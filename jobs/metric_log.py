@@ -32,6 +32,8 @@ class MetricLog:
     def __init__(self, run_id: str, *, capacity: int = CAPACITY) -> None:
         self.run_id = run_id
         self.num_lost = 0
+        self.undelivered: list[Value] = []
+        """After `close`: what the server did not take in time, for `resend`."""
         self._uri = tracking.tracking_uri()
         self._waiting: deque[Value] = deque()
         self._sending: list[Value] = []
@@ -59,6 +61,10 @@ class MetricLog:
                 elif name not in self._nonfinite:
                     self._nonfinite.add(name)
                     log.warning("%s is %s at step %d: left out of MLflow, and its later ones too", name, value, step)
+        self.resend(values)
+
+    def resend(self, values: Iterable[Value]) -> None:
+        """Hand over values as they are, such as another log's `undelivered`; before anything newer."""
         with self._wake:
             assert not self._closing, "log after close"
             self._waiting.extend(values)
@@ -66,20 +72,21 @@ class MetricLog:
             self._wake.notify()
 
     def close(self, timeout: float = 30) -> int:
-        """Deliver what is waiting, for at most `timeout` seconds; logs and returns how many values never arrived."""
+        """Deliver what is waiting, for at most `timeout` seconds; returns how many values did not arrive.
+
+        Those that may still arrive are in `undelivered`; the others are named in the log.
+        """
         with self._wake:
             self._closing = True
             self._deadline = time.monotonic() + timeout
             self._wake.notify()
         self._thread.join(timeout)
         with self._wake:
-            steps = [step for _, _, _, step in [*self._sending, *self._waiting]]
-            self.num_lost += len(steps)
+            self.undelivered = [*self._sending, *self._waiting]
             self._waiting.clear()
         if self.num_lost:
-            span = f", steps {min(steps)} to {max(steps)} among them" if steps else ""
-            log.warning("%d metric values of run %s did not reach MLflow%s", self.num_lost, self.run_id, span)
-        return self.num_lost
+            log.warning("%d metric values of run %s did not reach MLflow", self.num_lost, self.run_id)
+        return self.num_lost + len(self.undelivered)
 
     def _drop_oldest(self) -> None:
         surplus = len(self._waiting) - self._capacity

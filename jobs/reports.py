@@ -1,6 +1,7 @@
 """What the workers report, carried to MLflow. Its own module, since Ray Train's controller imports it: no torch."""
 
 import errno
+import json
 import logging
 import os
 
@@ -8,33 +9,40 @@ from ray.train import Checkpoint, UserCallback
 
 from egic.errors import NonFiniteError
 from jobs import tracking
+from jobs.checkpoints import Place
 from jobs.metric_log import MetricLog
 
 log = logging.getLogger(__name__)
 
+UNDELIVERED = "undelivered-metrics.json"
+
 
 class Reports(UserCallback):
-    """Carries what the workers report to MLflow, from Ray Train's controller: workers need no way to the server."""
+    """Carries what the workers report to MLflow, from Ray Train's controller: workers need no way to the server.
 
-    def __init__(self, run_id: str, last_step: int):
-        self.run_id, self.last_step, self.uri, self.metric_log = run_id, last_step, tracking.tracking_uri(), None
+    What a server that is away has not taken when the controller ends lies in the stage's folder until it is back.
+    """
+
+    def __init__(self, run_id: str, last_step: int, place: Place):
+        self.run_id, self.last_step, self.place = run_id, last_step, place
+        self.uri, self.metric_log = tracking.tracking_uri(), None
 
     def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
         report = metrics[0]
         os.environ["MLFLOW_TRACKING_URI"] = self.uri
         try:
             if self.metric_log is None:
-                self.metric_log = MetricLog(self.run_id)
+                self.metric_log = resumed_log(self.run_id, self.place)
             self.metric_log.log(report["rows"])
             pictures = {name: read_file(checkpoint, f"{name}.png") for name in report["pictures"]}
             tracking.log_pictures(self.run_id, report["step"], pictures)
         except Exception:  # a tracking server that is away must not stop the training
             log.warning("MLflow did not take the report of step %s", report["step"], exc_info=True)
         if report["step"] == self.last_step:
-            self.close()
+            self.close(30)
 
     def after_exception(self, run_context, worker_exceptions) -> None:
-        self.close()
+        self.close(2)  # the workers wait to be started again
         for error in worker_exceptions.values():
             if isinstance(error, (ValueError, NonFiniteError)):  # it would come again: no restart
                 logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # who made the mistake gets one line
@@ -44,10 +52,34 @@ class Reports(UserCallback):
                 kept = "the last checkpoint is kept: make room, and give the same command again"
                 raise ValueError(f"no space left for a checkpoint ({error}); {kept}")
 
-    def close(self) -> None:
+    def close(self, timeout_s: float) -> None:
         if self.metric_log is not None:
-            self.metric_log.close()
+            finish_log(self.metric_log, self.place, timeout_s)
             self.metric_log = None
+
+
+def resumed_log(run_id: str, place: Place) -> MetricLog:
+    """A log to the run that begins with what the one before it could not deliver."""
+    metric_log = MetricLog(run_id)
+    metric_log.resend(tuple(value) for value in json.loads(place.read(UNDELIVERED) or b"[]"))
+    return metric_log
+
+
+def finish_log(metric_log: MetricLog, place: Place, timeout_s: float) -> None:
+    """Close the log; what it could not deliver within `timeout_s` stays in the stage's folder."""
+    metric_log.close(timeout_s)
+    if metric_log.undelivered:
+        place.write(UNDELIVERED, json.dumps(metric_log.undelivered).encode())
+    else:
+        place.remove(UNDELIVERED)
+
+
+def deliver_rest(run_id: str, place: Place) -> None:
+    """Send what is still in the stage's folder. Raises ConnectionError when MLflow does not take it."""
+    if place.exists(UNDELIVERED):
+        finish_log(resumed_log(run_id, place), place, 30)
+        if place.exists(UNDELIVERED):
+            raise ConnectionError("MLflow does not take the curves")
 
 
 def read_file(stored: Checkpoint, name: str) -> bytes:

@@ -21,7 +21,7 @@ from jobs.checkpoints import Place, place_of
 from jobs.cluster import check_resources, check_shared, threads
 from jobs.config import Config
 from jobs.registry import Artifact
-from jobs.reports import Reports
+from jobs.reports import Reports, deliver_rest
 from jobs.shards import MANIFEST, Manifest
 from jobs.stage import Stage, code_tag, ingredients, load_stage, run_params, stage_key
 from jobs.train import Job, fit
@@ -118,11 +118,12 @@ def train_stage(
             lpips=ray.put(lpips[1]) if "lpips_weights" in stage.reads else None,
             threads=config.compute.threads or threads(config.compute, side_by_side),
         )  # fmt: skip
-        result = fit(job, Reports(run_id, stage.settings(config).steps))
+        result = fit(job, Reports(run_id, stage.settings(config).steps, place))
         with result.checkpoint.as_directory() as folder:
+            done = f"{stage.name} is trained and its last checkpoint kept"
+            tracking.patiently(lambda: deliver_rest(run_id, place), done)
             return tracking.patiently(
-                lambda: publish(stage, run_id, Path(folder) / "artifact", provenance, facts["data"]),
-                f"{stage.name} is trained and its last checkpoint kept",
+                lambda: publish(stage, run_id, Path(folder) / "artifact", provenance, facts["data"]), done
             )
 
 

@@ -11,9 +11,11 @@ import time
 import types
 from pathlib import Path
 
+import pyarrow.fs
 import pytest
 
-from jobs import metric_log, registry, tracking
+from jobs import metric_log, registry, reports, tracking
+from jobs.checkpoints import Place
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
@@ -287,7 +289,7 @@ def test_log_never_waits_and_close_says_what_is_lost(run_id, monkeypatch, caplog
     assert curves.close(timeout=0.1) == 2
     assert curves._thread.is_alive()  # close did not wait for the batch that hangs
     release.set()
-    assert "2 metric values" in caplog.text and "steps 7 to 8" in caplog.text
+    assert [step for *_, step in curves.undelivered] == [7, 8]
 
 
 def test_full_buffer_drops_the_oldest_and_counts_them(store, run_id, monkeypatch, caplog):
@@ -597,3 +599,22 @@ def test_what_trying_again_does_not_mend_is_raised_at_once(away):
         with pytest.raises(type(error)):
             tracking.patiently(action, "gan is trained")
         assert len(action.calls) == 1
+
+
+def test_what_a_server_did_not_take_is_sent_when_it_is_back(store, run_id, tmp_path, monkeypatch):
+    """The controller ends while the server is away: the next one, or the driver, sends its curves first."""
+    place = Place(pyarrow.fs.LocalFileSystem(), str(tmp_path / "stage"))
+    first = reports.resumed_log(run_id, place)
+    with monkeypatch.context() as away:
+        away.setattr(metric_log.MetricLog, "_send", lambda self, batch: (_ for _ in ()).throw(ConnectionError("away")))
+        first.log([{"step": step, "train/loss": 1.0 / step} for step in (1, 2)])
+        reports.finish_log(first, place, 0.2)
+        with pytest.raises(ConnectionError):
+            reports.deliver_rest(run_id, place)
+    second = reports.resumed_log(run_id, place)
+    second.log([{"step": 3, "train/loss": 0.25}])
+    reports.finish_log(second, place, 30)
+    history = tracking.client().get_metric_history(run_id, "train/loss")
+    assert sorted((m.step, m.value) for m in history) == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert place.names() == []
+    reports.deliver_rest(run_id, place)  # nothing is left to do
