@@ -28,8 +28,9 @@ from egic.anchors import find
 from egic.config import parse_config
 from egic.errors import quiet, run_main
 from egic.report import write_report
-from jobs import command, registry, storage, tracking
+from jobs import command, lease, registry, storage, tracking
 from jobs import evaluate_tables as tables
+from jobs.checkpoints import Place
 from jobs.config import ComputeConfig, Config, EvaluateConfig
 from jobs.evaluate_parts import Coder, Parts, Picture, first_readable, of_data, of_folders
 from jobs.prepare import open_data
@@ -225,12 +226,24 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     key = stage_key(facts)
     output = storage.absolute(job.output)
     folder = storage.join(output, NAME, key)
+    with lease.held(Place(*storage.filesystem_and_path(folder)), NAME):
+        return reused(job, key, folder, parent_run) or measure(job, measures, facts, folder, parent_run)
+
+
+def reused(job: Job, key: str, folder: str, parent_run: str | None) -> dict | None:
+    """What a finished evaluation with this key found."""
     done = [r for r in tracking.runs_of(NAME, key, experiment=job.experiment) if r.info.status == "FINISHED"]
     if done and storage.exists(storage.join(folder, "summary.json")):
         if parent_run:
             tracking.reuse_stage(parent_run, NAME, done[0].info.run_id)
         found = json.loads(storage.read(storage.join(folder, "summary.json")))
         return found | {"folder": folder, "run_id": done[0].info.run_id, "reused": True}
+    return None
+
+
+def measure(job: Job, measures: Measures, facts: dict, folder: str, parent_run: str | None) -> dict:
+    """Measure what is missing and write everything to `folder`; returns the summary."""
+    key, output = stage_key(facts), storage.absolute(job.output)
     content = {"alphas": job.evaluate.alphas, "measures": measures.names, "sources": measures.sources}
     parts_key = stage_key(content | {"code": facts["code"]})
     parts = Parts(folder=storage.join(output, NAME, "parts", parts_key))

@@ -24,7 +24,8 @@ import numpy as np
 
 from egic.config import parse_config
 from egic.errors import run_main
-from jobs import storage
+from jobs import lease, storage
+from jobs.checkpoints import Place
 from jobs.coco import Entry, Tree, read_row, read_tree
 from jobs.download import download_coco
 from jobs.shards import FORMAT, INDEX, MANIFEST, Manifest, Row, file_sha256, load_manifest, write_index, write_shard
@@ -86,6 +87,14 @@ def open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
     """Manifests of train and val: of a prepared folder, of a COCO tree (prepared below `output` first), or of drawn
     scenes when `data` is empty. Raises ValueError when `data` is none of these.
     """
+    if data and storage.is_remote(data):
+        return _open_data(data, output)
+    work = storage.working_folder(output) / "data"
+    with lease.held(Place(*storage.filesystem_and_path(work)), "data"):  # two pipelines may start at once
+        return _open_data(data, output)
+
+
+def _open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
     if not data:
         from jobs.scenes import write_scenes
 
