@@ -158,7 +158,7 @@ def test_a_submitted_job_is_stopped_and_submitted_again(tmp_path, monkeypatch):
 
         def submit(name: str, *wait: str) -> subprocess.CompletedProcess:
             environment = f'{{"env_vars": {{"MLFLOW_TRACKING_URI": "{store}"}}}}'
-            entry = f"python -m jobs.segmentation tiny {' '.join(ARGS)} --output {tmp_path}/outputs"
+            entry = f"{sys.executable} -m jobs.segmentation tiny {' '.join(ARGS)} --output {tmp_path}/outputs"
             where = ("--submission-id", name, "--working-dir", ".", "--runtime-env-json", environment, *wait)
             return ray("submit", *where, "--", *entry.split())
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from jobs import tracking
-from tests.faults.injected import ARGS, EVERY, ROOT, Head, Run, curves, free_port, head
+from tests.faults.injected import ARGS, EVERY, ROOT, Head, Run, curves, head
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(1200)]
 FEW = (
@@ -46,7 +46,7 @@ def node(folder: Path, ray: Head, name: str):
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={ray.address}",
         "--num-cpus=2", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
-        f"--min-worker-port={free_port()}", f"--node-name={name}",
+        f"--node-name={name}", "--min-worker-port=0", "--max-worker-port=0",
     ]  # fmt: skip
     with (folder / f"{name}.txt").open("w") as log:
         process = subprocess.Popen(
