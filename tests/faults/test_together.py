@@ -69,7 +69,7 @@ def node(folder: Path, ray: Head, name: str):
 
 
 def test_a_group_shrinks_when_a_node_goes_and_grows_when_one_comes(tmp_path, monkeypatch):
-    steps = 160
+    steps = 400
     args = [*ARGS, "--segmentation.steps", str(steps), "--segmentation.batch", "8", "--workers", "1:2"]
     args += ["--compute.cpus-per-worker", "1.5", "--compute.data-cpus", "0.25"]
     with head(tmp_path) as ray, Run(tmp_path, *args, **ray.env) as run:
