@@ -24,8 +24,8 @@ class MetricLog:
 
     `log` returns at once; a thread sends what is waiting in batches and tries again, slower and slower, while the
     server does not answer. A value keeps the time it was logged at, so a batch that arrives twice is stored once.
-    Values whose metric the run already has at that step or a later one are dropped: steps that a resumed stage runs
-    again appear once.
+    Values whose metric the run already has at that step or a later one are dropped: steps that a resumed stage runs or
+    tells again appear once.
     Infinite and not-a-number values are left out and named in the log (MLflow would store 1.8e308 for infinity).
     """
 
@@ -146,7 +146,11 @@ class MetricLog:
             # `data` has the newest value of each metric; whole histories would be slow for long runs
             latest = client.get_run(self.run_id).data._metric_objs
             self._last_step = {metric.key: metric.step for metric in latest}
-        last = self._last_step
-        fresh = [mlflow.entities.Metric(*value) for value in batch if value[3] > last.get(value[0], -1)]
+        last, fresh = dict(self._last_step), []
+        for name, value, time_ms, step in batch:
+            if step > last.get(name, -1):
+                last[name] = step
+                fresh.append(mlflow.entities.Metric(name, value, time_ms, step))
         if fresh:
             client.log_batch(self.run_id, metrics=fresh)
+        self._last_step = last

@@ -612,7 +612,7 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_back(store, run_id, tmp_p
         with pytest.raises(ConnectionError):
             reports.deliver_rest(run_id, place)
     second = reports.resumed_log(run_id, place)
-    second.log([{"step": 3, "train/loss": 0.25}])
+    second.log([{"step": 2, "train/loss": 0.5}, {"step": 3, "train/loss": 0.25}])  # a resumed run tells some again
     reports.finish_log(second, place, 30)
     history = tracking.client().get_metric_history(run_id, "train/loss")
     assert sorted((m.step, m.value) for m in history) == [(1, 1.0), (2, 0.5), (3, 0.25)]
