@@ -71,7 +71,7 @@ class RaySession:
         self.rollbacks = checkpoints.rollbacks(self.place)
         self.preemptible = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
         self.announced = None
-        self.scratch = Path(tempfile.gettempdir()) / f"egic-{os.getuid()}-{job.name}"
+        self.scratch = Path.cwd() / "uploads"  # Ray gives each run a folder of its own, and removes it with the session
         if self.rank == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)  # what a killed worker left
             if job.config.compute.min_workers < job.config.compute.max_workers:

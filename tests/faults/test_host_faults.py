@@ -15,6 +15,7 @@ from tests.integration import hosts
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.slow,
     pytest.mark.faults,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(reason := hosts.why_not()), reason=reason or "-"),

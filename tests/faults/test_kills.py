@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.injected import EVERY, STEPS, Run, checkpoints, curves, digest
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 ALL = list(range(5, STEPS + 1, 5))
 
 

@@ -11,7 +11,7 @@ from jobs.presets import tiny
 from jobs.train import MAX_ROLLBACKS
 from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, checkpoints, curves, head
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 
 
 def with_nan(folder: Path, where: str, *args: str) -> Run:

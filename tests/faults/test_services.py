@@ -14,7 +14,7 @@ import pytest
 from jobs import tracking
 from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, free_port, head, wait_for_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 class Server:

@@ -13,7 +13,7 @@ import pytest
 from jobs import tracking
 from tests.faults.injected import ARGS, EVERY, ROOT, Head, Run, curves, head
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1200)]
 FEW = (
     "--segmentation.steps 6 --mse-codec.steps 6 --mse-codec.last-steps 1 --gan.steps 4 --gan.warmup-steps 2 "
     "--gan.last-steps 1 --orp.steps 4 --orp.last-steps 1 --evaluate.max-pictures 2"
