@@ -66,9 +66,14 @@ class Place:
         return sorted(info.base_name for info in found if info.type == kind)
 
 
+def folder_at(where: storage.Place) -> Place:
+    """The folder that a path or URI names."""
+    return Place(*storage.filesystem_and_path(where))
+
+
 def place_of(output: str, name: str) -> Place:
     """Where the stage's run called `name` keeps its checkpoints below `output`."""
-    return Place(*storage.filesystem_and_path(storage.join(output, "checkpoints", name)))
+    return folder_at(storage.join(output, "checkpoints", name))
 
 
 def step_of(place: Place, checkpoint: str) -> int | None:

@@ -46,6 +46,11 @@ def quiet_ray() -> None:
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train's workers have it at INFO, and tell of every report
 
 
+def of_worker(compute: ComputeConfig) -> dict[str, float]:
+    """Resources that each train worker reserves."""
+    return {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if compute.use_gpu else {})
+
+
 def needed(compute: ComputeConfig) -> dict[str, float]:
     """Resources that one stage reserves at least: its workers, and one data task for each."""
     cpus = compute.min_workers * (compute.cpus_per_worker + compute.data_cpus)
@@ -54,7 +59,7 @@ def needed(compute: ComputeConfig) -> dict[str, float]:
 
 def places(compute: ComputeConfig) -> int:
     """How many workers the nodes have room for, each whole on one node."""
-    worker = {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if compute.use_gpu else {})
+    worker = of_worker(compute)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(node.get(name, 0.0) / count + 1e-6) for name, count in worker.items()) for node in nodes)
 
@@ -84,8 +89,7 @@ def check_resources(compute: ComputeConfig) -> None:
         return
     if compute.wait_s:
         log.warning("waiting %g s for nodes: %s", compute.wait_s, lack)
-        worker = {"CPU": compute.cpus_per_worker} | ({"GPU": 1} if compute.use_gpu else {})
-        request_resources(bundles=[worker] * compute.max_workers)  # for an autoscaler, if there is one
+        request_resources(bundles=[of_worker(compute)] * compute.max_workers)  # for an autoscaler, if there is one
         try:
             deadline = time.monotonic() + compute.wait_s
             while time.monotonic() < deadline and lacking(compute):

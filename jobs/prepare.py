@@ -25,7 +25,7 @@ import numpy as np
 from egic.config import parse_config
 from egic.errors import run_main
 from jobs import lease, storage
-from jobs.checkpoints import Place
+from jobs.checkpoints import folder_at
 from jobs.coco import Entry, Tree, read_row, read_tree
 from jobs.download import download_coco
 from jobs.shards import FORMAT, INDEX, MANIFEST, Manifest, Row, file_sha256, load_manifest, write_index, write_shard
@@ -90,7 +90,7 @@ def open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
     if data and storage.is_remote(data):
         return _open_data(data, output)
     work = storage.working_folder(output) / "data"
-    with lease.held(Place(*storage.filesystem_and_path(work)), "data"):  # two pipelines may start at once
+    with lease.held(folder_at(work), "data"):  # two pipelines may start at once
         return _open_data(data, output)
 
 

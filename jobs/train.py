@@ -174,7 +174,7 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
             num_workers=(compute.min_workers, compute.max_workers) if elastic else compute.max_workers,
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
             use_gpu=compute.use_gpu,
-            resources_per_worker={"CPU": compute.cpus_per_worker} | ({"GPU": 1} if compute.use_gpu else {}),
+            resources_per_worker=cluster.of_worker(compute),
             # GPUs of one node talk faster than those of two; CPU workers of one node share its cores while others idle.
             placement_strategy="PACK" if compute.use_gpu else "SPREAD",
         ),
