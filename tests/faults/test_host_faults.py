@@ -9,8 +9,6 @@ import psutil
 import pytest
 
 from jobs import tracking
-from jobs.prepare import PrepareConfig, prepare
-from jobs.scenes import SceneConfig, write_scenes
 from tests.integration import hosts
 
 pytestmark = [
@@ -95,10 +93,7 @@ def orphans(host: hosts.Host) -> list[int]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_scenes(root / "coco", SceneConfig(num_train=10, num_val=4, min_side=128, max_side=160))
-    prepare(PrepareConfig(coco_root=root / "coco", out=root / "shards"))
-    return root / "shards"
+    return hosts.shards(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -201,6 +201,16 @@ def cluster(folder: Path, *, num_workers: int = 2, num_spare: int = 0) -> Iterat
         yield made
 
 
+def shards(root: Path) -> Path:
+    """Prepared shards of a few drawn scenes, for runs on the hosts: epochs of 10 end in the middle of a batch."""
+    from jobs.prepare import PrepareConfig, prepare  # this file is a script, too, which needs neither
+    from jobs.scenes import SceneConfig, write_scenes
+
+    write_scenes(root / "coco", SceneConfig(num_train=10, num_val=4, min_side=128, max_side=160))
+    prepare(PrepareConfig(coco_root=root / "coco", out=root / "shards"))
+    return root / "shards"
+
+
 def main() -> int:
     """Three hosts, and a command (or a shell) on the head; all goes when it ends."""
     if reason := why_not():

@@ -9,9 +9,7 @@ import torch
 from egic import checkpoint
 from jobs import loop, registry, tracking
 from jobs.data import TrainingSequence, local_stream, permutation, validation_batches
-from jobs.prepare import PrepareConfig, prepare
 from jobs.presets import tiny
-from jobs.scenes import SceneConfig, write_scenes
 from jobs.shards import load_manifest
 from tests.integration import hosts
 from tests.local_session import LocalSession, small
@@ -34,10 +32,7 @@ def flags(stage: str, values: dict) -> list[str]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Prepared shards of a few drawn scenes: epochs of 10 end in the middle of a batch."""
-    root = tmp_path_factory.mktemp("data")
-    write_scenes(root / "coco", SceneConfig(num_train=10, num_val=4, min_side=128, max_side=160))
-    prepare(PrepareConfig(coco_root=root / "coco", out=root / "shards"))
-    return root / "shards"
+    return hosts.shards(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
