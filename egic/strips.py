@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from egic.swin import SwinBlock, from_windows, to_windows, window_kinds
+from egic.swin import SwinBlock, window_kinds
 
 CHUNK = {"cpu": 2**19, "cuda": 2**26}  # elements of a feature map that are worked on at a time
 
@@ -44,17 +44,37 @@ def swin_block_(block: SwinBlock, x: Tensor) -> None:
     w, shift = block.window, block.shift
     down, across = height // w, width // w
     rows, step = _chunk(x, b * w * width * channels), _chunk(x, w * w * channels)
-    position_bias = block.attn.position_bias()
+    biases = block.bias_of(block.attn.position_bias(), torch.arange(4, device=x.device))
     for row in range(0, down, rows):
         n = min(rows, down - row)
         strip = _rows(x, row * w + shift, n * w)
-        t = to_windows(torch.roll(strip, -shift, 2) if shift else strip, w)
-        kinds = window_kinds(b, down, across, x.device, row, row + n)
+        windows = x.new_empty(b, n, across, w, w, channels)
+        for pixels, place in _same_pixels(strip, windows, shift):
+            place.copy_(pixels)
+        t, kinds = windows.view(-1, w * w, channels), window_kinds(b, down, across, x.device, row, row + n)
         for i in range(0, len(t), step):
             part = slice(i, i + step)
-            t[part] = block.on_windows(t[part], block.bias_of(position_bias, kinds[part]))
-        strip = from_windows(t, b, n * w, width, w)
-        _put_rows(x, row * w + shift, torch.roll(strip, shift, 2) if shift else strip)
+            t[part] = block.on_windows(t[part], biases[kinds[part]] if shift else biases)
+        for place, pixels in _same_pixels(strip, windows, shift):
+            place.copy_(pixels)
+        _put_rows(x, row * w + shift, strip)
+
+
+def _same_pixels(strip: Tensor, windows: Tensor, shift: int) -> list[tuple[Tensor, Tensor]]:
+    """Parts of a strip (B, n w, W, C), and the same pixels in its windows (B, n, W/w, w, w, C), as views.
+
+    With a shift, windows begin that many pixels further right, and the last of a row goes on at its left end.
+    """
+    _, n, across, w, _, _ = windows.shape
+    lines, end = strip.unflatten(1, (n, w)), (across - 1) * w + shift
+    if not shift:
+        return [(lines.unflatten(3, (across, w)).transpose(2, 3), windows)]
+    whole, last = windows[:, :, :-1], windows[:, :, -1]
+    return [
+        (lines[:, :, :, shift:end].unflatten(3, (across - 1, w)).transpose(2, 3), whole),
+        (lines[:, :, :, end:], last[:, :, :, : w - shift]),
+        (lines[:, :, :, :shift], last[:, :, :, w - shift :]),
+    ]
 
 
 def _rows(x: Tensor, top: int, number: int) -> Tensor:
@@ -64,7 +84,8 @@ def _rows(x: Tensor, top: int, number: int) -> Tensor:
 
 
 def _put_rows(x: Tensor, top: int, rows: Tensor) -> None:
-    """The reverse of `_rows`."""
-    inside = min(rows.shape[1], x.shape[1] - top)
-    x[:, top : top + inside] = rows[:, :inside]
-    x[:, : rows.shape[1] - inside] = rows[:, inside:]
+    """The reverse of `_rows`: nothing to do for a view, which `_rows` returns where it can."""
+    inside = x.shape[1] - top
+    if inside < rows.shape[1]:
+        x[:, top:] = rows[:, :inside]
+        x[:, : rows.shape[1] - inside] = rows[:, inside:]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from egic.linear import linear
+
 HEAD_DIM = 32
 LayerNorm = partial(nn.LayerNorm, eps=1e-5)
 
@@ -33,11 +35,11 @@ class WindowAttention(nn.Module):
         """(1, heads, w^2, w^2)."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).contiguous()[None]
 
-    def forward(self, t: Tensor, bias: Tensor) -> Tensor:
-        """Windows (n, w^2, C) with an additive bias (n or 1, heads, w^2, w^2) -> (n, w^2, C)."""
+    def forward(self, t: Tensor, bias: Tensor, plus: Tensor) -> Tensor:
+        """plus + attention of windows t (n, w^2, C) with an additive bias (n or 1, heads, w^2, w^2): (n, w^2, C)."""
         n, area, c = t.shape
-        qkv = self.qkv(t).view(n, area, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        return self.proj(_attention(qkv, bias).transpose(1, 2).reshape(n, area, c))
+        qkv = linear(self.qkv, t).view(n, area, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return linear(self.proj, _attention(qkv, bias).transpose(1, 2).reshape(n, area, c), plus=plus)
 
 
 def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
@@ -69,8 +71,8 @@ class SwinBlock(nn.Module):
 
     def on_windows(self, t: Tensor, bias: Tensor) -> Tensor:
         """Windows (n, w^2, C) -> the same; bias as in `WindowAttention`."""
-        t = t + self.attn(self.norm1(t), bias)
-        return t + self.mlp(self.norm2(t))
+        t = self.attn(self.norm1(t), bias, plus=t)
+        return linear(self.mlp.fc2, linear(self.mlp.fc1, self.norm2(t), gelu=True), plus=t)
 
     def bias_of(self, position_bias: Tensor, kinds: Tensor) -> Tensor:
         """Position bias and mask of windows of the given kinds (n,): see `window_kinds`."""
