@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join([*_COMMANDS, "evaluate"]))
     compress = commands.add_parser("compress", help="pictures -> .egic files")
     decompress = commands.add_parser("decompress", help=".egic files -> pictures")
+    command: argparse.ArgumentParser
     for command, what, made in ((compress, "pictures", ".egic"), (decompress, ".egic files", ".png")):
         command.add_argument("inputs", nargs="+", metavar="IN", help=f"{what}, folders of them, or - for stdin")
         command.add_argument(
