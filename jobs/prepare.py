@@ -112,7 +112,7 @@ def _open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
     return {split: load_manifest(path) for split, path in made.items()}
 
 
-def prepared_folder(tree: Path, output: str) -> str:
+def prepared_folder(tree: Path, output: storage.Place) -> str:
     """Where `open_data` puts what it makes of a COCO tree."""
     return storage.join(output, "data", hashlib.sha256(str(tree.resolve()).encode()).hexdigest()[:16])
 
@@ -222,7 +222,8 @@ def _write_split(
     for bad in skipped:
         log.warning("%s: skipped %s: %s", tree.split, bad["name"], bad["reason"])
     _check_limit(skipped, limit, tree.split)
-    shards, index, counts = [], [], _Counts(tree)
+    shards: list[dict] = []
+    index, counts = [], _Counts(tree)
     for rows in _chunks(_good_rows(tree, config, skipped, limit), config.samples_per_shard):
         for row in rows:
             counts.add(row)
