@@ -253,7 +253,7 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
         from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
     except ImportError as error:
         raise ValueError(
-            f"reading TensorFlow's checkpoints needs TensorFlow ({error}): pip install '.[import-reference]'"
+            f"reading TensorFlow's checkpoints needs TensorFlow ({error}): pip install 'egic[import-reference]'"
         ) from error
     try:
         reader = tf.train.load_checkpoint(str(prefix))
