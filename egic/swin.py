@@ -7,6 +7,7 @@ Source: Liu et al. 2021 (arXiv 2103.14030); parameters are named as timm names t
 
 from collections import OrderedDict
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,7 @@ class SwinBlock(nn.Module):
     """
 
     masks: Tensor  # None without a shift
+    mlp: Any  # fc1, act, fc2
 
     def __init__(self, dim: int, window: int, shift: int):
         super().__init__()
