@@ -27,6 +27,7 @@ test-faults: $(STAMP)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
+	$(PY) -m mypy
 
 bench: $(STAMP)
 	@set -e; for b in tests/bench/bench_*.py; do echo "$$b"; $(PY) "$$b"; done
@@ -51,4 +52,4 @@ $(STAMP): requirements.txt pyproject.toml
 
 # Environment and caches only: runs, models and pictures stay.
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

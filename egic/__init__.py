@@ -1,8 +1,34 @@
-"""EGIC, a generative image codec: `egic.load(folder).compress(image)`, `.decompress(data, alpha=)`."""
+"""EGIC, a generative image codec.
+
+    import egic
+    from PIL import Image
+
+    model = egic.load("path/of/an/artifact")  # device="cuda", precision="bfloat16"
+    data = model.compress(Image.open("photo.png"))  # or uint8 (H, W, 3) -> the bytes of an .egic file
+    picture = model.decompress(data, alpha=0.5)  # uint8 (H, W, 3); alpha 0 most faithful, 1 most realistic
+
+A picture, file or model that cannot be used is a ValueError; a bad file is a BitstreamError (`egic.bitstream`).
+Modules are one idea each: `model` (the above); `codec`, `orp`, `discriminator`, `losses`, `steps` (networks, and how
+they are trained); `coding`, `bitstream` (files); `quality`, `sets` (measures); `checkpoint` (artifacts).
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from egic.model import Model
+
+__version__ = "0.1.0"
 
 
-def load(folder, device="cpu", precision="float32"):
-    """The model of an artifact folder, on `device`; see `egic.model.Model`. Raises ValueError."""
+def load(folder: str | Path, device: "str | torch.device" = "cpu", precision: str = "float32") -> "Model":
+    """The codec of an artifact folder, with its ORP head where it has one, ready to code pictures.
+
+    device: "cpu", "cuda", "cuda:1". precision: of the transforms, "float32" or "bfloat16"; files fit either way.
+    Raises ValueError for a folder that is no model. See `egic.model.Model`.
+    """
     from egic.model import load  # not at import: torch takes seconds
 
     return load(folder, device, precision)

@@ -9,7 +9,7 @@ import io
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +151,7 @@ _FIND = {"jpeg": _jpeg, "webp": _webp, "avif": _avif, "jxl": _jxl, "bpg": _bpg, 
 NAMES = tuple(_FIND)
 
 
-def find(names: list[str] | tuple[str, ...] = NAMES) -> tuple[list[Anchor], dict[str, str]]:
+def find(names: Sequence[str] = NAMES) -> tuple[list[Anchor], dict[str, str]]:
     """The codecs of these names that this machine has, and of each other one the reason why it is left out.
 
     Raises ValueError for a name that is none of NAMES.
@@ -171,7 +171,8 @@ class Matcher:
     """One picture through one codec at wanted rates; what was coded once is not coded again."""
 
     def __init__(self, anchor: Anchor, x: np.ndarray):
-        self.anchor, self.x, self.coded = anchor, x, {}
+        self.anchor, self.x = anchor, x
+        self.coded: dict[int, Coded] = {}
 
     def at(self, step: int) -> Coded:
         """`step` qualities above the lowest one."""

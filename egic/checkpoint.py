@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict, cast
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -25,6 +26,14 @@ _BUILD = {
     "orp": (ResidualHead, CodecConfig),
     "discriminator": (Discriminator, DiscriminatorConfig),
 }
+
+
+class Components(TypedDict, total=False):
+    """Networks of an artifact by component."""
+
+    codec: Codec
+    orp: ResidualHead
+    discriminator: Discriminator
 
 
 def _config(data: object, where: str, kind: type):
@@ -62,14 +71,15 @@ def save(folder: Path, components: Mapping[str, nn.Module], provenance: Mapping[
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True)
     try:
-        config = {"format": FORMAT}
+        config: dict[str, object] = {"format": FORMAT}
         for name, module in components.items():
             tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
             safetensors.torch.save_file(tensors, aside / f"{name}.safetensors", metadata={"component": name})
-        if "codec" in components:
-            config["codec"] = dataclasses.asdict(components["codec"].config)
-        if "discriminator" in components:
-            config["discriminator"] = dataclasses.asdict(components["discriminator"].config)
+        codec, discriminator = components.get("codec"), components.get("discriminator")
+        if isinstance(codec, Codec):
+            config["codec"] = dataclasses.asdict(codec.config)
+        if isinstance(discriminator, Discriminator):
+            config["discriminator"] = dataclasses.asdict(discriminator.config)
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (aside / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
         if folder.exists():
@@ -80,7 +90,7 @@ def save(folder: Path, components: Mapping[str, nn.Module], provenance: Mapping[
     return digest(folder)
 
 
-def read_config(folder: Path) -> dict[str, CodecConfig | DiscriminatorConfig]:
+def read_config(folder: str | Path) -> dict[str, CodecConfig | DiscriminatorConfig]:
     """The artifact's component configs, by component. Raises ValueError naming the folder and what is wrong."""
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -99,7 +109,7 @@ def read_config(folder: Path) -> dict[str, CodecConfig | DiscriminatorConfig]:
     return found
 
 
-def load(folder: Path, *names: str) -> dict[str, nn.Module]:
+def load(folder: str | Path, *names: str) -> Components:
     """The named components (all there are, without names) on the CPU, in eval mode, with exactly the stored weights.
 
     Raises ValueError for a missing component and for weights that are missing, surplus, misshaped or unreadable.
@@ -107,7 +117,8 @@ def load(folder: Path, *names: str) -> dict[str, nn.Module]:
     configs = read_config(folder)
     if missing := [n for n in names if n not in configs]:
         raise ValueError(f"{folder} has no {', '.join(missing)}; it holds {', '.join(configs)}")
-    return {name: _load(Path(folder) / f"{name}.safetensors", name, configs[name]) for name in names or configs}
+    found = {name: _load(Path(folder) / f"{name}.safetensors", name, configs[name]) for name in names or configs}
+    return cast(Components, found)
 
 
 def _load(path: Path, name: str, config: CodecConfig | DiscriminatorConfig) -> nn.Module:

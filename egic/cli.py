@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from egic import bitstream, cli_demo, cli_files, cli_refs
+from egic import __version__, bitstream, cli_demo, cli_files, cli_refs
 from egic.cli_files import Task
 from egic.errors import out_of_memory, reason, run_main
 
@@ -31,9 +31,11 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = _Parser(prog="egic", description="EGIC, a generative image codec.")
+    top.add_argument("--version", action="version", version=f"egic {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join([*_COMMANDS, "evaluate"]))
     compress = commands.add_parser("compress", help="pictures -> .egic files")
     decompress = commands.add_parser("decompress", help=".egic files -> pictures")
+    command: argparse.ArgumentParser
     for command, what, made in ((compress, "pictures", ".egic"), (decompress, ".egic files", ".png")):
         command.add_argument("inputs", nargs="+", metavar="IN", help=f"{what}, folders of them, or - for stdin")
         command.add_argument(
@@ -87,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, or 2 when anything could not be done."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["evaluate"]:  # a job of the pipeline, with options of its own
         return run_main(lambda: cli_refs.jobs("evaluate", "egic evaluate needs").evaluate_folders(argv[1:])) or 0
     args = parser().parse_args(argv)

@@ -10,8 +10,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from egic import checkpoint
 
@@ -45,7 +44,7 @@ discriminator = checkpoint.load(snapshot_download("USER/NAME"), "discriminator")
 """
 
 
-def card(parts: Mapping[str, nn.Module], provenance: Mapping, digest: str, licence: str) -> str:
+def card(parts: Mapping[str, Any], provenance: Mapping, digest: str, licence: str) -> str:
     """README.md of a model repository: YAML front matter, what it is, how to load it, what was measured."""
     codes = "codec" in parts
     tags = ["egic", "image-compression", "learned-image-compression"] if codes else ["egic", "semantic-segmentation"]

@@ -39,7 +39,8 @@ def plan(inputs: list[str], out: str | None, suffix: str, takes: tuple[str, ...]
         raise ValueError("several pictures do not fit on stdout; name a folder with -o")
     tasks = []
     for source, relative in sources:
-        if as_folder:
+        target: Path | None
+        if out is not None and as_folder:
             name = relative.with_suffix(suffix) if relative else Path("stdin" + suffix)
             target = Path(out) / name
         elif out is not None:

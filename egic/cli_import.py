@@ -101,8 +101,7 @@ def spatial_kernels(variables: Arrays) -> dict[str, np.ndarray]:
     found = dict(variables)
     for key in variables:
         m = re.fullmatch(rf"(.+/_kernel_parameter)/real((?:{_VALUE})?)", key)
-        imag = f"{m[1]}/imag{m[2]}" if m else ""
-        if imag not in variables:
+        if m is None or (imag := f"{m[1]}/imag{m[2]}") not in variables:
             continue
         spectrum = found.pop(key).astype(np.float64) + 1j * found.pop(imag)
         side = spectrum.shape[-2]
@@ -123,7 +122,8 @@ def _sizes(arrays: Arrays, pattern: str, axis: int) -> dict[int, int]:
 def _transforms(arrays: Arrays, prefix: str, num_stages: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """(dims, depths, window) of an analysis transform and the synthesis transform that mirrors it."""
     down, up = rf"{prefix}analysis_transform/stage", rf"{prefix}synthesis_transform/stage"
-    dims, blocks = {}, Counter()
+    dims: dict[int, int] = {}
+    blocks: Counter[int] = Counter()
     for root, stage_of in ((up, lambda i: num_stages - 1 - i), (down, lambda i: i)):
         norms = _sizes(arrays, rf"{root}(\d+)/block\d+/norm\d/(?:gamma|beta)", 0)
         dims |= {stage_of(i): size for i, size in norms.items()}
@@ -179,7 +179,7 @@ def components(variables: Arrays) -> tuple[dict[str, nn.Module], list[str]]:
     if "orp" in roots:
         if "codec" not in found:
             raise ValueError("an ORP head without a codec; name the checkpoint of the whole model")
-        found["orp"] = ResidualHead(found["codec"].config)
+        found["orp"] = ResidualHead(codec_config(arrays))
     if "disc" in roots:
         found["discriminator"] = Discriminator(discriminator_config(arrays))
     if not found:
@@ -253,7 +253,7 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
         from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
     except ImportError as error:
         raise ValueError(
-            f"reading TensorFlow's checkpoints needs TensorFlow ({error}): pip install '.[import-reference]'"
+            f"reading TensorFlow's checkpoints needs TensorFlow ({error}): pip install 'egic[import-reference]'"
         ) from error
     try:
         reader = tf.train.load_checkpoint(str(prefix))

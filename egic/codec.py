@@ -89,7 +89,8 @@ class Codec(nn.Module):
         self.h_s = Synthesis(2 * m, c.hyper_dims[::-1], c.hyper_depths[::-1], c.hyper_window)
         self.charm = ChARM(m, c.num_slices)
         self.g_s = Synthesis(3, c.dims[::-1], c.depths[::-1], c.window)
-        nn.init.constant_(self.g_s.stages[-1].resample.reduction.bias, 0.5)  # start at mid-grey, not at black
+        last_bias = self.g_s.get_parameter("stages.3.resample.reduction.bias")
+        nn.init.constant_(last_bias, 0.5)  # start at mid-grey, not at black
 
     def analyse(self, x: Tensor) -> Tensor:
         """Picture (B, 3, H, W) in 0..255 -> y (B, M, H/16, W/16)."""
@@ -107,7 +108,7 @@ class Codec(nn.Module):
     def decode_latents(self, z_hat: Tensor, code: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
         """z_hat -> y_hat through the ChARM loop, in the weights' precision, never a lower one; see `ChARM.forward`."""
         with torch.autocast(z_hat.device.type, enabled=False):
-            return self.charm(*self.hyper(z_hat.to(self.charm.mean_nets[0][0].weight.dtype)), code)
+            return self.charm(*self.hyper(z_hat.to(next(self.charm.parameters()).dtype)), code)
 
     def encode(self, x: Tensor) -> Tensor:
         """Picture -> y_hat (B, M, H/16, W/16), quantised as in a file."""

@@ -100,11 +100,11 @@ class LatentCoder:
         stream.encode_plain(phase, self._phase)
         stream.encode(z_symbols, _channels(self.codec.config.hyper_dims[-1], hz * wz), self._z)
         phase = np.resize(phase, len(index))  # symbol j belongs to group j modulo their number
-        start, crc = 0, zlib.crc32(z_symbols.astype("<i4"))
+        start, crc = 0, zlib.crc32(z_symbols.astype("<i4").data)
         for symbols, index_k in coded:
             table = phases.table_of(index_k, phase[start : start + len(symbols)])
             stream.encode(symbols, table, self._y)
-            start, crc = start + len(symbols), zlib.crc32(symbols.astype("<i4"), crc)
+            start, crc = start + len(symbols), zlib.crc32(symbols.astype("<i4").data, crc)
         return stream.bytes(), crc, y_hat
 
     def decode(self, payload: bytes, height: int, width: int, symbols_crc: int) -> Tensor:
@@ -117,9 +117,9 @@ class LatentCoder:
             raise BitstreamError("damaged .egic file: it claims more groups than symbols")
         phase = stream.decode_plain(groups, self._phase)
         z_symbols = stream.decode(_channels(channels, hz * wz), self._z)
-        device = self.codec.charm.mean_nets[0][0].weight.device
+        device = next(self.codec.charm.parameters()).device
         z = torch.from_numpy(z_symbols).to(device, torch.float32).view(1, channels, hz, wz)
-        crc = zlib.crc32(z_symbols.astype("<i4"))
+        crc = zlib.crc32(z_symbols.astype("<i4").data)
 
         def code(k: int, mu: Tensor, index: Tensor) -> Tensor:
             nonlocal crc
@@ -127,7 +127,7 @@ class LatentCoder:
             group = np.arange(k * len(index_k), (k + 1) * len(index_k)) % groups
             table = phases.table_of(index_k, phase[group])
             values = stream.decode(table, self._y)
-            crc = zlib.crc32(values.astype("<i4"), crc)
+            crc = zlib.crc32(values.astype("<i4").data, crc)
             symbols = torch.zeros_like(mu)
             symbols[..., :h, :w] = torch.from_numpy(values).to(device, torch.float32).view(1, width_k, h, w)
             return symbols + mu

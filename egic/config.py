@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 T = TypeVar("T")
 
@@ -18,7 +20,7 @@ def _one_line(parse: Callable[[], T], prog: str | None) -> T:
     """Run a tyro parser; its framed complaints, which span a screen, become one line on stderr and exit status 2."""
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), _flowing_help():
             return parse()
     except SystemExit as e:
         if e.code in (0, None):
@@ -27,6 +29,34 @@ def _one_line(parse: Callable[[], T], prog: str | None) -> T:
         first = " ".join(itertools.takewhile(bool, lines)).replace("__tyro-dummy-inner__.", "")
         print(f"error: {first} (see {prog or sys.argv[0]} --help)", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _flowing_help() -> ConstructorRegistry:
+    """Help in paragraphs: of an indented docstring tyro keeps the line ends, and then breaks those lines again."""
+    registry, asking = ConstructorRegistry(), False
+
+    def flowing(field: StructFieldSpec) -> StructFieldSpec:
+        def text() -> str | None:
+            found = field.helptext() if callable(field.helptext) else field.helptext
+            return " ".join(found.split()) if found else found
+
+        return dataclasses.replace(field, helptext=text)
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asking
+        if asking or not dataclasses.is_dataclass(info.type):
+            return None
+        asking = True
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)  # by tyro's own rule
+        finally:
+            asking = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        return dataclasses.replace(spec, fields=tuple(map(flowing, spec.fields)))
+
+    return registry
 
 
 def print_completion(print_it: Callable[[], object]) -> None:
@@ -75,6 +105,11 @@ def parse_changes(config: T, argv: Sequence[str], *, prog: str | None = None, ab
 def alias(*names: str):
     """Annotation that gives a field further names on the command line."""
     return tyro.conf.arg(aliases=names)
+
+
+def metavar(name: str):
+    """Annotation that says what stands for a field's value in the help."""
+    return tyro.conf.arg(metavar=name)
 
 
 def flag(name: str):

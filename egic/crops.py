@@ -44,7 +44,7 @@ def _cut(stem: str, original: Path, decoded: list[Shown]) -> tuple[str, str, tup
     """Only the largest crop of each picture is kept in memory; those of another size than the original drop out."""
     side, x = STEPS[0][0], _load(original)
     top, left = busiest(x, side)
-    crops = [(None, x[top : top + side, left : left + side].copy())]
+    crops: list[tuple[Shown | None, np.ndarray]] = [(None, x[top : top + side, left : left + side].copy())]
     for s in decoded:
         picture = _load(s.file)
         if picture.shape == x.shape:

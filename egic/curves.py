@@ -93,7 +93,7 @@ def bd_rate(reference: Curve, test: Curve) -> float:
         quality.append(np.array(curve.values) * (-1 if curve.metric.lower_is_better else 1))
         if (np.diff(quality[-1]) <= 0).any():
             raise ValueError(f"{curve.label}: {curve.metric.title} does not improve at every higher rate")
-    _check_overlap(reference, test, *quality, reference.metric.title)
+    _check_overlap(reference, test, quality[0], quality[1], reference.metric.title)
     return float(
         bjontegaard.bd_rate(
             reference.bpp, quality[0], test.bpp, quality[1],

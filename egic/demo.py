@@ -49,7 +49,7 @@ class Shelf:
     def of(cls, opened: Opened, below: Path) -> "Shelf":
         shelf = cls(opened, Path(tempfile.mkdtemp(dir=below)))
         shelf.egic.write_bytes(opened.data)
-        for name, x in (("original", opened.original), ("jpeg", opened.jpeg and opened.jpeg.picture)):
+        for name, x in (("original", opened.original), ("jpeg", opened.jpeg.picture if opened.jpeg else None)):
             if x is not None:
                 _save(x, shelf.folder / f"{name}.png")
         return shelf

@@ -94,8 +94,9 @@ class Desk:
         """
         if not data:
             raise ValueError("the file is empty")
+        image: np.ndarray | None = None
+        notes: list[str] = []
         if data[:4] == bitstream.MAGIC:
-            image, notes = None, []
             header, _ = bitstream.unpack(data)
             self._check_size(header.height, header.width)
         else:

@@ -56,6 +56,7 @@ def normalised_conv(inp: int, out: int, size: int, input_rms: float) -> nn.Conv2
     nn.init.normal_(conv.weight)
     with torch.no_grad():
         conv.weight.mul_(1 / (input_rms * conv.weight.flatten(1).norm(dim=1)).view(-1, 1, 1, 1))
+        assert conv.bias is not None  # Conv2d's default
         conv.bias.zero_()
     return weight_norm(conv)
 
@@ -82,6 +83,7 @@ class Block(nn.Module):
         if first:  # pixels have a mean: take it away
             with torch.no_grad():
                 for conv in (self.conv1, self.conv_s):
+                    assert conv is not None and conv.bias is not None
                     conv.bias.sub_(PIXEL_MEAN * conv.weight.sum((1, 2, 3)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,15 +106,17 @@ class Discriminator(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         inp, variance, skips = 3, 1.0, []
         for i, out in enumerate(config.down):
-            self.down.append(Block(inp, out, variance=variance, first=i == 0))
-            inp, variance = out, self.down[-1].variance
+            block = Block(inp, out, variance=variance, first=i == 0)
+            self.down.append(block)
+            inp, variance = out, block.variance
             skips.append((out, variance))
         skips[-1] = (0, variance)
         for out in config.up:
             width, skip_variance = skips.pop()
             variance = (inp * variance + width * skip_variance) / (inp + width)
-            self.up.append(Block(inp + width, out, variance=variance, up=True))
-            inp, variance = out, self.up[-1].variance
+            block = Block(inp + width, out, variance=variance, up=True)
+            self.up.append(block)
+            inp, variance = out, block.variance
         self.out = nn.Conv2d(inp, config.num_classes, 1)
 
     @property

@@ -98,8 +98,8 @@ def means(rows: Iterable[dict]) -> list[dict]:
 
 def mean(rows: list[dict], name: str) -> float | None:
     """Mean of a column, or None when any row lacks it: a mean over other pictures compares with nothing."""
-    values = [number(row, name) for row in rows]
-    return None if not values or None in values else sum(values) / len(values)
+    values = [value for row in rows if (value := number(row, name)) is not None]
+    return sum(values) / len(values) if values and len(values) == len(rows) else None
 
 
 def slug(text: str) -> str:
@@ -138,7 +138,7 @@ def _key(row: Mapping) -> tuple[str, float | str]:
 
 def _files(folder: Path) -> dict[tuple[str, float | str], Path]:
     """Decoded pictures by (label, alpha or point), compared by letters and digits alone, however they are joined."""
-    found = {}
+    found: dict[tuple[str, float | str], Path] = {}
     for file in folder.glob("*.png"):
         label, _, alpha = file.stem.rpartition("_alpha_")
         try:

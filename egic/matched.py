@@ -35,7 +35,7 @@ def add(
     if not wanted:
         raise ValueError(f"{folder} has no rows of an EGIC model whose rates the anchors could take")
     sizes = {row["name"]: (row.get("height"), row.get("width")) for row in found.rows}
-    rows = []
+    rows: list[dict] = []
     for count, (name, of_models) in enumerate(wanted.items(), 1):
         x = read(name)
         if None not in sizes[name] and x.shape[:2] != sizes[name]:
@@ -54,8 +54,8 @@ def rates(found: Evaluation) -> dict[str, dict[str, float]]:
     """
     files: dict[str, dict[str, dict[str, float]]] = {}  # by label, point, name
     for row in found.rows:
-        if row["codec"] == "egic" and number(row, "bpp"):
-            files.setdefault(row["label"], {}).setdefault(row["point"], {})[row["name"]] = number(row, "bpp")
+        if row["codec"] == "egic" and (bpp := number(row, "bpp")):
+            files.setdefault(row["label"], {}).setdefault(row["point"], {})[row["name"]] = bpp
     models: dict[str, dict[str, float]] = {}
     for label, of_points in files.items():
         distinct = {tuple(sorted(of_names.items())): point for point, of_names in reversed(of_points.items())}

@@ -27,7 +27,8 @@ class Model:
             raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
         self.codec, self.orp = codec.eval(), orp.eval() if orp is not None else None
         self.precision = getattr(torch, precision)
-        self._identity, self._coder = None, None
+        self._identity: bytes | None = None
+        self._coder: LatentCoder | None = None
 
     @property
     def identity(self) -> bytes:
@@ -86,20 +87,22 @@ class Model:
         return self.coder.decode(payload, header.height, header.width, header.symbols_crc), header
 
     @torch.inference_mode()
-    def _render(self, y_hat: Tensor, header: Header, gan: bool, mse: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The pictures asked for, float (H, W, 3), 0..255, not clipped; no work for the other."""
+    def _render(self, y_hat: Tensor, header: Header, gan: bool, orp: ResidualHead | None) -> dict[str, Tensor]:
+        """`gan` if asked for, and `mse` by `orp`: float (H, W, 3), 0..255, not clipped; no work for the other."""
+        found = {}
         with self._transforms():
             h = self.codec.g_s.last_features(y_hat)
-            x_gan = self.codec.g_s.last_stage(h, keep=mse).float() * 255 if gan else None
-            x_mse = self.orp(h, keep=False) if mse else None
-        return tuple(
-            None if x is None else x[0, :, : header.height, : header.width].permute(1, 2, 0) for x in (x_gan, x_mse)
-        )
+            if gan:
+                found["gan"] = self.codec.g_s.last_stage(h, keep=orp is not None).float() * 255
+            if orp is not None:
+                found["mse"] = orp(h, keep=False)
+        return {name: x[0, :, : header.height, : header.width].permute(1, 2, 0) for name, x in found.items()}
 
     def decode_pictures(self, data: bytes) -> tuple[Tensor, Tensor | None]:
         """(x_gan, x_mse), float (H, W, 3), 0..255, not clipped; x_mse is None without ORP."""
         y_hat, header = self.decode_latents(data)
-        return self._render(y_hat, header, gan=True, mse=self.orp is not None)
+        found = self._render(y_hat, header, True, self.orp)
+        return found["gan"], found.get("mse")
 
     def check_alpha(self, alpha: float) -> float:
         """alpha, when this model can blend with it; else ValueError."""
@@ -117,10 +120,10 @@ class Model:
         """
         alpha = 1.0 if alpha is None else self.check_alpha(alpha)
         y_hat, header = self.decode_latents(data, max_pixels)
-        x_gan, x_mse = self._render(y_hat, header, gan=alpha > 0, mse=alpha < 1)
-        if x_gan is None or x_mse is None:
-            return as_bytes(x_mse if x_gan is None else x_gan)
-        return as_bytes(blend(x_gan, x_mse, alpha))
+        found = self._render(y_hat, header, alpha > 0, self.orp if alpha < 1 else None)
+        if len(found) == 1:
+            return as_bytes(*found.values())
+        return as_bytes(blend(found["gan"], found["mse"], alpha))
 
 
 def as_bytes(x: Tensor) -> np.ndarray:

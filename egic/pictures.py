@@ -5,13 +5,14 @@ Needs no torch, so that a command line can look at pictures before it loads a mo
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 READS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 READ_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif")
-_WRITES = {
+_WRITES: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -34,8 +35,9 @@ def read(data: bytes) -> tuple[np.ndarray, list[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: large pictures, odd metadata
             with Image.open(io.BytesIO(data), formats=READS) as image:
-                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                    notes.append(f"it has {image.n_frames} frames, only the first is taken")
+                frames = getattr(image, "n_frames", 1)
+                if frames > 1 and image.format != "MPO":
+                    notes.append(f"it has {frames} frames, only the first is taken")
                 profile = image.info.get("icc_profile")
                 image.load()
                 return np.asarray(_to_srgb(ImageOps.exif_transpose(image), profile, notes)), notes
@@ -57,7 +59,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
     if image.mode in ("P", "1", "RGBA", "RGBX"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     image = _convert_profile(image, profile, notes)
-    if alpha is not None and alpha.getextrema()[0] < 255:
+    if alpha is not None and np.asarray(alpha).min() < 255:
         notes.append("its transparency is put on white")
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=alpha)
@@ -82,7 +84,9 @@ def _convert_profile(image: Image.Image, profile: bytes | None, notes: list[str]
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if "srgb" in ImageCms.getProfileDescription(source).lower() and image.mode == "RGB":
                 return image
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            srgb = ImageCms.createProfile("sRGB")
+            # None comes with inPlace alone
+            return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")  # type: ignore[return-value]
         except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
             notes.append(f"its colour profile is left out ({error})")
     return image.convert("RGB")

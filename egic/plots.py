@@ -43,11 +43,11 @@ class Plot:
 
 def all_plots(sets: Sequence[Mapping]) -> list[Plot]:
     """Distortion against realism, then every metric but KID against the rate; what has no values has no plot."""
-    plots = []
-    for metric in ("fid256", "lpips_alex", "lpips_vgg", "dists"):
-        models = [e for e in sets if number(e, "alpha") is not None and _has(e, "psnr_db", metric)]
+    plots: list[Plot] = []
+    for name in ("fid256", "lpips_alex", "lpips_vgg", "dists"):
+        models = [e for e in sets if number(e, "alpha") is not None and _has(e, "psnr_db", name)]
         if models and len(plots) < 2:  # one of the set, or the first two of the pictures
-            plots.append(_plot(f"psnr_{metric}", *_realism_words(METRICS[metric]), _realism, sets, METRICS[metric]))
+            plots.append(_plot(f"psnr_{name}", *_realism_words(METRICS[name]), _realism, sets, METRICS[name]))
     for metric in METRICS.values():
         if metric.name != "kid256" and any(_has(e, "bpp", metric.name) for e in sets):
             plots.append(_plot(f"bpp_{metric.name}", *_rate_words(metric), _rate, sets, metric))
@@ -90,7 +90,7 @@ def _plot(name: str, title: str, text: str, draw: Callable, sets: Sequence[Mappi
             "axes.axisbelow": True, "lines.linewidth": 1.8, "lines.markersize": 5, "legend.frameon": False,
             "legend.fontsize": 8,
         }  # fmt: skip
-        with matplotlib.rc_context(style):
+        with matplotlib.rc_context(style):  # type: ignore[arg-type]  # its keys are literals, ours are str
             figure = Figure(figsize=(5.4, 3.9), dpi=180, layout="constrained")
             axes = figure.add_subplot()
             axes.grid(True)
@@ -150,7 +150,7 @@ def _rate(axes, sets: Sequence[Mapping], metric: Metric, theme: Theme) -> None:
 
     for label, style in _styles(sets).items():
         entries = [e for e in sets if e["label"] == label and _has(e, "bpp", metric.name)]
-        alphas = sorted({number(e, "alpha") for e in entries if number(e, "alpha") is not None})
+        alphas = sorted({alpha for e in entries if (alpha := number(e, "alpha")) is not None})
         rates = {e["bpp"] for e in entries}
         if not alphas or len(rates) == 1:
             points = sorted(entries, key=lambda e: (e["bpp"], number(e, "alpha") or 0))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ NETWORK_OF = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "dists": "vgg16"}
 MS_SSIM_SIDE = 161
 """Shortest side for MS-SSIM: five scales of its 11-pixel window."""
 
-Measure = Callable[[Tensor, Tensor], float]
+Measure = Callable[[Tensor, Tensor], float | None]
 
 
 class Quality:
@@ -107,13 +108,14 @@ def _bare_vgg16(module: ModuleType) -> Iterator[None]:
     """
     from torchvision.models.vgg import cfgs, make_layers
 
-    usual = module.vgg16
-    module.vgg16 = lambda **_: SimpleNamespace(features=make_layers(cfgs["D"]))
+    patched: Any = module
+    usual = patched.vgg16
+    patched.vgg16 = lambda **_: SimpleNamespace(features=make_layers(cfgs["D"]))
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        module.vgg16 = usual
+        patched.vgg16 = usual
 
 
 def _filled(network: nn.Module, trunk: nn.Module, state: dict[str, Tensor]) -> nn.Module:

@@ -4,13 +4,15 @@ The symbols of a batch are coded in the order of their tables, so that each call
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import constriction  # its submodules are attributes, not importable names
 import numpy as np
 
 from egic.bitstream import BitstreamError
 
-Categorical, Uniform = constriction.stream.model.Categorical, constriction.stream.model.Uniform
+Categorical: TypeAlias = constriction.stream.model.Categorical
+Uniform: TypeAlias = constriction.stream.model.Uniform
 MAX_SYMBOL = 2**30  # magnitude; larger ones come from broken networks only
 _CHUNK = 15  # bits of an escaped magnitude per uniform symbol
 
@@ -18,7 +20,7 @@ _CHUNK = 15  # bits of an escaped magnitude per uniform symbol
 class Tables:
     """Tables of the integers -reach..reach and escape (2 reach + 2 counts each), made into models when used."""
 
-    def __init__(self, counts: Sequence[np.ndarray]):
+    def __init__(self, counts: Sequence[np.ndarray] | np.ndarray):
         self._counts = counts
         self._models: dict[int, Categorical] = {}
         self.reach = np.array([len(c) // 2 - 1 for c in counts], np.int32)
@@ -51,7 +53,7 @@ class Encoder:
     def __init__(self):
         self._coder = constriction.stream.queue.RangeEncoder()
 
-    def uniform(self, values: np.ndarray, size: int) -> None:
+    def uniform(self, values: np.ndarray | Sequence[int], size: int) -> None:
         """Integers in [0, size), all equally likely."""
         self._coder.encode(np.ascontiguousarray(values, np.int32), Uniform(size))
 

@@ -76,7 +76,7 @@ def table(found: Evaluation) -> list[dict]:
     """One line per label and point: rate, metrics and mean seconds."""
     labels = list(dict.fromkeys(e["label"] for e in found.sets))
     sets = sorted(found.sets, key=lambda e: labels.index(e["label"]))
-    lines = []
+    lines: list[dict] = []
     for e in sets:
         first = not lines or lines[-1]["label"] != e["label"]
         of_point = [r for r in found.rows if (r["label"], r["point"]) == (e["label"], e["point"])]
@@ -131,7 +131,8 @@ def bd_table(found: Evaluation) -> dict | None:
     if not any(score.values()):
         return None
     reference = max(labels, key=lambda label: (score[label], kinds.get(label, "egic") != "egic"))
-    lines, reasons = [], {}
+    lines: list[dict] = []
+    reasons: dict[str, None] = {}
     for label in labels:
         if label == reference:
             continue

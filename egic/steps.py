@@ -44,10 +44,11 @@ class Batch:
 class Nets:
     """The networks of a stage; absent ones are None."""
 
-    codec: Codec | None = None
-    discriminator: Discriminator | None = None
-    orp: ResidualHead | None = None
-    lpips: LPIPS | None = None
+    # declared as if they were there: a step reads those that its stage builds, and no others
+    codec: Codec = None  # type: ignore[assignment]
+    discriminator: Discriminator = None  # type: ignore[assignment]
+    orp: ResidualHead = None  # type: ignore[assignment]
+    lpips: LPIPS = None  # type: ignore[assignment]
     trained: dict[str, nn.Module] = field(default_factory=dict)
     precision: torch.dtype = torch.float32
 

@@ -7,6 +7,7 @@ Source: Liu et al. 2021 (arXiv 2103.14030); parameters are named as timm names t
 
 from collections import OrderedDict
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ LayerNorm = partial(nn.LayerNorm, eps=1e-5)
 
 class WindowAttention(nn.Module):
     """Multi-head self-attention over the pixels of a window, with a learned bias per head and relative position."""
+
+    relative_position_index: Tensor
 
     def __init__(self, dim: int, window: int):
         super().__init__()
@@ -45,7 +48,8 @@ class WindowAttention(nn.Module):
 def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
     """(3, n, heads, w^2, d) -> (n, heads, w^2, d)."""
     if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu" or torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(*qkv, attn_mask=bias.to(qkv.dtype))
+        q, k, v = qkv
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(qkv.dtype))
     # on CPUs the fused kernel gains nothing from bfloat16: products in it and softmax in float32 take 0.6 of its time
     _, n, heads, area, d = qkv.shape
     q, k, v = qkv.reshape(3, n * heads, area, d)
@@ -58,6 +62,9 @@ class SwinBlock(nn.Module):
 
     With a shift the windows of the last row and column wrap around; pixels that meet only there do not attend.
     """
+
+    masks: Tensor  # None without a shift
+    mlp: Any  # fc1, act, fc2
 
     def __init__(self, dim: int, window: int, shift: int):
         super().__init__()

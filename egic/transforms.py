@@ -6,6 +6,9 @@ and entropy models meet them.
 Without gradients a stage runs strip by strip in place (egic/strips.py): the same arithmetic in far less memory.
 """
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +71,7 @@ class Stage(nn.Module):
         if torch.is_grad_enabled():
             return self.resample(self.blocks(x))
         x = x.clone(memory_format=torch.contiguous_format) if keep else x
-        for block in self.blocks:
+        for block in cast(Iterable[SwinBlock], self.blocks):
             strips.swin_block_(block, x)
         return x if isinstance(self.resample, nn.Identity) else strips.by_rows(self.resample, x)
 
@@ -83,7 +86,7 @@ class Analysis(nn.Module):
         super().__init__()
         self.patch_embed = nn.Conv2d(inp, dims[0], 2, stride=2)
         down = [PatchMerging(a, b) for a, b in zip(dims, dims[1:], strict=False)] + [nn.Identity()]
-        self.stages = nn.ModuleList(Stage(*args, window, d) for *args, d in zip(dims, depths, down, strict=True))
+        self.stages = nn.ModuleList(Stage(c, n, window, d) for c, n, d in zip(dims, depths, down, strict=True))
 
     def _embed(self, x: Tensor) -> Tensor:
         return self.patch_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -104,7 +107,7 @@ class Synthesis(nn.Module):
     def __init__(self, out: int, dims: tuple[int, ...], depths: tuple[int, ...], window: int):
         super().__init__()
         up = [PatchSplitting(a, b) for a, b in zip(dims, dims[1:], strict=False)] + [PatchUnpack(dims[-1], out)]
-        self.stages = nn.ModuleList(Stage(*args, window, u) for *args, u in zip(dims, depths, up, strict=True))
+        self.stages = nn.ModuleList(Stage(c, n, window, u) for c, n, u in zip(dims, depths, up, strict=True))
 
     def last_features(self, y: Tensor) -> Tensor:
         """The input of the last stage, (B, 2^(n-1) H, 2^(n-1) W, dims[-1]) NHWC: what ORP is fed with."""

@@ -146,8 +146,8 @@ def ask_to_stop(place: Place) -> None:
 
 def rollbacks(place: Place) -> list[dict]:
     """What training went back from so far: {"step": ..., "why": ...} each."""
-    names = [name for name in place.names() if name.startswith("rollback-")]
-    return [json.loads(place.read(name)) for name in names]
+    notes = [place.read(name) for name in place.names() if name.startswith("rollback-")]
+    return [json.loads(note) for note in notes if note is not None]
 
 
 def note_rollback(place: Place, number: int, step: int, why: str) -> None:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
@@ -103,15 +104,15 @@ def check_resources(compute: ComputeConfig) -> None:
 def check_shared(output: str, *files: str) -> None:
     """Raise ValueError naming a node that does not see local output, or one of the local files that stages read."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    files = [storage.absolute(file) for file in files if not storage.is_remote(file)]
-    if len(nodes) < 2 or (storage.is_remote(output) and not files):
+    local = [storage.absolute(file) for file in files if not storage.is_remote(file)]
+    if len(nodes) < 2 or (storage.is_remote(output) and not local):
         return
     mark = None if storage.is_remote(output) else Path(storage.absolute(output), f".egic-{uuid.uuid4().hex}")
     try:
         if mark:
             storage.write(mark, b"")
-            files.append(str(mark))
-        asked = [_looker(node).remote(files) for node in nodes]
+            local.append(str(mark))
+        asked = [_looker(node).remote(local) for node in nodes]
         for node, unseen in zip(nodes, ray.get(asked, timeout=60), strict=True):
             if unseen:
                 folder = os.path.dirname(unseen[0])
@@ -125,7 +126,7 @@ def check_shared(output: str, *files: str) -> None:
 
 
 def _looker(node: dict):
-    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    where: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)  # Ray's hints forget this one
     return ray.remote(num_cpus=0, scheduling_strategy=where)(_unseen)
 
 

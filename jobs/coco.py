@@ -132,8 +132,8 @@ def _categories(content: dict, path: Path) -> tuple[dict, ...]:
     """Ascending by id; the official 133 where there is no annotation file."""
     given: Iterable[dict] = content.get("categories") or [category._asdict() for category in CATEGORIES]
     try:
-        found = sorted(({"id": int(c["id"]), "name": str(c["name"]), "isthing": int(c["isthing"])} for c in given),
-                       key=lambda category: category["id"])  # fmt: skip
+        kept: list[dict] = [{"id": int(c["id"]), "name": str(c["name"]), "isthing": int(c["isthing"])} for c in given]
+        found = sorted(kept, key=lambda category: category["id"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: a category lacks id, name or isthing ({error!r})") from error
     if len({category["id"] for category in found}) < len(found):

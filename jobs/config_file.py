@@ -39,7 +39,8 @@ def to_yaml(config: Config) -> str:
 
 
 def _lines(config: Any, left_out: set[str] | frozenset[str] = frozenset()) -> list[str]:
-    lines, texts, after_section = [], field_texts(type(config)), False
+    kind: type = type(config)
+    lines, texts, after_section = [], field_texts(kind), False
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in left_out:
@@ -72,13 +73,14 @@ def _comment(text: str | None) -> str:
 @functools.cache
 def field_texts(kind: type) -> dict[str, str]:
     """The text under each field of a dataclass, those that it inherits included."""
-    found = {}
+    found: dict[str, str] = {}
     for each in reversed([k for k in kind.__mro__ if dataclasses.is_dataclass(k)]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body
-        for field, text in zip(body, body[1:], strict=False):
-            is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-            if is_text and isinstance(field, ast.AnnAssign):
-                found[field.target.id] = text.value.value
+        (made,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        assert isinstance(made, ast.ClassDef)
+        for field, text in zip(made.body, made.body[1:], strict=False):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    found[name] = words
     return found
 
 
@@ -105,7 +107,7 @@ def from_yaml(path: Path, kind: type[C]) -> C:
     return _dataclass(root, kind, str(path), "")
 
 
-def _dataclass(node: yaml.Node, kind: type[C], file: str, key: str) -> C:
+def _dataclass(node: yaml.Node, kind: Any, file: str, key: str) -> Any:
     """A section of the file as the dataclass `kind`. key: where it is, as in `gan.loss`; empty for the whole file."""
     here = f"{file}, line {node.start_mark.line + 1}"
     fields, hints, values = {f.name: f for f in dataclasses.fields(kind)}, typing.get_type_hints(kind), {}

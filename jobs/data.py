@@ -12,7 +12,7 @@ x (B, S, S, 3) uint8 RGB; label (B, S, S) uint8, 0 void; weight (B, S, S) uint8 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -102,7 +102,8 @@ def make_crops(sequence: TrainingSequence, positions: np.ndarray) -> Batch:
     batch |= {"sample": samples, "position": positions}
     for row, stored in enumerate(read_samples(manifest, samples)):
         rng = np.random.default_rng([seed, int(epochs[row]), int(samples[row])])
-        plan = plan_training_crop(*stored.segments.shape, sequence.crop, rng)
+        height, width = stored.segments.shape
+        plan = plan_training_crop(height, width, sequence.crop, rng)
         _put(batch, row, manifest, stored, plan, sequence.crop)
     return batch
 
@@ -141,7 +142,8 @@ def validation_batches(
         chosen = samples[first : first + batch]
         crops = _empty_batch(len(chosen), crop.size) | {"sample": chosen, "position": chosen.copy()}
         for row, stored in enumerate(read_samples(manifest, chosen)):
-            _put(crops, row, manifest, stored, plan_center_crop(*stored.segments.shape, crop), crop)
+            height, width = stored.segments.shape
+            _put(crops, row, manifest, stored, plan_center_crop(height, width, crop), crop)
         yield crops
 
 
@@ -182,14 +184,15 @@ def _chained(sequence: TrainingSequence, num_cpus: float, num_tasks_at_once: int
     firsts = range(0, sequence.num_tasks, TASKS_PER_SEGMENT)
     batches_per_task = sequence.crops_per_task // sequence.local_batch
 
-    def start(first: int) -> Iterator[Batch]:
+    def start(first: int) -> _Started:
         return _Started(_segment(sequence, first, num_cpus, num_tasks_at_once))
 
     with ThreadPoolExecutor(1) as starter:
         upcoming: Future | None = starter.submit(start, firsts[0]) if firsts else None
-        current = None
+        current: _Started | None = None
         try:
             for first in firsts:
+                assert upcoming is not None  # asked for while the one before was read
                 current, upcoming = upcoming.result(), None
                 num_tasks = min(TASKS_PER_SEGMENT, sequence.num_tasks - first)
                 start_at = max(0, num_tasks - TASKS_AHEAD) * batches_per_task
@@ -198,7 +201,7 @@ def _chained(sequence: TrainingSequence, num_cpus: float, num_tasks_at_once: int
                         upcoming = starter.submit(start, first + TASKS_PER_SEGMENT)
                     yield batch
         finally:
-            for open_segment in (current, upcoming and upcoming.result()):
+            for open_segment in (current, upcoming.result() if upcoming else None):
                 if open_segment is not None:
                     open_segment.close()
 
@@ -206,7 +209,7 @@ def _chained(sequence: TrainingSequence, num_cpus: float, num_tasks_at_once: int
 class _Started:
     """An iterator whose first batch was already asked for, so that its tasks run."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Generator[Batch, None, None]) -> None:
         self._batches = batches
         self._first = next(batches)
 
@@ -233,7 +236,7 @@ class _CropTasks(Datasource):
         self._sequence, self._tasks = sequence, tasks
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(self._metadata(len(self._sequence.task_positions(task))).size_bytes for task in self._tasks)
+        return sum(self._num_bytes(len(self._sequence.task_positions(task))) for task in self._tasks)
 
     def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None) -> list[ReadTask]:
         sequence = ray.put(self._sequence)  # once, instead of inside every task
@@ -245,11 +248,15 @@ class _CropTasks(Datasource):
         return [ReadTask(partial(read, positions), self._metadata(len(positions))) for positions in chunks]
 
     def _metadata(self, num: int) -> BlockMetadata:
-        num_bytes = num * (5 * self._sequence.crop.size**2 + 16)
-        return BlockMetadata(num_rows=num, size_bytes=num_bytes, input_files=None, exec_stats=None)
+        return BlockMetadata(num_rows=num, size_bytes=self._num_bytes(num), input_files=None, exec_stats=None)
+
+    def _num_bytes(self, num: int) -> int:
+        return num * (5 * self._sequence.crop.size**2 + 16)
 
 
-def _segment(sequence: TrainingSequence, first: int, num_cpus: float, num_tasks_at_once: int) -> Iterator[Batch]:
+def _segment(
+    sequence: TrainingSequence, first: int, num_cpus: float, num_tasks_at_once: int
+) -> Generator[Batch, None, None]:
     """One Ray Dataset of at most TASKS_PER_SEGMENT tasks, each a block of finished crops, in order."""
     tasks = range(first, min(first + TASKS_PER_SEGMENT, sequence.num_tasks))
     context = ray.data.DataContext.get_current().copy()

@@ -164,9 +164,9 @@ def _transfer(url: str, part: Path, have: int, size: int | None) -> int:
             raise ConnectionError("the server sent another range than asked for")
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
-        if length is None and size is None:
-            raise ValueError(f"{url}: the server does not say how long the archive is")
         total = start + int(length) if length is not None else size
+        if total is None:
+            raise ValueError(f"{url}: the server does not say how long the archive is")
         if size is not None and total != size:
             raise ValueError(f"{url} has {total} bytes instead of {size}; it is not the official archive")
         _need_space(part.parent, total - start)

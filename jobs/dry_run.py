@@ -19,7 +19,7 @@ from egic.steps import Batch, Nets
 from jobs import loop, storage
 from jobs.config import Config, Training
 from jobs.prepare import SPLITS, find_data
-from jobs.stage import EVALUATE, Stage, load_stage
+from jobs.stage import EVALUATE, Components, Stage, load_stage
 
 HEAD = ("stage", "steps", "batch", "images seen", "parameters", "trained", "resume.pt", "artifact", "worker memory")
 
@@ -104,9 +104,14 @@ def _bytes(tensor: Tensor) -> int:
 def networks(stage: Stage, config: Config) -> Nets:
     """The stage's networks, as they would come from its parents."""
     takes = set(stage.takes) | ({"lpips"} if "lpips_weights" in stage.reads else set())
-    make = {"codec": lambda: Codec(config.codec), "discriminator": lambda: Discriminator(config.discriminator)}
-    make["lpips"] = lambda: LPIPS(None)
-    nets = stage.build(config, {name: make[name]() for name in sorted(takes)})
+    components: Components = {}
+    if "codec" in takes:
+        components["codec"] = Codec(config.codec)
+    if "discriminator" in takes:
+        components["discriminator"] = Discriminator(config.discriminator)
+    if "lpips" in takes:
+        components["lpips"] = LPIPS(None)
+    nets = stage.build(config, components)
     nets.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
     return nets
 
@@ -147,7 +152,8 @@ def text(config: Config, names: Sequence[str]) -> str:
     from jobs.train import KEPT_CHECKPOINTS, sharing  # imports Ray, but starts nothing
 
     compute = config.compute
-    rows, disk = [HEAD], 0
+    rows: list[tuple[str, ...]] = [HEAD]
+    disk = 0
     for name in names:
         if name == EVALUATE:
             rows.append((name, "-", "-", f"{config.evaluate.max_pictures:,} at most", *["-"] * 5))

@@ -63,7 +63,8 @@ def find_measures(config: EvaluateConfig) -> Measures:
 
     Raises ValueError when one that was asked for cannot be had.
     """
-    names, sources, states, lacking = ["psnr_db"], {}, {}, {}
+    names, sources, states = ["psnr_db"], {}, {}
+    lacking: dict[str | None, str] = {}
     for name in [n for n in (*quality.NAMES, *sets.NAMES) if n != "psnr_db" and n in (config.metrics or (n,))]:
         network = sets.NETWORK if name in sets.NAMES else quality.NETWORK_OF.get(name)
         try:
@@ -157,7 +158,7 @@ def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[s
     from jobs.run import local_copy
 
     start_ray()
-    first = missing[0].path or storage.join(job.manifest.folder, MANIFEST)
+    first = storage.join(job.manifest.folder, MANIFEST) if job.manifest else missing[0].path
     check_shared(job.output, first)
     files = {}
     for digest, artifact in digests.items():
@@ -385,6 +386,7 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
             output=output, experiment=config.experiment,
         )  # fmt: skip
     else:
+        assert isinstance(config, AloneConfig)  # `egic evaluate` asks for pictures
         manifest = open_data(config.data, output)["val"]
         job, data = data_job(replace(config, evaluate=settings), models, manifest), manifest.digest
     anchors = tuple(name.strip() for name in config.anchors.split(",") if name.strip())

@@ -46,6 +46,7 @@ class Picture:
         """uint8 RGB (H, W, 3). Raises ValueError or OSError."""
         if self.path:
             return pictures.read(Path(self.path).read_bytes())[0]
+        assert manifest is not None  # which a sample comes from
         return decode_jpeg(next(iter(read_samples(manifest, [self.sample]))).jpeg)
 
 
@@ -170,16 +171,16 @@ class Coder:
             content = Path(file.name).read_bytes()
             x_gan, x_mse = model.decode_pictures(content)
             decode_s = time.perf_counter() - start
-        points = []
+        points: list[dict[str, float | None]] = []
         for alpha in self.alphas if x_mse is not None else (1.0,):
             x_hat = as_bytes(x_gan if x_mse is None else blend(x_gan, x_mse, alpha))
-            points.append({"alpha": alpha} | self.quality(x_hat, x))
+            points.append({"alpha": alpha, **self.quality(x_hat, x)})
             if self.features:
                 write_array(self.parts.path(digest, picture, ".npy", alpha), self.features(x_hat))
             if shown:
                 storage.write(self.parts.path(digest, picture, ".png", alpha), pictures.write(x_hat))
-        part = {"height": x.shape[0], "width": x.shape[1], "bytes": len(content)}
-        part |= {"encode_s": encode_s, "decode_s": decode_s, "points": points}
+        size = {"height": x.shape[0], "width": x.shape[1], "bytes": len(content)}
+        part = {**size, "encode_s": encode_s, "decode_s": decode_s, "points": points}
         storage.write(self.parts.path(digest, picture, ".json"), json.dumps(part).encode())
 
 

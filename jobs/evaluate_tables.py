@@ -32,6 +32,7 @@ def rows_table(parts: Parts, models: Mapping[str, str], listed: Sequence[Picture
     for label, digest in sorted(models.items()):
         for picture in sorted(listed, key=lambda p: p.name):
             part = parts.read(digest, picture)
+            assert part is not None  # finished, as promised
             size = {name: part[name] for name in ("height", "width", "bytes", "encode_s", "decode_s")}
             size["bpp"] = metrics.bpp(part["bytes"], part["height"], part["width"])
             for point in sorted(part["points"], key=lambda p: p["alpha"]):
@@ -76,7 +77,8 @@ def summarise(table: pa.Table, found: Sequence[Mapping]) -> dict[str, float]:
     for label in labels:
         of_label, prefix = [r for r in rows if r["label"] == label], f"{slug(label)}/" if len(labels) > 1 else ""
         for name in ("bpp", "encode_s", "decode_s"):
-            summary[prefix + name] = mean([r[name] for r in of_label])
+            if (value := mean([r[name] for r in of_label])) is not None:
+                summary[prefix + name] = value
         for entry in (e for e in found if e["label"] == label):
             for name in (*quality.NAMES, *sets.NAMES):
                 if entry[name] is not None:

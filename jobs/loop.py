@@ -24,7 +24,7 @@ from egic import checkpoint
 from egic.steps import Batch, Nets, NonFiniteError
 from jobs.config import Config, Training
 from jobs.shards import file_sha256
-from jobs.stage import Stage, load_stage
+from jobs.stage import Components, Stage, load_stage
 
 log = logging.getLogger(__name__)
 
@@ -105,17 +105,18 @@ def named_parameters(nets: Nets) -> Iterator[tuple[str, nn.Parameter]]:
             yield from module.named_parameters(prefix=part)
 
 
-def parts_of(nets: Nets) -> dict[str, nn.Module | None]:
-    """The modules that stages train, by the name of their optimizer."""
+def parts_of(nets: Nets) -> dict[str, nn.Module]:
+    """The modules that stages train, those there are, by the name of their optimizer."""
     g_s = nets.codec and nets.codec.g_s
-    return {"codec": nets.codec, "g_s": g_s, "discriminator": nets.discriminator, "orp": nets.orp}
+    found = {"codec": nets.codec, "g_s": g_s, "discriminator": nets.discriminator, "orp": nets.orp}
+    return {name: module for name, module in found.items() if module is not None}
 
 
 def make_optimizers(stage: Stage, nets: Nets, settings: Training) -> dict[str, torch.optim.Optimizer]:
     """Freeze all but what the stage declares, and give that its optimizers."""
     for _, parameter in named_parameters(nets):
         parameter.requires_grad_(False)
-    optimizers = {}
+    optimizers: dict[str, torch.optim.Optimizer] = {}
     for name, prefixes in stage.trains.items():
         chosen = [p for full, p in named_parameters(nets) if full.startswith(prefixes)]
         for parameter in chosen:
@@ -259,7 +260,13 @@ class Meter:
     """Means of losses and times between two rows; tensors stay on the device until a row is due."""
 
     def __init__(self, session: Session):
-        self.session, self.sums, self.num_steps = session, {}, 0
+        self.session = session
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.sums: dict[str, tuple[Tensor, int]] = {}
+        self.num_steps = 0
         self.time_s = {"data": 0.0, "step": 0.0, "checkpoint": 0.0}
         self.last_s = 0.0
         self.start = time.perf_counter()
@@ -281,7 +288,7 @@ class Meter:
         row |= {f"time/{k}_s": v / self.num_steps for k, v in self.time_s.items()}
         row |= {"time/images_per_s": self.num_steps * batch / elapsed, "train/lr": lr}
         row |= system_metrics(self.session.device)
-        self.__init__(self.session)
+        self.clear()
         return row
 
 
@@ -303,9 +310,7 @@ def progress(stage: Stage, row: dict, settings: Training) -> str:
     return f"{stage.name:<13} step {row['step']}/{settings.steps}  {rate:.2f} steps/s  loss {loss:.4g}  left {eta}"
 
 
-def train(
-    stage_name: str, config: Config, components: dict[str, nn.Module], session: Session, provenance: dict
-) -> None:
+def train(stage_name: str, config: Config, components: Components, session: Session, provenance: dict) -> None:
     """Run a stage to its end, from its last checkpoint if it has one. Resume beats init; see `Stage.build` for init."""
     stage = load_stage(stage_name)
     settings = stage.settings(config)
@@ -327,7 +332,8 @@ def run_steps(
     A checkpoint comes also when the node is about to go, or when the run is told to stop, which then ends it.
     """
     meter, spoken, next_look = Meter(session), 0.0, state.step + 1
-    unsent, since = list(state.rows), []  # rows a killed run may not have delivered; rows since the last checkpoint
+    unsent = list(state.rows)  # rows a killed run may not have delivered
+    since: list[dict] = []  # rows since the last checkpoint
     if state.step >= settings.steps:  # finished, but its end was not heard: say it again
         finish_interval(stage, config, settings, state, session, provenance, unsent, since)
         return

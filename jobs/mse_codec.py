@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from egic import metrics, panels, steps
 from egic.codec import Codec
 from egic.steps import Batch, Nets
 from jobs.config import Config
 from jobs.segmentation import as_image
-from jobs.stage import Stage, means
+from jobs.stage import Components, Stage, means
 
 
-def build(config: Config, components: Mapping[str, nn.Module]) -> Nets:
+def build(config: Config, components: Components) -> Nets:
     return Nets(codec=components.get("codec") or Codec(config.codec))
 
 

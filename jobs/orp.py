@@ -3,19 +3,19 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from egic import metrics, panels, steps
 from egic.orp import ResidualHead, blend
 from egic.steps import Batch, Nets
 from jobs.config import Config
 from jobs.segmentation import as_image
-from jobs.stage import Stage, means
+from jobs.stage import Components, Stage, means
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def build(config: Config, components: Mapping[str, nn.Module]) -> Nets:
+def build(config: Config, components: Components) -> Nets:
     codec = components["codec"]
     head = components.get("orp")
     if head is None:

@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from egic.config import parse_config
+from egic.config import metavar, parse_config
 from egic.errors import run_main
 from jobs import lease, storage
 from jobs.checkpoints import folder_at
@@ -40,9 +40,9 @@ NUM_NAMED = 5
 class PrepareConfig:
     """Turn COCO panoptic folders into validated Parquet shards."""
 
-    coco_root: Path
+    coco_root: Annotated[Path, metavar("COCO_ROOT")]
     """Folder that holds train2017/, val2017/ and annotations/."""
-    out: str
+    out: Annotated[str, metavar("OUT")]
     """Where train/ and val/ with shards and manifest.json are written: a folder, s3://bucket/folder, gs://bucket/folder."""
     download: bool = False
     """Fetch the official COCO 2017 archives (21 GB) into COCO_ROOT first."""
@@ -112,7 +112,7 @@ def _open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
     return {split: load_manifest(path) for split, path in made.items()}
 
 
-def prepared_folder(tree: Path, output: str) -> str:
+def prepared_folder(tree: Path, output: storage.Place) -> str:
     """Where `open_data` puts what it makes of a COCO tree."""
     return storage.join(output, "data", hashlib.sha256(str(tree.resolve()).encode()).hexdigest()[:16])
 
@@ -222,7 +222,8 @@ def _write_split(
     for bad in skipped:
         log.warning("%s: skipped %s: %s", tree.split, bad["name"], bad["reason"])
     _check_limit(skipped, limit, tree.split)
-    shards, index, counts = [], [], _Counts(tree)
+    shards: list[dict] = []
+    index, counts = [], _Counts(tree)
     for rows in _chunks(_good_rows(tree, config, skipped, limit), config.samples_per_shard):
         for row in rows:
             counts.add(row)

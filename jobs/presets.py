@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from egic.codec import CodecConfig
 from egic.discriminator import DiscriminatorConfig
@@ -41,7 +41,7 @@ def workstation() -> Config:
 def tiny() -> Config:
     """Two CPU cores and a few minutes: every stage, on small networks and 128-pixel crops. For trying things."""
     p = paper()
-    rhythm = {"batch": 4, "log_every": 10, "checkpoint_every": 50, "val_samples": 16}
+    rhythm: dict[str, Any] = {"batch": 4, "log_every": 10, "checkpoint_every": 50, "val_samples": 16}
     return replace(
         p,
         precision="float32",

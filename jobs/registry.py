@@ -146,7 +146,7 @@ def artifact_of(run: Any) -> Artifact | None:
 def log_parents(run_id: str, parents: Mapping[str, Artifact]) -> None:
     """Note the artifacts a stage began from: MLflow's lineage (model inputs) and tags `egic.parent.<name>.*`."""
     client = tracking.client()
-    tags = {}
+    tags: dict[str, str] = {}
     for name, parent in parents.items():
         tags |= {f"egic.parent.{name}.run_id": parent.run_id, f"egic.parent.{name}.sha256": parent.sha256}
         tags[f"egic.parent.{name}.uri"] = parent.uri
@@ -212,13 +212,13 @@ def resolve(ref: str, *, digest: Digest | None = None) -> Artifact:
             if not which:
                 raise ValueError(f"{ref} names no version; write models:/{name}@latest or models:/{name}/1")
             look_up = client.get_model_version_by_alias if mark == "@" else client.get_model_version
-            found = look_up(name, which)
-            tags, run_id, uri, version = found.tags, found.run_id, found.source, int(found.version)
+            given = look_up(name, which)
+            tags, run_id, uri, version = given.tags, given.run_id, given.source or "", int(given.version)
     except mlflow.MlflowException as error:
         raise ValueError(f"{ref} is not in {tracking.shown_uri()} ({error}); see the Models page there") from error
     if "egic.sha256" not in tags:
         raise ValueError(f"{ref} was not published by EGIC: it has no tag egic.sha256")
-    return Artifact(run_id=run_id, uri=uri, sha256=tags["egic.sha256"], model_version=version)
+    return Artifact(run_id=run_id or "", uri=uri, sha256=tags["egic.sha256"], model_version=version)
 
 
 def fetch(ref: str, dest: Path, expect_sha256: str | None = None, *, digest: Digest | None = None) -> Path:
@@ -268,7 +268,9 @@ def checked(folder: Path, artifact: Artifact, digest: Digest | None) -> Path:
 
 def sha256_of(folder: Path, digest: Digest | None) -> str:
     if digest is None:
-        from egic.checkpoint import digest  # torch takes seconds to import
+        from egic import checkpoint  # torch takes seconds to import
+
+        digest = checkpoint.digest
     return digest(folder)
 
 

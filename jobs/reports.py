@@ -25,7 +25,8 @@ class Reports(UserCallback):
 
     def __init__(self, run_id: str, last_step: int, place: Place):
         self.run_id, self.last_step, self.place = run_id, last_step, place
-        self.uri, self.metric_log = tracking.tracking_uri(), None
+        self.uri = tracking.tracking_uri()
+        self.metric_log: MetricLog | None = None
 
     def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
         report = metrics[0]

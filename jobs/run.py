@@ -165,6 +165,7 @@ def publish(stage: Stage, run_id: str, folder: Path, provenance: dict, data_dige
     basis = f"{data_digest} {provenance['lpips']}".strip()  # LPIPS of two backbones do not compare, either
     tags = {"egic.key": provenance["key"]}
     artifact = registry.publish(run_id, folder, stage.name, checkpoint.digest(folder), provenance["config"], tags)
+    assert artifact.model_version is not None  # it was just published
     registry.promote_if_best(
         f"egic-{stage.name}", artifact.model_version, stage.headline, written["metrics"][stage.headline],
         stage.higher_is_better, basis,

@@ -28,7 +28,7 @@ def noise(
 def mix(first: Colour, second: Colour, t: np.ndarray) -> np.ndarray:
     """Blend two colours by a map t (clipped to 0..1): (h, w, 3)."""
     t = np.clip(t, 0, 1)[..., None].astype(np.float32)
-    return (1 - t) * np.float32(first) + t * np.float32(second)
+    return (1 - t) * np.array(first, np.float32) + t * np.array(second, np.float32)
 
 
 class Canvas:
@@ -40,7 +40,7 @@ class Canvas:
         self.index = np.zeros((height, width), np.uint8)
         self.y, self.x = np.mgrid[:height, :width].astype(np.float32)
         angle = rng.uniform(-2.4, -0.7)  # the sun stands above, left or right
-        self.light = np.float32([np.cos(angle), np.sin(angle), 0.8]) / np.float32(1.28)
+        self.light = np.array([np.cos(angle), np.sin(angle), 0.8], np.float32) / np.float32(1.28)
         self._segments: list[dict] = []
 
     def new_segment(self, name: str, crowd: int = 0) -> int:
@@ -100,7 +100,7 @@ class Canvas:
         dx, dy = np.abs(self.x[at] - cx) - rx + corner, np.abs(self.y[at] - cy) - ry + corner
         outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0) - corner
         shade = 0.95 - 0.3 * (self.y[at] - cy) / (2 * ry) + 0.15 * self.light[0] * (self.x[at] - cx) / rx
-        self.paint(segment, 0.5 - outside, np.float32(rgb) * shade[..., None], at)
+        self.paint(segment, 0.5 - outside, np.asarray(rgb, np.float32) * shade[..., None], at)
 
     def photograph(self) -> np.ndarray:
         """What a camera makes of it: exposure, vignette, gamma, sensor noise; (H, W, 3) uint8."""

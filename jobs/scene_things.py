@@ -14,13 +14,13 @@ def _speckle(canvas: Canvas, first: Colour, second: Colour, beta: float, contras
     """A skin of noise between two colours."""
 
     def skin(u: np.ndarray, v: np.ndarray, _) -> np.ndarray:
-        return mix(first, second, 0.5 + contrast * noise(canvas.rng, *u.shape, beta))
+        return mix(first, second, 0.5 + contrast * noise(canvas.rng, u.shape[0], u.shape[1], beta))
 
     return skin
 
 
-def _flat(colour: Colour) -> Callable:
-    return lambda u, v, _: np.broadcast_to(np.float32(colour), (*u.shape, 3))
+def _flat(colour: Colour | np.ndarray) -> Callable:
+    return lambda u, v, _: np.broadcast_to(np.asarray(colour, np.float32), (*u.shape, 3))
 
 
 def _sheep(canvas: Canvas, ground: Ground, depth: float) -> None:
@@ -59,17 +59,17 @@ def _person(canvas: Canvas, ground: Ground, depth: float) -> None:
 def _figure(canvas: Canvas, segment: int, x: float, y: float, size: float) -> None:
     rng = canvas.rng
     shirt = ((0.62, 0.05, 0.07), (0.75, 0.10, 0.30), (0.55, 0.04, 0.35))[rng.integers(3)]
-    skin = np.float32((0.78, 0.52, 0.38)) * rng.uniform(0.45, 1.05)
+    skin = np.array((0.78, 0.52, 0.38), np.float32) * rng.uniform(0.45, 1.05)
     canvas.shadow(x, y, 0.3 * size, 0.07 * size)
     for leg in (-0.09, 0.09):
         canvas.slab(
             segment, (x + leg * size, y - 0.22 * size, 0.07 * size, 0.24 * size), (0.04, 0.05, 0.13), 0.03 * size
         )
-    cloth = _speckle(canvas, tuple(0.7 * c for c in shirt), shirt, 1.2, 0.3)
+    cloth = _speckle(canvas, (0.7 * shirt[0], 0.7 * shirt[1], 0.7 * shirt[2]), shirt, 1.2, 0.3)
     for arm in (-0.22, 0.22):
         canvas.ellipsoid(segment, (x + arm * size, y - 0.62 * size, 0.06 * size, 0.22 * size), cloth)
     canvas.ellipsoid(segment, (x, y - 0.64 * size, 0.19 * size, 0.29 * size), cloth)
-    canvas.ellipsoid(segment, (x, y - 1.02 * size, 0.11 * size, 0.14 * size), _flat(tuple(skin)))
+    canvas.ellipsoid(segment, (x, y - 1.02 * size, 0.11 * size, 0.14 * size), _flat(skin))
 
 
 def _crowd(canvas: Canvas, ground: Ground, depth: float) -> None:
@@ -99,7 +99,8 @@ def _apple(canvas: Canvas, ground: Ground, depth: float) -> None:
     radius, segment = 0.16 * size + 2, canvas.new_segment("apple")
 
     def peel(u: np.ndarray, v: np.ndarray, _) -> np.ndarray:
-        return mix((0.55, 0.02, 0.02), (0.72, 0.55, 0.08), 0.25 - 0.5 * v + 0.15 * noise(canvas.rng, *u.shape, 1.0))
+        spots = noise(canvas.rng, u.shape[0], u.shape[1], 1.0)
+        return mix((0.55, 0.02, 0.02), (0.72, 0.55, 0.08), 0.25 - 0.5 * v + 0.15 * spots)
 
     canvas.shadow(x, y, 1.1 * radius, 0.35 * radius)
     canvas.slab(segment, (x, y - 2.05 * radius, 0.06 * radius, 0.25 * radius), (0.12, 0.07, 0.03))
@@ -115,7 +116,8 @@ def _suitcase(canvas: Canvas, ground: Ground, depth: float) -> None:
     at = canvas.window(x, y - ry, rx, ry)
     if at is None:
         return
-    leather = mix((0.02, 0.13, 0.15), (0.05, 0.26, 0.29), 0.5 + 0.25 * noise(canvas.rng, *canvas.x[at].shape, 0.8))
+    height, width = canvas.x[at].shape
+    leather = mix((0.02, 0.13, 0.15), (0.05, 0.26, 0.29), 0.5 + 0.25 * noise(canvas.rng, height, width, 0.8))
     straps = np.abs(np.abs(canvas.x[at] - x) - 0.5 * rx) < 0.08 * rx
     leather[straps] = (0.30, 0.20, 0.08)
     canvas.slab(segment, (x, y - ry, rx, ry), leather, 0.15 * ry)
@@ -131,7 +133,8 @@ def _kite(canvas: Canvas, ground: Ground, depth: float) -> None:
     u = ((canvas.x[at] - x) * np.cos(angle) + (canvas.y[at] - y) * np.sin(angle)) / size
     v = ((canvas.y[at] - y) * np.cos(angle) - (canvas.x[at] - x) * np.sin(angle)) / size
     inside = 1 - np.abs(u) / 0.7 - np.abs(v) / np.where(v > 0, 1.4, 0.8)
-    rgb = np.where(((u > 0) ^ (v > 0))[..., None], np.float32((0.85, 0.75, 0.05)), np.float32((0.55, 0.05, 0.60)))
+    yellow, purple = np.array(((0.85, 0.75, 0.05), (0.55, 0.05, 0.60)), np.float32)
+    rgb = np.where(((u > 0) ^ (v > 0))[..., None], yellow, purple)
     canvas.paint(canvas.new_segment("kite"), inside * size * 0.7 + 0.5, rgb * (0.9 + 0.2 * u)[..., None], at)
 
 

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from egic import losses, metrics, panels, steps
 from egic.discriminator import Discriminator
 from egic.steps import Batch, Nets
 from jobs.config import Config
-from jobs.stage import Stage
+from jobs.stage import Components, Stage
 
 
-def build(config: Config, components: Mapping[str, nn.Module]) -> Nets:
+def build(config: Config, components: Components) -> Nets:
     return Nets(discriminator=components.get("discriminator") or Discriminator(config.discriminator))
 
 

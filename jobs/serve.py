@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -35,7 +36,8 @@ class Replica:
 
     def decode_pictures(self, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         """As `Model.decode_pictures`, as arrays on the CPU."""
-        return tuple(None if x is None else x.cpu().numpy() for x in self.model.decode_pictures(data))
+        x_gan, x_mse = self.model.decode_pictures(data)
+        return x_gan.cpu().numpy(), None if x_mse is None else x_mse.cpu().numpy()
 
 
 class Replicas:
@@ -48,11 +50,11 @@ class Replicas:
         return _answer(self.handle.compress.remote(image))
 
     def decode_pictures(self, data: bytes) -> tuple[Tensor, Tensor | None]:
-        arrays = _answer(self.handle.decode_pictures.remote(data))
-        return tuple(None if x is None else torch.tensor(x) for x in arrays)
+        x_gan, x_mse = _answer(self.handle.decode_pictures.remote(data))
+        return torch.tensor(x_gan), None if x_mse is None else torch.tensor(x_mse)
 
 
-def _answer(response: serve.handle.DeploymentResponse):
+def _answer(response: Any):
     """The result; an error as the model raised it, without Ray's account of where."""
     try:
         return response.result()
@@ -74,9 +76,9 @@ def replicas(folder: Path, number: int, device: str, precision: str, threads: in
     try:
         options = _resources(number, device, threads)
         deployment = serve.deployment(
-            Replica, name="codec", num_replicas=number, ray_actor_options=options, max_ongoing_requests=1,
+            name="codec", num_replicas=number, ray_actor_options=options, max_ongoing_requests=1,
             logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )  # fmt: skip
+        )(Replica)  # fmt: skip
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the driver's own part has another level
         where = "cuda" if options["num_gpus"] else "cpu"  # Ray shows a replica its own GPU alone
@@ -93,8 +95,8 @@ def replicas(folder: Path, number: int, device: str, precision: str, threads: in
 
 def _start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-    ray.init(logging_level=logging.WARNING, **local)
+    dashboard = None if os.environ.get("RAY_ADDRESS") else False  # a cluster that is there decides for itself
+    ray.init(logging_level=logging.WARNING, include_dashboard=dashboard)
 
 
 def _resources(number: int, device: str, threads: int | None) -> dict[str, int]:

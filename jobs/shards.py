@@ -232,7 +232,7 @@ def read_index(manifest: Manifest) -> Index:
     return Index(manifest)
 
 
-def read_samples(manifest: Manifest, indices: Sequence[int]) -> Iterator[Sample]:
+def read_samples(manifest: Manifest, indices: Sequence[int] | np.ndarray) -> Iterator[Sample]:
     """Read any samples, in the order asked for; threads keep several reads under way (network disks).
 
     Raises ValueError naming the shard if it is missing or damaged, OSError when remote storage does not answer.

@@ -7,9 +7,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from egic import checkpoint
+from egic.perceptual import LPIPS
 from egic.steps import Batch, Nets
 from jobs.config import Config, Training
 
@@ -36,6 +39,12 @@ CODE_OF_FILES = (
 )  # fmt: skip
 
 
+class Components(checkpoint.Components, total=False):
+    """What a stage starts from: networks of its parents' artifacts, and LPIPS."""
+
+    lpips: LPIPS
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage as plain functions; the worker loop (`jobs.loop`) knows nothing else about it."""
@@ -52,7 +61,7 @@ class Stage:
     reads: tuple[str, ...]
     """Fields of Config that its result depends on."""
     settings: Callable[[Config], Training]
-    build: Callable[[Config, Mapping[str, nn.Module]], Nets]
+    build: Callable[[Config, Components], Nets]
     """Networks from the parents' components; fresh ones take their initial weights from the global seed."""
     step: Callable[..., dict[str, Tensor]]
     """(nets, optimizers, batch, config, step) -> losses, after one update."""
@@ -98,14 +107,10 @@ def code_tag(stage: str) -> dict[str, str]:
     return {CODE_TAG: json.dumps({name: digest[:12] for name, digest in code_files(stage).items()})}
 
 
-def ingredients(
-    stage: Stage, config: Config, *, parents: Mapping[str, str], data: str, lpips: str
-) -> dict[str, object]:
+def ingredients(stage: Stage, config: Config, *, parents: Mapping[str, str], data: str, lpips: str) -> dict[str, Any]:
     """Everything that the stage's result depends on: settings, code, parents' digests, data digest, LPIPS backbone."""
-    settings = {}
-    for name in stage.reads:
-        value = getattr(config, name)
-        settings[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    every = dataclasses.asdict(config)
+    settings = {name: every[name] for name in stage.reads}
     return {
         "stage": stage.name,
         "config": settings,
@@ -116,7 +121,7 @@ def ingredients(
     }
 
 
-def run_params(ingredients: Mapping[str, object]) -> dict[str, object]:
+def run_params(ingredients: Mapping[str, Any]) -> dict[str, object]:
     """The ingredients as parameters of the stage's MLflow run."""
     named = {name: ingredients[name] for name in ("code", "data", "lpips")}
     return {"key": stage_key(ingredients), **named, **ingredients["config"]}

@@ -39,7 +39,8 @@ class State:
 
 def states(config: Config, names: Sequence[str]) -> list[State]:
     """The stages in order. Raises ValueError when MLflow's store or the data cannot be read."""
-    manifests, found = find_data(config.data, config.output), {}
+    manifests = find_data(config.data, config.output)
+    found: dict[str, State] = {}
     known = store_exists(config.experiment)
     for name in names:
         done = {k: s.artifact for k, s in found.items() if s.artifact}
@@ -90,7 +91,7 @@ def state_of_stage(
 def progress(place: checkpoints.Place, started: bool) -> str:
     """How far an unfinished stage is, by its folder of checkpoints."""
     steps = {name: step for name, step in checkpoints.steps_of(place).items() if step is not None}
-    newest = max(steps, key=steps.get, default="")
+    newest = max(steps, key=lambda name: steps[name], default="")
     where = f"at step {steps[newest]}, {place.path}/{newest}" if newest else "before its first checkpoint"
     if lease.is_held(place):
         return f"running, last checkpoint {where}" if newest else f"running, {where}"

@@ -26,7 +26,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 T = TypeVar("T")
-Place = str | os.PathLike
+Place = str | Path
 SCHEMES = ("s3", "gs")
 PROBE_S = 20
 """How long storage may take to answer the first question; pyarrow itself waits minutes."""
@@ -127,7 +127,7 @@ def read_ranges(place: Place, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 @lru_cache(maxsize=4096)
-def _opened(place: str) -> pa.NativeFile:
+def _opened(place: Place) -> pa.NativeFile:
     """An object to read at random: opening it takes a request of its own, and it holds no connection."""
     filesystem, path = filesystem_and_path(place)
     return filesystem.open_input_file(path)
@@ -148,8 +148,8 @@ def _patiently(call: Callable[[], T]) -> T:
 def write(place: Place, content: bytes) -> None:
     """A file, whole or not at all, in place of what was there."""
     if is_remote(place):
-        filesystem, path = filesystem_and_path(place)
-        return _patiently(lambda: _write(filesystem, path, content))
+        filesystem, name = filesystem_and_path(place)
+        return _patiently(lambda: _write(filesystem, name, content))
     path = Path(place)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a process id would not tell machines apart

@@ -70,6 +70,10 @@ def client() -> "MlflowClient":
 
     Raises ValueError, within seconds, when the server does not answer or the store can't be opened.
     """
+    try:
+        module = mlflow()
+    except ModuleNotFoundError as error:
+        raise ValueError(f"what MLflow holds needs the package {error.name}: pip install 'egic[train]'") from error
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         check_server(uri)
@@ -77,7 +81,7 @@ def client() -> "MlflowClient":
     if path and not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would try for 100 s
         raise ValueError(f"cannot write the MLflow store {path}; set MLFLOW_TRACKING_URI to one that can be written")
     try:
-        return mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return module.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except Exception as error:
         raise ValueError(f"cannot open the MLflow store {shown_uri()} ({error}); set MLFLOW_TRACKING_URI") from error
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -16,7 +17,6 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from torch import nn
 
 from egic import checkpoint
 from egic.errors import NonFiniteError
@@ -28,7 +28,7 @@ from jobs.cluster import quiet_ray
 from jobs.config import Config, Training
 from jobs.reports import Reports
 from jobs.shards import Manifest
-from jobs.stage import load_stage
+from jobs.stage import Components, load_stage
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,9 @@ class RaySession:
         self.job, self.rank, self.num_workers = job, context.get_world_rank(), context.get_world_size()
         self.world_size = sharing(job.config, job.stage, self.num_workers)
         self.idle = self.rank >= self.world_size
-        self.group = dist.new_group(range(self.world_size)) if self.world_size < self.num_workers else None
+        self.group: Any = None
+        if self.world_size < self.num_workers:
+            self.group = dist.new_group(range(self.world_size))  # -100 to the idle ones, who use it for nothing
         self.device = ray.train.torch.get_device()
         self.place = job.place
         self.rollbacks = checkpoints.rollbacks(self.place)
@@ -145,12 +147,12 @@ def train_worker(job: Job) -> None:
     keep_freed_memory()
     torch.set_num_threads(job.threads)
     quiet_ray()
-    components: dict[str, nn.Module] = {}
+    components: Components = {}
     for name, ref in job.components.items():
         with tempfile.TemporaryDirectory() as folder:
             for file, content in ray.get(ref).items():
                 Path(folder, file).write_bytes(content)
-            components |= checkpoint.load(Path(folder), name)
+            components.update(checkpoint.load(Path(folder), name))
     if job.lpips is not None:
         components["lpips"] = LPIPS(ray.get(job.lpips))
     loop.train(job.stage, job.config, components, RaySession(job), job.provenance)
@@ -212,3 +214,4 @@ def fit_again(trainer: ray.train.torch.TorchTrainer, max_failures: int) -> ray.t
             if failure == max_failures or cluster.stopping.is_set() or tracking.interrupted.is_set():
                 raise
             log.warning("Ray Train's controller died (%s): going on from the last checkpoint", str(e).splitlines()[0])
+    raise AssertionError  # the last failure is raised above

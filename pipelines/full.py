@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, and as a submitted job
 
@@ -104,9 +104,9 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
 
     side_by_side = min(2, cluster.stages_side_by_side(config.compute))
     first = STAGES.index(config.start)
-    done: dict[str, object] = {}
+    done: dict[str, Any] = {}  # Outcome, or evaluation's facts
 
-    def result_of(name: str, together: int) -> object:
+    def result_of(name: str, together: int) -> Any:
         may_train = STAGES.index(name) >= first
         if name == "evaluate":
             return evaluate.run(config, done["orp"].artifact, manifests["val"], parent_run=run_id)

@@ -207,7 +207,7 @@ def test_without_tensorflow_one_line_names_the_way_out(tmp_path, monkeypatch, ca
     (tmp_path / "ckpt-1.index").touch()
     monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
     status, out = run(capsys, "import-reference", tmp_path / "ckpt-1", "-o", tmp_path / "new")
-    assert status == 2 and "pip install '.[import-reference]'" in out.err and out.err.count("\n") == 1
+    assert status == 2 and "pip install 'egic[import-reference]'" in out.err and out.err.count("\n") == 1
     assert not (tmp_path / "new").exists()
     status, out = run(capsys, "import-reference", tmp_path / "nothing", "-o", tmp_path / "new")
     assert status == 2 and "is no TensorFlow checkpoint" in out.err and out.err.count("\n") == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from egic.codec import CodecConfig
-from egic.config import parse_preset
+from egic.config import parse_config, parse_preset
 from egic.discriminator import DiscriminatorConfig
 from egic.images import CropConfig
 from egic.steps import GanLoss
@@ -69,6 +69,22 @@ def test_every_field_says_what_it_is():
                         assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), (
                             f"{node.name}.{before.target.id} has no text"
                         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A dataclass whose field has a text of two lines."""
+
+    given: int = 1
+    """The first line,
+    s3://second in the source. Default: 1."""
+
+
+def test_help_flows_over_the_line_ends_of_the_source(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        parse_config(Example, ["--help"])
+    assert "The first line, s3://second in the source. Default: 1." in capsys.readouterr().out
 
 
 def test_every_default_has_its_reason():

@@ -1,0 +1,125 @@
+"""The wheel: what it holds, and that the codec in it works where none of the extras is installed."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = {"torch", "numpy", "pillow", "safetensors", "tyro", "constriction", "pytorch-msssim"}
+EXTRAS = (  # what only extras bring; torch itself uses jinja2, psutil and yaml where they are
+    "ray", "mlflow", "lpips", "torchvision", "torchmetrics", "torch_fidelity", "matplotlib", "bjontegaard",
+    "compressai", "pycocotools", "pyarrow", "gradio", "tensorflow", "scipy", "pandas", "requests",
+)  # fmt: skip
+ALONE = """
+import contextlib, io, json, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {extras!r}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
+
+sys.meta_path.insert(0, Missing())
+from egic import cli
+
+def tell(*argv):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = cli.main(argv)
+        except SystemExit as end:
+            status = end.code
+    return [status, out.getvalue(), err.getvalue()]
+
+found = {"file": cli.__file__} | {" ".join(argv): tell(*argv) for argv in ([["--version"], ["--help"]])}
+found["light"] = [name for name in ("torch", "numpy") if name in sys.modules]
+
+import numpy as np, torch
+from pathlib import Path
+from PIL import Image
+from egic import checkpoint
+from egic.codec import Codec, CodecConfig
+config = CodecConfig(
+    dims=(32, 32, 32, 32), depths=(1, 1, 1, 1), window=4, hyper_dims=(32, 32), hyper_depths=(1, 1), hyper_window=2,
+    num_slices=2,
+)
+checkpoint.save(Path("model"), {"codec": Codec(config)}, {})
+Image.fromarray(np.full((40, 60, 3), 99, np.uint8)).save("a.png")
+for line in sys.argv[1:]:
+    found[line] = tell(*line.split())
+found["decoded"] = Image.open("b.png").size
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy, offline, by the setuptools of this environment."""
+    copy = tmp_path_factory.mktemp("tree")
+    for name in ("egic", "jobs", "pipelines", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True, timeout=120)
+    (made,) = (copy / "dist").glob("*.whl")
+    return made
+
+
+def test_what_the_wheel_holds(wheel):
+    with zipfile.ZipFile(wheel) as content:
+        names = {name for name in content.namelist() if ".dist-info/" not in name}
+        metadata = content.read(next(n for n in content.namelist() if n.endswith("METADATA"))).decode()
+        commands = content.read(next(n for n in content.namelist() if n.endswith("entry_points.txt"))).decode()
+    sources = {p.relative_to(ROOT).as_posix() for top in ("egic", "jobs", "pipelines") for p in (ROOT / top).rglob("*")}
+    assert names == {name for name in sources if (ROOT / name).is_file() and "__pycache__" not in name}
+    assert {"egic/py.typed", "egic/demo.css", "egic/report.html.j2"} <= names
+    needed = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra ==)", metadata, re.MULTILINE)
+    assert set(needed) == CORE
+    assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) == {
+        "train", "cloud", "demo", "import-reference", "dev"
+    }  # fmt: skip
+    assert "egic = egic.cli:main" in commands
+
+
+def test_the_codec_works_without_the_extras_and_names_them(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as content:
+        content.extractall(tmp_path / "site")
+    works = ["compress a.png -m model --stats", "info a.egic", "decompress a.egic -m model -o b.png", "models ."]
+    works += ["export model -o hub"]
+    fails = {
+        "models": "egic[train]", "compress a.png -m models:/egic-orp@best": "egic[train]", "report .": "egic[train]",
+        "evaluate --model model --images .": "egic[train]", "demo -m model --port 0": "egic[demo]",
+    }  # fmt: skip
+    script = ALONE.replace("{extras!r}", repr(EXTRAS))
+    done = subprocess.run(
+        [sys.executable, "-c", script, *works, *fails], cwd=tmp_path, capture_output=True, text=True,
+        timeout=250, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["file"].startswith(str(tmp_path / "site")) and not found["light"]
+    for line in ("--version", "--help", *works):
+        assert found[line][0] == 0, (line, found[line])
+    assert found["--version"][1].startswith("egic ") and found["decoded"] == [60, 40]
+    for line, extra in fails.items():
+        status, out, err = found[line]
+        assert (status, out, err.count("\n")) == (2, "", 1) and f"pip install '{extra}'" in err, (line, found[line])
+
+
+def test_forms_and_workflows_are_yaml_as_github_takes_it():
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        content = yaml.safe_load(form.read_text())
+        assert {"name", "description", "body"} <= content.keys(), form
+        assert all(part["type"] == "textarea" and part["attributes"]["label"] for part in content["body"]), form
+    content = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert {"push", "pull_request"} <= content[True].keys()  # YAML 1.1 reads `on` so
+    commands = {name: [s.get("run") for s in job["steps"] if "run" in s] for name, job in content["jobs"].items()}
+    assert "bash .ci/run" in commands["test"] and "make lint" in commands["test"]
+    assert any("pip wheel" in command for command in commands["wheel"])
