@@ -26,14 +26,15 @@ class DiscriminatorConfig:
     latent_channels: int = 320
     """Channels M of the codec's y_hat, the condition. Default: the paper's codec."""
     num_categories: int = 133
-    """Categories of the data set (133 in COCO panoptic); the logits add void and fake. Default: COCO panoptic."""
+    """Categories of the data set (133 in COCO panoptic); the logits add void and fake. 0 stands for as many as the data
+    has, which training puts in its place. Default: COCO panoptic; the presets have 0."""
 
     def __post_init__(self):
         if len(self.down) != len(self.up) or len(self.down) < 2:
             raise ValueError(f"down and up need the same number (at least 2) of widths, got {self.down} and {self.up}")
-        for name in ("latent_channels", "num_categories"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("latent_channels", 1), ("num_categories", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     @property
     def num_classes(self) -> int:
@@ -101,6 +102,8 @@ class Discriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
+        if config.num_categories < 1:
+            raise ValueError("num_categories is 0; put the data's number of categories in its place")
         self.config = config
         self.latent = normalised_conv(config.latent_channels, config.up[-1], 3, 1.0)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()

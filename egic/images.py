@@ -151,6 +151,25 @@ def decode_panoptic_png(png: bytes) -> np.ndarray:
     return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
 
 
+def decode_label_png(png: bytes, *, colours: bool | None = None) -> np.ndarray:
+    """Decode a label map to the value of each pixel, (H, W) uint32.
+
+    colours: True for colours, 65536 R + 256 G + B each (RGB, with alpha left out, or through a palette); False for
+    index values, 8 or 16 bit (grey, or positions in a palette); None for whichever the file has. Raises ValueError for
+    others.
+    """
+    with _open(png, "PNG") as image:
+        has_colours = image.mode in ("RGB", "RGBA") or (colours is True and image.mode == "P")
+        if image.mode not in ("1", "L", "P", "I;16", "RGB", "RGBA") or colours not in (None, has_colours):
+            wanted = "colours need RGB" if colours else "index values need grey or a palette"
+            raise ValueError(f"label map has mode {image.mode}; {wanted}")
+        values = np.asarray(_load(image).convert("RGB") if has_colours else _load(image)).astype(np.uint32)
+    if has_colours:
+        return values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2]
+    depth, kind = png[24], png[25]  # in the header, which has been read: bits per sample, 0 for grey
+    return values // (255 // (2**depth - 1)) if kind == 0 and 1 < depth < 8 else values  # Pillow stretches 2 and 4 bits
+
+
 def _open(data: bytes, kind: str) -> Image.Image:
     try:
         with warnings.catch_warnings():

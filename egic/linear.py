@@ -20,6 +20,6 @@ def linear(layer: nn.Linear, x: Tensor, *, gelu: bool = False, plus: Tensor | No
 
 
 def _fuses(x: Tensor) -> bool:
-    """oneDNN knows float32 and bfloat16, and no gradients."""
-    low = x.dtype in (torch.float32, torch.bfloat16)
+    """oneDNN knows float32 and bfloat16 and no gradients; fake tensors (they measure memory) know no such layers."""
+    low = x.dtype in (torch.float32, torch.bfloat16) and type(x) is Tensor
     return low and x.device.type == "cpu" and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()

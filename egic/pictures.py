@@ -24,17 +24,20 @@ _WRITES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def read(data: bytes) -> tuple[np.ndarray, list[str]]:
+def read(data: bytes, max_pixels: int | None = None) -> tuple[np.ndarray, list[str]]:
     """The bytes of a picture file -> uint8 sRGB (H, W, 3), upright, and what the user should know of the conversion.
 
     16-bit values become 8-bit ones; transparency goes on white; colour profiles are converted to sRGB.
-    Raises ValueError for what is no picture, is damaged, or is too large (Pillow's limit against bombs, 179 M pixels).
+    Raises ValueError for what is no picture, is damaged, or is too large: has more than `max_pixels`, or than Pillow's
+    limit against bombs (179 M pixels).
     """
     notes: list[str] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: large pictures, odd metadata
             with Image.open(io.BytesIO(data), formats=READS) as image:
+                if max_pixels is not None and image.width * image.height > max_pixels:
+                    raise ValueError(f"{image.width}x{image.height} pixels are over the limit of {max_pixels}")
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1 and image.format != "MPO":
                     notes.append(f"it has {frames} frames, only the first is taken")

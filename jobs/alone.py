@@ -38,16 +38,17 @@ def start(name: str, argv: list[str] | None) -> None:
 
 def run_alone(name: str, config: StageConfig) -> None:
     """The stage from the artifacts that `init_from` names; prints what it made."""
+    from jobs.categories import check_parent, open_fitted
     from jobs.cluster import interruptible, start_ray  # Ray takes seconds to import: not to print a configuration
-    from jobs.prepare import open_data
-    from jobs.run import check_data, find_lpips, run_stage
+    from jobs.run import find_lpips, local_copy, run_stage
 
     stage = load_stage(name)
     storage.check(config.output, writable=True)
     lpips = find_lpips(config) if "lpips_weights" in stage.reads else ("", None)
     parents = named_parents(stage, config)
-    manifests = open_data(config.data, config.output)
-    check_data(config, manifests["train"])
+    config, manifests = open_fitted(config, (name,))
+    for artifact in parents.values():
+        check_parent(config, name, artifact.uri, local_copy(artifact, config.output))
     start_ray()
     with interruptible(config.compute.grace_s):
         done = run_stage(name, config, parents=parents, manifests=manifests, lpips=lpips)

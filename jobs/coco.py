@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,20 +40,26 @@ class Entry:
     """None: a photograph without annotation, kept as void."""
     segments: tuple[dict, ...] = ()
 
+    @property
+    def name(self) -> str:
+        return self.picture.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """One split of a COCO tree."""
+    """One split of a folder of pictures: a COCO tree, or one of those of `jobs.folders`."""
 
     split: str
     categories: tuple[dict, ...]
     """{id, name, isthing}, ascending ids; class c = 1..K is categories[c - 1]."""
-    entries: tuple[Entry, ...]
-    """Ascending image ids."""
+    entries: tuple[Any, ...]
+    """Samples, not opened yet, by ascending number; each has a `name`."""
+    read: Callable[[Any], Row]
+    """Opens, decodes and checks an entry. Raises ValueError with the reason if it is bad."""
     bad: tuple[tuple[str, str], ...]
     """(name, reason) of what cannot become a sample."""
     source: str
-    """Cheap sha256 of the input: JSON, names and sizes of all files."""
+    """Cheap sha256 of the input: names and sizes of all files, and what the labels' own file says."""
 
 
 def read_tree(root: str | Path, split: str, *, allow_unlabelled: bool = False) -> Tree:
@@ -59,9 +67,6 @@ def read_tree(root: str | Path, split: str, *, allow_unlabelled: bool = False) -
     root = Path(root)
     pictures, pngs = root / f"{split}2017", root / "annotations" / f"panoptic_{split}2017"
     json_path = pngs.with_suffix(".json")
-    if not root.is_dir():
-        raise ValueError(f"COCO folder {root} does not exist; give the folder that holds train2017/, val2017/ and "
-                         "annotations/, or fetch the official one with --download")  # fmt: skip
     if not pictures.is_dir():
         raise ValueError(f"{pictures} does not exist; choose another --split, or fetch it with --download")
     picture_sizes = _file_sizes(pictures, (".jpg", ".jpeg"))
@@ -79,11 +84,13 @@ def read_tree(root: str | Path, split: str, *, allow_unlabelled: bool = False) -
             entries[-1 - number] = Entry(image_id=-1 - number, picture=pictures / name, png=None)
         else:
             bad.append((name, "picture without annotation"))
+    categories = _categories(content, json_path)
     listing = json.dumps([sorted(picture_sizes.items()), sorted(png_sizes.items()), allow_unlabelled])
     return Tree(
         split=split,
-        categories=_categories(content, json_path),
+        categories=categories,
         entries=tuple(entries[image_id] for image_id in sorted(entries)),
+        read=partial(read_row, categories=categories),
         bad=tuple(bad),
         source=hashlib.sha256(hashlib.sha256(json_bytes).digest() + listing.encode()).hexdigest(),
     )
@@ -190,18 +197,26 @@ def _index_segments(
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"malformed segments_info ({error!r})") from error
     table[0] = (0, 0, 1)  # void, whatever the JSON says
-    flat = ids.ravel()
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # runs are few, pixels many
-    present, run_index = np.unique(flat[starts], return_inverse=True)
+    index, present = index_ids(ids)
     unlisted = [int(value) for value in present if int(value) not in table]
     if unlisted:
         raise ValueError(f"panoptic PNG has segment id {unlisted[0]}, which the JSON lacks")
-    if len(present) > MAX_SEGMENTS:
-        raise ValueError(f"{len(present)} segments; at most {MAX_SEGMENTS} are supported")
-    if present[0] != 0:  # index 0 is void even where nothing is void
-        present, run_index = np.concatenate([[0], present]), run_index + 1
     rows = [table[int(value)] for value in present]
-    dtype = np.uint8 if len(present) <= 256 else np.uint16
-    index = np.repeat(run_index.astype(dtype), np.diff(np.append(starts, flat.size))).reshape(ids.shape)
     segment_class = np.array([0 if crowd else c for c, _, crowd in rows], np.uint8)
     return index, segment_class, np.array([thing for _, thing, _ in rows], np.uint8)
+
+
+def index_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Segment ids (H, W) uint32 -> index map (H, W) uint8 or uint16, and the id of each index, 0 (void) first.
+
+    Raises ValueError for more than MAX_SEGMENTS.
+    """
+    flat = ids.ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # runs are few, pixels many
+    present, run_index = np.unique(flat[starts], return_inverse=True)
+    if present[0] != 0:  # index 0 is void even where nothing is void
+        present, run_index = np.concatenate([[0], present]), run_index + 1
+    if len(present) > MAX_SEGMENTS:
+        raise ValueError(f"{len(present)} segments; at most {MAX_SEGMENTS} are supported")
+    dtype = np.uint8 if len(present) <= 256 else np.uint16
+    return np.repeat(run_index.astype(dtype), np.diff(np.append(starts, flat.size))).reshape(ids.shape), present

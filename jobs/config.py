@@ -194,7 +194,8 @@ class Config:
     """A whole pipeline."""
 
     data: str = ""
-    """COCO tree (train2017/, val2017/, annotations/), or a folder that `python -m jobs.prepare` wrote, which may be
+    """COCO tree (train2017/, val2017/, annotations/), folder of pictures with label maps and classes.yaml, or of
+    photographs alone (enough for mse-codec and orp), or what `python -m jobs.prepare` wrote, which may be
     s3://bucket/folder or gs://bucket/folder; empty = drawn scenes, for trying things. Default: empty, so that there is
     something to run without a download."""
     output: str = "outputs"
@@ -218,7 +219,7 @@ class Config:
     the real backbone, which measured values need."""
     crop: CropConfig = field(default_factory=CropConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(num_categories=0))
     segmentation: SegmentationConfig
     mse_codec: MseCodecConfig
     gan: GanConfig

@@ -89,10 +89,15 @@ def from_yaml(path: Path, kind: type[C]) -> C:
 
     Raises ValueError, one line with file, line, key and fix, for unknown keys, wrong types and impossible values.
     """
+    return _dataclass(compose(path, "print a preset with --print-config, and begin with that"), kind, str(path), "")
+
+
+def compose(path: Path, fix: str) -> yaml.Node:
+    """A YAML file's nodes. Raises ValueError, one line, where there are none; `fix` says what to do then."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; print a preset with --print-config, and begin with that") from None
+        raise ValueError(f"{path} does not exist; {fix}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no YAML file: it is not UTF-8 ({error.reason})") from error
     except yaml.YAMLError as error:
@@ -101,10 +106,10 @@ def from_yaml(path: Path, kind: type[C]) -> C:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ValueError(f"{place}: no YAML ({problem}); mend it") from error
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply; print a preset with --print-config to see the keys") from None
+        raise ValueError(f"{path} is nested too deeply; {fix}") from None
     if root is None:
-        raise ValueError(f"{path} is empty; print a preset with --print-config, and begin with that")
-    return _dataclass(root, kind, str(path), "")
+        raise ValueError(f"{path} is empty; {fix}")
+    return root
 
 
 def _dataclass(node: yaml.Node, kind: Any, file: str, key: str) -> Any:

@@ -17,8 +17,10 @@ from egic.discriminator import Discriminator
 from egic.perceptual import LPIPS
 from egic.steps import Batch, Nets
 from jobs import loop, storage
+from jobs.categories import foretold
 from jobs.config import Config, Training
-from jobs.prepare import SPLITS, find_data
+from jobs.folders import COCO, SPLITS, kind_of, read_trees
+from jobs.prepare import find_data
 from jobs.stage import EVALUATE, Components, Stage, load_stage
 
 HEAD = ("stage", "steps", "batch", "images seen", "parameters", "trained", "resume.pt", "artifact", "worker memory")
@@ -151,6 +153,7 @@ def text(config: Config, names: Sequence[str]) -> str:
     """Table of the stages, then data, workers and disk."""
     from jobs.train import KEPT_CHECKPOINTS, sharing  # imports Ray, but starts nothing
 
+    config = foretold(config, find_data(config.data, config.output), names)
     compute = config.compute
     rows: list[tuple[str, ...]] = [HEAD]
     disk = 0
@@ -195,10 +198,14 @@ def data_line(config: Config) -> str:
     """The data folder, and how many pictures it has."""
     folder, kind = config.data or storage.join(config.output, "scenes"), "prepared"
     counts = {split: manifest.num_samples for split, manifest in find_data(config.data, config.output).items()}
-    if not counts:
-        trees = {split: Path(folder, f"{split}2017") for split in SPLITS}
-        counts = {k: sum(p.suffix == ".jpg" for p in t.iterdir()) for k, t in trees.items() if t.is_dir()}
-        kind = "a COCO tree, to be prepared"
+    if not counts and Path(folder).is_dir():
+        found = kind_of(Path(folder))
+        kind = f"{found}, to be prepared"
+        if found == COCO:  # without reading its annotations, which takes minutes
+            trees = {split: Path(folder, f"{split}2017") for split in SPLITS}
+            counts = {k: sum(p.suffix == ".jpg" for p in t.iterdir()) for k, t in trees.items() if t.is_dir()}
+        else:
+            counts = {tree.split: len(tree.entries) for tree in read_trees(Path(folder), SPLITS)}
     if counts:
         return f"{storage.absolute(folder)}, {kind}: " + ", ".join(f"{n:,} pictures in {k}" for k, n in counts.items())
     return f"{storage.absolute(folder)} does not exist" + ("" if config.data else " yet; scenes will be drawn there")

@@ -1,8 +1,9 @@
-"""COCO folders -> validated Parquet shards: `python -m jobs.prepare COCO_ROOT OUT [--download]`.
+"""Folders of pictures -> validated Parquet shards: `python -m jobs.prepare FOLDER OUT [--download]`.
 
 Every picture and label is decoded once and checked; bad ones are named in the log and skipped up to a limit. Samples
 are stored in one seeded, global random order. A split appears under OUT/train or OUT/val only when it is complete, and
-an unchanged input is not prepared again. OUT may be s3://bucket/folder or gs://bucket/folder.
+an unchanged input is not prepared again. OUT may be s3://bucket/folder or gs://bucket/folder. FOLDER is a COCO tree,
+pictures with label maps, or photographs alone: see `jobs.folders`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -26,30 +27,35 @@ from egic.config import metavar, parse_config
 from egic.errors import run_main
 from jobs import lease, storage
 from jobs.checkpoints import folder_at
-from jobs.coco import Entry, Tree, read_row, read_tree
+from jobs.coco import Tree
 from jobs.download import download_coco
+from jobs.folders import PHOTOGRAPHS, SPLITS, kind_of, read_trees
 from jobs.shards import FORMAT, INDEX, MANIFEST, Manifest, Row, file_sha256, load_manifest, write_index, write_shard
 
 log = logging.getLogger(__name__)
-SPLITS = ("train", "val")
 NUM_NAMED = 5
 """How many bad samples an error message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Turn COCO panoptic folders into validated Parquet shards."""
+    """Turn a folder of pictures into validated Parquet shards."""
 
-    coco_root: Annotated[Path, metavar("COCO_ROOT")]
-    """Folder that holds train2017/, val2017/ and annotations/."""
+    folder: Annotated[Path, metavar("FOLDER")]
+    """Folder that holds train2017/, val2017/ and annotations/ (COCO), classes.yaml (pictures with label maps), or
+    photographs at any depth."""
     out: Annotated[str, metavar("OUT")]
     """Where train/ and val/ with shards and manifest.json are written: a folder, s3://bucket/folder, gs://bucket/folder."""
     download: bool = False
-    """Fetch the official COCO 2017 archives (21 GB) into COCO_ROOT first."""
+    """Fetch the official COCO 2017 archives (21 GB) into the folder first."""
     download_url: str = "http://images.cocodataset.org"
     """Server of the archives; they are checked by sha256, so plain http is safe."""
+    classes: Path | None = None
+    """Class table of label maps; default: classes.yaml in the folder."""
     split: Literal["all", "train", "val"] = "all"
     """Which part to prepare."""
+    val_share: float = 0.1
+    """Part of the pictures that is kept for validation, where no folders train/ and val/ say which (not for COCO)."""
     max_bad: int | None = None
     """Stop when more samples of a split are bad; default: 1 % of them, but at least 10."""
     allow_unlabelled: bool = False
@@ -65,6 +71,8 @@ class PrepareConfig:
         storage.check_spelling("OUT", self.out)
         if self.max_bad is not None and self.max_bad < 0:
             raise ValueError(f"max_bad is {self.max_bad}; give 0 or more")
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"val_share is {self.val_share}; give a part between 0 and 1, such as 0.1")
         if self.samples_per_shard < 1:
             raise ValueError(f"samples_per_shard is {self.samples_per_shard}; give 1 or more")
         if self.num_threads < 0:
@@ -76,16 +84,21 @@ def prepare(config: PrepareConfig) -> dict[str, str]:
     storage.check(config.out, writable=True)
     splits = SPLITS if config.split == "all" else (config.split,)
     if config.download:
-        download_coco(config.coco_root, base_url=config.download_url, splits=splits)
-    trees = [read_tree(config.coco_root, split, allow_unlabelled=config.allow_unlabelled) for split in splits]
-    if any(tree.categories != trees[0].categories for tree in trees):
-        raise ValueError(f"{config.coco_root}: the annotation files of train and val list different categories")
+        download_coco(config.folder, base_url=config.download_url, splits=splits)
+    inside = not storage.is_remote(config.out) and Path(config.out).resolve().is_relative_to(config.folder.resolve())
+    if inside and kind_of(config.folder, config.classes) == PHOTOGRAPHS:
+        raise ValueError(f"{config.out} lies inside {config.folder}, where pictures that a run leaves would become "
+                         "photographs; choose OUT (of a pipeline, --output) outside")  # fmt: skip
+    trees = read_trees(
+        config.folder, splits, classes=config.classes, val_share=config.val_share,
+        allow_unlabelled=config.allow_unlabelled,
+    )  # fmt: skip
     return {tree.split: _prepare_split(tree, config) for tree in trees}
 
 
 def open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
-    """Manifests of train and val: of a prepared folder, of a COCO tree (prepared below `output` first), or of drawn
-    scenes when `data` is empty. Raises ValueError when `data` is none of these.
+    """Manifests of train and val: of a prepared folder, of another one (prepared below `output` first; see
+    `jobs.folders`), or of drawn scenes when `data` is empty. Raises ValueError when `data` is none of these.
     """
     if data and storage.is_remote(data):
         return _open_data(data, output)
@@ -104,16 +117,14 @@ def _open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
     if all(storage.exists(storage.join(folder, MANIFEST)) for folder in prepared):
         return {split: load_manifest(folder) for split, folder in zip(SPLITS, prepared, strict=True)}
     if storage.is_remote(data):
-        raise ValueError(f"{data} holds no prepared data; make it with `python -m jobs.prepare COCO_ROOT {data}`")
+        raise ValueError(f"{data} holds no prepared data; make it with `python -m jobs.prepare FOLDER {data}`")
     folder = Path(data)
-    if not folder.is_dir():
-        raise ValueError(f"data folder {folder} does not exist; name a COCO tree or what jobs.prepare wrote")
-    made = prepare(PrepareConfig(coco_root=folder, out=prepared_folder(folder, output)))
+    made = prepare(PrepareConfig(folder=folder, out=prepared_folder(folder, output)))
     return {split: load_manifest(path) for split, path in made.items()}
 
 
 def prepared_folder(tree: Path, output: storage.Place) -> str:
-    """Where `open_data` puts what it makes of a COCO tree."""
+    """Where `open_data` puts what it makes of a folder that is not prepared."""
     return storage.join(output, "data", hashlib.sha256(str(tree.resolve()).encode()).hexdigest()[:16])
 
 
@@ -234,6 +245,7 @@ def _write_split(
         log.info("%s: %d of %d samples written", tree.split, counts.num_samples, len(tree.entries))
     if not shards:
         raise ValueError(f"{tree.split}: no usable picture{_named(skipped)}")
+    _check_classes(tree, counts, config.allow_unlabelled)
     write_index(aside, index)
     manifest = {
         "format": FORMAT,
@@ -258,9 +270,9 @@ def _write_split(
 def _good_rows(tree: Tree, config: PrepareConfig, skipped: list[dict], limit: int) -> Iterator[Row]:
     """Checked rows in the stored order; bad ones are logged and appended to `skipped`."""
 
-    def read(entry: Entry) -> Row | str:
+    def read(entry: Any) -> Row | str:
         try:
-            return read_row(entry, tree.categories)
+            return tree.read(entry)
         except ValueError as error:
             return str(error)
 
@@ -272,7 +284,7 @@ def _good_rows(tree: Tree, config: PrepareConfig, skipped: list[dict], limit: in
                 if isinstance(row, Row):
                     yield row
                     continue
-                name = tree.entries[number].picture.name
+                name = tree.entries[number].name
                 log.warning("%s: skipped %s: %s", tree.split, name, row)
                 skipped.append({"name": name, "reason": row})
                 _check_limit(skipped, limit, tree.split)
@@ -292,6 +304,17 @@ def _chunks(items: Iterable, size: int) -> Iterator[list]:
 def _check_limit(skipped: Sequence[dict], limit: int, split: str) -> None:
     if len(skipped) > limit:
         raise ValueError(f"{split}: more than {limit} bad samples{_named(skipped)}; mend them or raise --max-bad")
+
+
+def _check_classes(tree: Tree, counts: _Counts, allow_unlabelled: bool) -> None:
+    """Say which classes never occur: a slip in a class table looks so. Raises ValueError when none does."""
+    absent = [c["name"] for c, pixels in zip(tree.categories, counts.pixels[1:], strict=True) if not pixels]
+    if not absent or allow_unlabelled:
+        return
+    if len(absent) == len(tree.categories):
+        raise ValueError(f"{tree.split}: no pixel of any of the {len(absent)} classes; do the labels belong to them?")
+    shown = f"{', '.join(absent[:NUM_NAMED])}{', ...' if len(absent) > NUM_NAMED else ''}"
+    log.info("%s: %d of %d classes occur nowhere (%s)", tree.split, len(absent), len(tree.categories), shown)
 
 
 def _named(skipped: Sequence[dict]) -> str:

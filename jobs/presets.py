@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from egic.codec import CodecConfig
-from egic.discriminator import DiscriminatorConfig
 from egic.images import CropConfig
 from jobs.config import ComputeConfig, Config, EvaluateConfig, GanConfig, MseCodecConfig, OrpConfig, SegmentationConfig
 
@@ -56,7 +55,7 @@ def tiny() -> Config:
             hyper_window=2,
             num_slices=4,
         ),  # fmt: skip
-        discriminator=DiscriminatorConfig(down=(16, 32, 32, 64), up=(64, 32, 32, 16), latent_channels=64),
+        discriminator=replace(p.discriminator, down=(16, 32, 32, 64), up=(64, 32, 32, 16), latent_channels=64),
         segmentation=replace(p.segmentation, steps=100, lr=1e-3, last_lr=1e-3, **rhythm),
         mse_codec=replace(p.mse_codec, steps=450, last_steps=80, lr=5e-4, last_lr=1e-4, **rhythm),
         gan=replace(

@@ -48,16 +48,6 @@ def find_lpips(config: Config) -> tuple[str, dict[str, Tensor] | None]:
     return name, backbone
 
 
-def check_data(config: Config, manifest: Manifest) -> None:
-    """Raise ValueError when data and discriminator disagree on the categories."""
-    given = config.discriminator.num_categories
-    if manifest.num_classes != given:
-        raise ValueError(
-            f"{manifest.folder} has {manifest.num_classes} categories, discriminator.num_categories is {given}; "
-            f"give --discriminator.num-categories {manifest.num_classes}"
-        )
-
-
 def run_stage(
     name: str,
     config: Config,
@@ -105,7 +95,7 @@ def train_stage(
     side_by_side: int,
 ) -> Artifact:  # fmt: skip
     """Train the stage with these ingredients (see `run_stage`) in its MLflow run, and publish what it made."""
-    key, provenance = stage_key(facts), provenance_of(stage, config, facts, parents)
+    key, provenance = stage_key(facts), provenance_of(stage, config, facts, parents, manifests["train"])
     run_id = tracking.start_stage(
         parent_run, stage.name, key, run_params(facts), code_tag(stage.name), experiment=config.experiment
     )
@@ -127,15 +117,19 @@ def train_stage(
             )
 
 
-def provenance_of(stage: Stage, config: Config, facts: Mapping[str, object], parents: Mapping[str, Artifact]) -> dict:
-    """Where an artifact comes from: settings, code, data, parents by run id and sha256, versions."""
+def provenance_of(
+    stage: Stage, config: Config, facts: Mapping[str, object], parents: Mapping[str, Artifact], manifest: Manifest
+) -> dict:
+    """Where an artifact comes from: settings, code, data, parents by run id and sha256, versions; where it holds a
+    discriminator, the names of its classes 1..K, too."""
     try:
         root = Path(__file__).resolve().parents[1]
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
     except OSError:
         commit = ""
     packages = ("torch", "ray", "mlflow", "lpips", "numpy")
-    return dict(facts) | {
+    labelled = {"classes": list(manifest.class_names)} if "discriminator" in stage.publishes else {}
+    return dict(facts) | labelled | {
         "key": stage_key(facts),
         "commit": commit,
         "parents": {name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in parents.items()},

@@ -173,7 +173,7 @@ def load_manifest(path: storage.Place, *, check_shards: bool = False) -> Manifes
     path = storage.join(folder, MANIFEST)
     there = storage.sizes(folder)
     if MANIFEST not in there:
-        raise ValueError(f"{path} does not exist; make it with `python -m jobs.prepare COCO_ROOT OUT`")
+        raise ValueError(f"{path} does not exist; make it with `python -m jobs.prepare FOLDER OUT`")
     try:
         content = json.loads(storage.read(path))
         if content["format"] != FORMAT:

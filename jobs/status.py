@@ -12,6 +12,7 @@ from typing import Any
 
 from egic.perceptual import ALEXNET_URL, find_backbone
 from jobs import checkpoints, lease, registry, storage, tracking
+from jobs.categories import foretold
 from jobs.config import Config
 from jobs.prepare import find_data
 from jobs.registry import Artifact
@@ -40,6 +41,7 @@ class State:
 def states(config: Config, names: Sequence[str]) -> list[State]:
     """The stages in order. Raises ValueError when MLflow's store or the data cannot be read."""
     manifests = find_data(config.data, config.output)
+    config = foretold(config, manifests, names)
     found: dict[str, State] = {}
     known = store_exists(config.experiment)
     for name in names:

@@ -23,6 +23,7 @@ from egic.config import flag
 from egic.errors import quiet, run_main
 from jobs import command
 from jobs.config import Config
+from jobs.stage import load_stage
 
 STAGES = ("segmentation", "mse-codec", "gan", "orp", "evaluate")
 
@@ -35,7 +36,7 @@ class Pipeline(Config):
     """First stage to run; the ones before it must be finished: segmentation, mse-codec, gan, orp or evaluate. Default:
     all stages."""
     until: str = STAGES[-1]
-    """Last stage to run. Default: all stages."""
+    """Last stage to run. Of the others, those run that it starts from. Default: all stages."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,8 +48,12 @@ class Pipeline(Config):
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The stages to look at, in order: all up to `until` but evaluation's own parents that nothing needs."""
-        return STAGES[: STAGES.index(self.until) + 1]
+        """The stages to look at, in order: `until` and all that it starts from, directly or not."""
+        needed, todo = set(), [self.until]
+        while todo:
+            needed.add(name := todo.pop())
+            todo += ("orp",) if name == "evaluate" else load_stage(name).parents
+        return tuple(name for name in STAGES if name in needed)
 
 
 def start(argv: Sequence[str] | None = None) -> None:
@@ -69,13 +74,12 @@ def start(argv: Sequence[str] | None = None) -> None:
 def main(preset: str, config: Pipeline) -> None:
     """Run the pipeline and print its table; the last line is the path of summary.json."""
     from jobs import cluster, run, storage, tracking
-    from jobs.prepare import open_data
+    from jobs.categories import open_fitted
 
     began = time.perf_counter()
     storage.check(config.output, writable=True)
     lpips = run.find_lpips(config) if "gan" in config.wanted else ("", None)
-    manifests = open_data(config.data, config.output)
-    run.check_data(config, manifests["train"])
+    config, manifests = open_fitted(config, config.wanted)
     run_id = tracking.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
     cluster.start_ray()
     with tracking.ending(run_id), ThreadPoolExecutor(2) as pool, cluster.interruptible(config.compute.grace_s):
@@ -100,7 +104,6 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
     """One summary row per wanted stage. Independent stages overlap when the cluster can place both."""
     from jobs import cluster, evaluate
     from jobs.run import run_stage
-    from jobs.stage import load_stage
 
     side_by_side = min(2, cluster.stages_side_by_side(config.compute))
     first = STAGES.index(config.start)
@@ -156,8 +159,6 @@ def row_of(name: str, result) -> dict:
             "reused": result["reused"],
             "sheet": storage.join(result["folder"], "sheet.png"),
         }
-    from jobs.stage import load_stage
-
     facts, stage = result.provenance, load_stage(name)
     metric = stage.headline
     headline = f"{metric} {facts['metrics'][metric]:.4g}"

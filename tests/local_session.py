@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from egic.perceptual import LPIPS
 from jobs import loop
+from jobs.categories import with_categories
 from jobs.presets import tiny
 from jobs.stage import load_stage
 
@@ -81,7 +82,7 @@ def small(stage: str, **changes):
     """The tiny preset with a few steps of one stage; a checkpoint every two."""
     from dataclasses import replace
 
-    config = tiny()
+    config = with_categories(tiny(), 133)
     field = stage.replace("-", "_")
     rhythm = {"steps": 4, "last_steps": 0, "batch": 4, "log_every": 1, "checkpoint_every": 2, "val_samples": 4}
     if stage == "gan":

@@ -207,7 +207,7 @@ def shards(root: Path) -> Path:
     from jobs.scenes import SceneConfig, write_scenes
 
     write_scenes(root / "coco", SceneConfig(num_train=10, num_val=4, min_side=128, max_side=160))
-    prepare(PrepareConfig(coco_root=root / "coco", out=root / "shards"))
+    prepare(PrepareConfig(folder=root / "coco", out=root / "shards"))
     return root / "shards"
 
 

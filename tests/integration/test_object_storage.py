@@ -52,7 +52,7 @@ def finish(process: subprocess.Popen) -> str:
 def test_a_stage_lives_on_object_storage(server, tmp_path):
     data, output = place_on(server, "shards"), "s3://bucket/runs/egic"
     tree = write_scenes(tmp_path / "coco", SceneConfig(num_train=8, num_val=2, min_side=128, max_side=160))
-    prepare(PrepareConfig(coco_root=tree, out=data))
+    prepare(PrepareConfig(folder=tree, out=data))
     work = tmp_path / "work"
     work.mkdir()
     options = ["--data", data, "--output", output, *FEW]

@@ -98,9 +98,10 @@ def test_the_start_is_of_sane_scale_on_pictures():
         ({"down": (16, 32)}, "same number"),
         ({"down": (16,), "up": (16,)}, "at least 2"),
         ({"latent_channels": 0}, "latent_channels must be at least 1"),
-        ({"num_categories": 0}, "num_categories must be at least 1"),
+        ({"num_categories": -1}, "num_categories must be at least 0"),
+        ({"num_categories": 0}, "put the data's number of categories in its place"),
     ],
 )
 def test_impossible_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        DiscriminatorConfig(**changes)
+        Discriminator(DiscriminatorConfig(**changes))

@@ -11,9 +11,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from egic import checkpoint
 from jobs import dry_run, loop
+from jobs.categories import with_categories
 from jobs.presets import tiny
 from jobs.stage import MODULES, load_stage
 from tests.local_session import NEEDS, collate, components
+
+
+def coco_tiny():
+    return with_categories(tiny(), 133)
 
 
 def trained(name: str, config, parents: dict) -> loop.State:
@@ -44,14 +49,14 @@ def allocated(name: str, config) -> int:
 @pytest.mark.parametrize("name", MODULES)
 def test_memory_is_what_the_allocator_gives(name):
     """10 %: operations on fake tensors choose other kernels here and there, whose temporary results differ."""
-    config = tiny()
+    config = coco_tiny()
     assert dry_run.cost_of(name, config).memory == pytest.approx(allocated(name, config), rel=0.1)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_files_are_as_large_as_foretold(name, tmp_path):
     """Beyond the tensors, a file holds 300 bytes of names and the like for each, which only tiny networks feel."""
-    config, stage = tiny(), load_stage(name)
+    config, stage = coco_tiny(), load_stage(name)
     cost, state = dry_run.cost_of(name, config), trained(name, config, components(config, *NEEDS[name]))
     loop.save(tmp_path, stage, state, [])
     num = len(loop.trained_weights(stage, state.nets))
@@ -66,7 +71,7 @@ def test_parameters_are_the_published_numbers():
 
     for name, expected in (("segmentation", 22_450_247), ("mse-codec", 32_556_240)):
         with torch.device("meta"):
-            nets = dry_run.networks(load_stage(name), paper())
+            nets = dry_run.networks(load_stage(name), with_categories(paper(), 133))
         assert sum(p.numel() for _, p in loop.named_parameters(nets)) == expected
 
 
@@ -74,7 +79,7 @@ def test_more_workers_share_the_batch_and_the_average_is_stored():
     one = dry_run.cost_of("orp", tiny())
     two = dry_run.cost_of("orp", tiny(), world_size=2)
     assert 0.4 * one.memory < two.memory < 0.7 * one.memory
-    config = tiny()
+    config = coco_tiny()
     averaged = replace(config, gan=replace(config.gan, ema=0.9))
     g_s = dry_run.cost_of("gan", averaged).checkpoint - dry_run.cost_of("gan", config).checkpoint
     assert g_s == sum(p.numel() * 4 for p in components(config, "codec")["codec"].g_s.parameters())

@@ -59,7 +59,7 @@ def edit_json(root: Path, change, split: str = "train") -> None:
 
 
 def run(root: Path, out: Path, **options) -> Path:
-    return Path(prepare(PrepareConfig(coco_root=root, out=str(out), split="train", **options))["train"])
+    return Path(prepare(PrepareConfig(folder=root, out=str(out), split="train", **options))["train"])
 
 
 def test_samples_come_back_exactly_at_random(tmp_path):
@@ -237,7 +237,7 @@ def test_own_categories(tmp_path):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda root: shutil.rmtree(root), "COCO folder .* does not exist.*--download"),
+        (lambda root: shutil.rmtree(root), "data folder .* does not exist.*--download"),
         (lambda root: shutil.rmtree(root / "train2017"), "train2017 does not exist"),
         (lambda root: (root / "annotations/panoptic_train2017.json").write_text("{"), "not valid JSON"),
         (lambda root: (root / "annotations/panoptic_train2017.json").write_text("[" * 100_000), "not valid JSON"),
@@ -260,7 +260,7 @@ def test_train_and_val_must_agree_on_categories(tmp_path):
     root = write_tree(write_tree(tmp_path / "coco"), split="val")
     edit_json(root, lambda c: c["categories"].pop(), split="val")
     with pytest.raises(ValueError, match="different categories"):
-        prepare(PrepareConfig(coco_root=root, out=str(tmp_path / "out")))
+        prepare(PrepareConfig(folder=root, out=str(tmp_path / "out")))
 
 
 def test_foreign_folder_is_left_alone(tmp_path):
@@ -292,7 +292,7 @@ def test_damaged_shard_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["../other/shard_00000.parquet", "/etc/passwd"])
 def test_shards_outside_their_folder_are_refused(tmp_path, name):
     root = write_tree(write_tree(tmp_path / "coco"), split="val")
-    prepare(PrepareConfig(coco_root=root, out=tmp_path / "out"))
+    prepare(PrepareConfig(folder=root, out=tmp_path / "out"))
     path = tmp_path / "out" / "train" / "manifest.json"
     content = json.loads(path.read_text())
     content["shards"][0] |= {"file": name, "bytes": Path("/etc/passwd").stat().st_size}
@@ -310,14 +310,14 @@ def test_command_line_ends_in_one_line_and_status_2(tmp_path):
         return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
 
     bad = tool(tmp_path / "nowhere", tmp_path / "out")
-    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and bad.stderr.startswith("error: COCO folder")
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and bad.stderr.startswith("error: data folder")
     write_tree(tmp_path / "coco")
     good = tool(tmp_path / "coco", tmp_path / "out", "--split", "train")
     assert good.returncode == 0 and "train: 3 samples, 0 skipped" in good.stdout
 
 
 def test_official_pictures_keep_every_labelled_pixel(tmp_path, coco_root):
-    manifest = load_manifest(prepare(PrepareConfig(coco_root=coco_root, out=str(tmp_path), split="val"))["val"])
+    manifest = load_manifest(prepare(PrepareConfig(folder=coco_root, out=str(tmp_path), split="val"))["val"])
     content = json.loads((coco_root / "annotations/panoptic_val2017.json").read_text())
     crowd = void = 0
     for annotation in content["annotations"]:

@@ -11,10 +11,14 @@ import pytest
 import ray
 
 from jobs import checkpoints, lease, registry, status, tracking
+from jobs.categories import with_categories
 from jobs.presets import tiny
 from jobs.stage import CODE_TAG, code_tag, ingredients, load_stage, run_params, stage_key
 
-MANIFESTS = {split: SimpleNamespace(digest=f"digest of {split}") for split in ("train", "val")}
+MANIFESTS = {
+    split: SimpleNamespace(digest=f"digest of {split}", folder=split, num_classes=133, class_pixels=(0, 9))
+    for split in ("train", "val")
+}
 DATA = "digest of train digest of val"
 LPIPS = "random backbone, seed 0"
 
@@ -31,7 +35,7 @@ def config(database, tmp_path, monkeypatch, request):
     monkeypatch.delenv("EGIC_WEIGHTS", raising=False)
     monkeypatch.setattr(status, "find_data", lambda data, output: MANIFESTS)
     tracking.experiment_id(request.node.name)
-    return replace(tiny(), experiment=request.node.name, output=str(tmp_path))
+    return with_categories(replace(tiny(), experiment=request.node.name, output=str(tmp_path)), 133)
 
 
 def begin(name, config, tmp_path, parents=(), tags=None, data=DATA):

@@ -84,8 +84,8 @@ def test_results_appear_with_their_last_file_last(place, monkeypatch):
 
 
 def test_prepared_data_is_the_same_wherever_it_lies(tree, place, tmp_path):
-    local = load_manifest(prepare(PrepareConfig(coco_root=tree, out=str(tmp_path / "plain"), split="train"))["train"])
-    config = PrepareConfig(coco_root=tree, out=place, samples_per_shard=2)
+    local = load_manifest(prepare(PrepareConfig(folder=tree, out=str(tmp_path / "plain"), split="train"))["train"])
+    config = PrepareConfig(folder=tree, out=place, samples_per_shard=2)
     found = load_manifest(prepare(config)["train"], check_shards=True)
     assert found.digest == local.digest and len(found.shards) == 3
     for one, other in zip(read_samples(found, range(5)), read_samples(local, range(5)), strict=True):
@@ -100,13 +100,13 @@ def test_unchanged_input_is_reused_and_changed_input_replaces_it(tree, place, mo
     monkeypatch.setattr(
         storage, "write", lambda to, content: (written.append(storage.split(to)[1]), write(to, content))
     )
-    config = PrepareConfig(coco_root=tree, out=place, split="train", samples_per_shard=2)
+    config = PrepareConfig(folder=tree, out=place, split="train", samples_per_shard=2)
     manifest = prepare(config)["train"]
     if storage.is_remote(place):
         assert written[-2:] == ["index.parquet", "manifest.json"] and len(written) == 5
     written.clear()
     assert prepare(config)["train"] == manifest and not written
-    larger = PrepareConfig(coco_root=tree, out=place, split="train", samples_per_shard=4)
+    larger = PrepareConfig(folder=tree, out=place, split="train", samples_per_shard=4)
     prepare(larger)
     names = {"shard-00000.parquet", "shard-00001.parquet", "index.parquet", "manifest.json"}
     assert files(storage.join(place, "train")) == names  # the third shard of before is gone
@@ -123,7 +123,7 @@ def test_unchanged_input_is_reused_and_changed_input_replaces_it(tree, place, mo
 
 def test_a_broken_upload_leaves_no_manifest(tree, server, monkeypatch):
     place = place_on(server, "broken")
-    prepare(PrepareConfig(coco_root=tree, out=place, split="train"))
+    prepare(PrepareConfig(folder=tree, out=place, split="train"))
     write = storage.write
 
     def fails(to, content):
@@ -133,20 +133,20 @@ def test_a_broken_upload_leaves_no_manifest(tree, server, monkeypatch):
 
     monkeypatch.setattr(storage, "write", fails)
     with pytest.raises(OSError, match="the line is dead"):
-        prepare(PrepareConfig(coco_root=tree, out=place, split="train", samples_per_shard=2))
+        prepare(PrepareConfig(folder=tree, out=place, split="train", samples_per_shard=2))
     assert files(storage.join(place, "train")) == {"shard-00000.parquet", "index.parquet"}
 
 
 def test_foreign_objects_are_left_alone(tree, place):
     storage.write(storage.join(place, "train", "thesis.txt"), b"years of work")
     with pytest.raises(ValueError, match="choose another OUT"):
-        prepare(PrepareConfig(coco_root=tree, out=place, split="train"))
+        prepare(PrepareConfig(folder=tree, out=place, split="train"))
     assert files(place) == {"train/thesis.txt"}
 
 
 def test_a_missing_shard_is_named_and_a_dead_server_is_no_damage(tree, server, monkeypatch):
     manifest = load_manifest(
-        prepare(PrepareConfig(coco_root=tree, out=place_on(server, "gone"), split="train"))["train"]
+        prepare(PrepareConfig(folder=tree, out=place_on(server, "gone"), split="train"))["train"]
     )
     read_index(manifest)
     monkeypatch.setattr(storage, "WAITS_S", (0, 0))
@@ -203,7 +203,7 @@ def test_misspelled_places(place, message):
     for make in (
         lambda: Config(**(preset | {"data": place})),
         lambda: Config(**(preset | {"output": place})),
-        lambda: PrepareConfig(coco_root=Path(), out=place),
+        lambda: PrepareConfig(folder=Path(), out=place),
         lambda: run_alone(FoldersConfig(output=place)),
     ):
         with pytest.raises(ValueError, match=message) as error:

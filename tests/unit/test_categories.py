@@ -1,0 +1,92 @@
+"""The data says how many categories there are; stages that learn labels ask for some before anything starts."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from egic import checkpoint
+from egic.discriminator import Discriminator
+from jobs import alone, dry_run
+from jobs.categories import check_parent, fitted, foretold, learning_labels, open_fitted, with_categories
+from jobs.presets import extended, tiny
+from pipelines.full import STAGES, Pipeline
+from tests.own_data import write_label_maps, write_photographs
+
+
+def data(pixels: tuple[int, ...] = (9, 5, 0, 7)) -> dict:
+    manifest = SimpleNamespace(folder="the data", num_classes=len(pixels) - 1, class_pixels=pixels)
+    return {"train": manifest, "val": manifest}
+
+
+def test_the_data_decides_and_another_number_is_refused():
+    assert tiny().discriminator.num_categories == 0
+    assert fitted(tiny(), data(), STAGES) == with_categories(tiny(), 3)
+    assert fitted(with_categories(tiny(), 3), data(), STAGES) == with_categories(tiny(), 3)
+    with pytest.raises(
+        ValueError, match="the data has 3 categories, discriminator.num_categories is 133; leave it at 0"
+    ):
+        fitted(with_categories(tiny(), 133), data(), STAGES)
+
+
+@pytest.mark.parametrize("pixels", [(9,), (9, 0, 0)])
+def test_labels_are_asked_for_where_they_are_learned_from(pixels):
+    assert learning_labels(STAGES) == ["segmentation", "gan"]
+    for stages in (("mse-codec",), ("orp",), ("evaluate",)):
+        assert fitted(tiny(), data(pixels), stages) == tiny()
+    with pytest.raises(ValueError, match="segmentation and gan learn from labels, and the data has none; give a COCO"):
+        fitted(tiny(), data(pixels), STAGES)
+    with pytest.raises(ValueError, match="gan learns from labels"):
+        fitted(tiny(), data(pixels), ("gan",))
+
+
+@pytest.mark.parametrize(
+    "until, wanted",
+    [
+        ("segmentation", ("segmentation",)),
+        ("mse-codec", ("mse-codec",)),
+        ("gan", STAGES[:3]),
+        ("orp", STAGES[:4]),
+        ("evaluate", STAGES),
+    ],
+)
+def test_a_pipeline_wants_what_its_last_stage_starts_from(until, wanted):
+    assert replace(extended(tiny, Pipeline)(), until=until).wanted == wanted
+
+
+def test_photographs_are_refused_before_they_are_read(tmp_path):
+    root = write_photographs(tmp_path / "mine", 4)
+    config = replace(tiny(), data=str(root), output=str(tmp_path / "out"))
+    for look in (lambda stages: open_fitted(config, stages), lambda stages: dry_run.text(config, stages)):
+        with pytest.raises(ValueError, match="segmentation and gan learn from labels, .*mine has none"):
+            look(STAGES)
+    assert not (tmp_path / "out").exists()
+    assert open_fitted(config, ("mse-codec",))[1]["train"].num_samples == 3
+
+
+def test_unprepared_data_is_foretold(tmp_path):
+    assert foretold(tiny(), {}, STAGES) == with_categories(tiny(), 133)  # scenes
+    config = replace(tiny(), data=str(write_label_maps(tmp_path / "own")), output=str(tmp_path / "out"))
+    assert foretold(config, {}, STAGES) == with_categories(config, 5)
+    assert dry_run.data_line(config).endswith("own, label maps, to be prepared: 4 pictures in train, 2 pictures in val")
+
+
+def test_a_discriminator_of_other_labels_is_no_start(tmp_path):
+    config = with_categories(tiny(), 5)
+    checkpoint.save(tmp_path, {"discriminator": Discriminator(with_categories(tiny(), 7).discriminator)}, {})
+    with pytest.raises(ValueError, match="the discriminator of parent knows 7 categories, the data has 5; start from"):
+        check_parent(config, "gan", "parent", tmp_path)
+    check_parent(config, "orp", "parent", tmp_path)  # needs none
+    check_parent(with_categories(tiny(), 7), "gan", "parent", tmp_path)
+
+
+def test_a_stage_alone_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    root = write_photographs(tmp_path / "mine", 4)
+    with pytest.raises(SystemExit) as stop:
+        alone.main("segmentation", ["tiny", "--data", str(root), "--output", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: segmentation learns from labels, and {root} has none; give a COCO panoptic tree, or label maps with a "
+        "class table (classes.yaml). mse-codec and orp need no labels\n"
+    )
