@@ -262,6 +262,7 @@ def measure(job: Job, measures: Measures, facts: dict, folder: str, parent_run: 
             write_report(here)
         storage.write(here / "summary.json", (json.dumps(found, indent=2) + "\n").encode())
         tracking.log_folder(run_id, here, {f"val/{k}": v for k, v in found.items()})
+        tracking.log_rows(run_id, tables.curve_rows(json.loads(storage.read(here / "sets.json"))))
     return found | {"folder": folder, "run_id": run_id, "reused": False}
 
 
