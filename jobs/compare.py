@@ -124,7 +124,10 @@ def write_together(members: Sequence[Result], folder: Path) -> list[str]:
     """
     shutil.rmtree(folder, ignore_errors=True)  # what an earlier comparison put there
     (folder / "pictures").mkdir(parents=True)
-    rows, sets, seen, taken = [], [], set(), set()
+    rows: list[dict] = []
+    sets: list[dict] = []
+    seen: set[str] = set()
+    taken: set[str] = set()
     for result in members:
         names = new_names(result, seen, taken)
         seen |= {identity(row) for row in result.found.rows}

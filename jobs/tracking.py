@@ -174,7 +174,8 @@ def runs_of(stage: str, key: str, *, experiment: str = EXPERIMENT) -> "list[Run]
 def finished_runs(stage: str, *, experiment: str = EXPERIMENT) -> "list[Run]":
     """All FINISHED runs of `stage`, newest first."""
     where = f"tags.`egic.stage` = '{stage}' and attributes.status = 'FINISHED'"
-    found, token = [], None
+    found: list[Run] = []
+    token = None
     while True:  # MLflow gives a thousand at a time
         page = client().search_runs(
             [experiment_id(experiment)], where, order_by=["attributes.start_time DESC"], page_token=token
