@@ -1,4 +1,4 @@
-"""egic compress | decompress | info | demo | models | evaluate | report | export | import-reference.
+"""egic compress | decompress | info | demo | models | evaluate | report | compare | export | import-reference.
 
 Plain argparse: `egic --help` and `egic info` start in a fraction of a second, torch is imported only to code pictures.
 """
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = _Parser(prog="egic", description="EGIC, a generative image codec.")
     top.add_argument("--version", action="version", version=f"egic {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join([*_COMMANDS, "evaluate"]))
+    commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join([*_COMMANDS, *_JOBS]))
     compress = commands.add_parser("compress", help="pictures -> .egic files")
     decompress = commands.add_parser("decompress", help=".egic files -> pictures")
     command: argparse.ArgumentParser
@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--images", metavar="FOLDER", type=Path, help="where the evaluated pictures lie, for --anchors")
     commands.add_parser("evaluate", help="models on folders of pictures, through real files (needs egic[train])")
+    commands.add_parser("compare", help="all that MLflow has evaluated in one report (needs egic[train])")
     export = commands.add_parser("export", help="a model as a folder for the Hugging Face hub, with a model card")
     export.add_argument("model", metavar="MODEL", help=_REF)
     export.add_argument("--license", default="apache-2.0", metavar="ID", help="of the weights (default: apache-2.0)")
@@ -90,8 +91,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: 0, or 2 when anything could not be done."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["evaluate"]:  # a job of the pipeline, with options of its own
-        return run_main(lambda: cli_refs.jobs("evaluate", "egic evaluate needs").evaluate_folders(argv[1:])) or 0
+    if argv and argv[0] in _JOBS:  # jobs of the pipeline, with options of their own
+        name, rest = argv[0], argv[1:]
+        return run_main(lambda: getattr(cli_refs.jobs(name, f"egic {name} needs"), _JOBS[name])(rest)) or 0
     args = parser().parse_args(argv)
     try:
         return run_main(lambda: _COMMANDS[args.command](args)) or 0
@@ -157,6 +159,8 @@ def _compress(args: argparse.Namespace) -> int:
         cli_files.write(task, data)
         if args.stats:
             print(f"{task.name}: {_quality(model, image, data, time_s)}", file=_beside(task))
+            if sys.stdout.isatty():
+                return ""  # both would come to the same screen
         return f"{len(data)} bytes, {8 * len(data) / image[..., 0].size:.4f} bpp, {time_s:.2f} s"
 
     return _each(tasks, work)
@@ -187,6 +191,8 @@ def _decompress(args: argparse.Namespace) -> int:
                 f"{task.name}: {8 * len(data) / image[..., 0].size:.4f} bpp, {time_s:.2f} s decompress",
                 file=_beside(task),
             )
+            if sys.stdout.isatty():
+                return ""
         return f"{size}, {time_s:.2f} s"
 
     return _each(tasks, work)
@@ -282,6 +288,8 @@ _COMMANDS = {
     "export": _export,
     "import-reference": _import_reference,
 }
+_JOBS = {"evaluate": "evaluate_folders", "compare": "compare_runs"}
+"""Module of `jobs` by the command's name, and its function that takes the arguments."""
 
 if __name__ == "__main__":
     raise SystemExit(main())

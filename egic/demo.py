@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
+import safehttpx
 from PIL import Image
 
 from egic.demo_codec import MAX_BYTES, Desk, Opened
@@ -132,7 +133,7 @@ def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
     """The page. model: what to call the model. folder: where its files lie. at_once: uploads coded side by side."""
     with gr.Blocks(title="EGIC", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         state = gr.State(None, time_to_live=3600, delete_callback=lambda shelf: shelf and shelf.clear())
-        gr.HTML(f"<h1>EGIC</h1><p>Generative image codec, {html.escape(model)}</p>", elem_id="head")
+        gr.HTML(f"<h1>EGIC</h1><p>Generative image codec, <span>{html.escape(model)}</span></p>", elem_id="head")
         upload = gr.File(show_label=False, container=False, elem_id="drop")
         message = gr.HTML(elem_id="message")
         with gr.Row(visible=False, elem_id="panes") as panes:
@@ -190,8 +191,14 @@ def _pane(name: str) -> gr.ImageSlider:
     )  # fmt: skip
 
 
+async def _no_url(*_, **__) -> None:
+    """In place of Gradio's two ways to fetch a file that a request names by URL, from any public machine."""
+    raise gr.Error("this page opens files that were uploaded to it, and no URLs", print_exception=False)
+
+
 def start(page: gr.Blocks, host: str, port: int) -> str:
     """Serve the page, and return its address."""
+    safehttpx.get = safehttpx.async_validate_url = _no_url
     _, url, _ = page.launch(
         server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, inbrowser=False,
         max_file_size=MAX_BYTES, footer_links=[], theme=theme(), css_paths=CSS, root_path="", state_session_capacity=8,

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,20 +63,25 @@ def _json(path: Path, keys: tuple[str, ...]) -> list[dict]:
 
 def replace(evaluation: Evaluation, rows: list[dict]) -> Evaluation:
     """Put rows and their means into the folder, in place of what it has under their labels; returns what it has now."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     labels, folder = {row["label"] for row in rows}, evaluation.folder
     rows = [row for row in evaluation.rows if row["label"] not in labels] + rows
     sets = [entry for entry in evaluation.sets if entry["label"] not in labels]
     sets += means(row for row in rows if row["label"] in labels)
+    write(folder, rows, sets)
+    return Evaluation(folder=folder, rows=rows, sets=sets, skipped=evaluation.skipped)
+
+
+def write(folder: Path, rows: Sequence[Mapping], sets: Sequence[Mapping]) -> None:
+    """Write rows.parquet and sets.json, each whole or not at all; a column that a row lacks is null there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     columns = list(dict.fromkeys(column for row in rows for column in row))
     aside = folder / f".rows.{os.getpid()}"
     pq.write_table(pa.table({column: [row.get(column) for row in rows] for column in columns}), aside)
     aside.replace(folder / "rows.parquet")
     aside.write_text(json.dumps(sets, indent=2) + "\n")
     aside.replace(folder / "sets.json")
-    return Evaluation(folder=folder, rows=rows, sets=sets, skipped=evaluation.skipped)
 
 
 def means(rows: Iterable[dict]) -> list[dict]:

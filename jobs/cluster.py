@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -22,6 +23,8 @@ from jobs.config import ComputeConfig
 
 log = logging.getLogger(__name__)
 
+AUTHENTICATION = "ray._private.authentication.authentication_token_setup"  # Ray's logger of that
+
 
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS or a submitted job names, else start Ray on this machine."""
@@ -31,13 +34,20 @@ def start_ray() -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *(p for p in paths if p and p != root)])
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # reports are heard this often; Ray's 2 s wait
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # progress lines differ only in numbers, and are all wanted
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every printed line twice
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no colours in files and `ray job logs`
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
+    logging.getLogger(AUTHENTICATION).addFilter(_not_enabled)
     ray.init(logging_level=logging.WARNING)
     quiet_ray()
+
+
+def _not_enabled(record: logging.LogRecord) -> bool:
+    """Ray warns at every start that its ports ask for a token, as they should; that they do not would still be told."""
+    return "authentication is enabled" not in record.getMessage()
 
 
 def quiet_ray() -> None:

@@ -166,12 +166,12 @@ def text(config: Config, names: Sequence[str]) -> str:
         sizes = [shown(size) for size in (cost.checkpoint, cost.artifact, cost.memory)]
         counts = (cost.steps, cost.batch, cost.steps * cost.batch, cost.parameters, cost.trained)
         rows.append((name, *(f"{count:,}" for count in counts), *sizes))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows]
+    widths = [max(map(len, row)) for row in rows]  # a column per stage: that fits a terminal
+    lines = ["  ".join([c[0].ljust(widths[0]), *map(str.rjust, c[1:], widths[1:])]) for c in zip(*rows, strict=True)]
     lines += ["", f"data       {data_line(config)}", f"workers    {workers_line(config)}"]
-    lines += [f"disk       {shown(disk)} below {storage.absolute(config.output)} and in MLflow's artifacts, with "]
-    lines[-1] += f"{KEPT_CHECKPOINTS} checkpoints of each stage"
-    lines += ["memory     of each worker's tensors; the program and its libraries come on top, 0.6 GB or more"]
+    lines += [f"disk       {shown(disk)} below {storage.absolute(config.output)} and in MLflow's artifacts,"]
+    lines += [f"           with {KEPT_CHECKPOINTS} checkpoints of each stage"]
+    lines += ["memory     of each worker's tensors; program and libraries come on top, 0.6 GB or more"]
     return "\n".join(lines)
 
 

@@ -228,7 +228,15 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     output = storage.absolute(job.output)
     folder = storage.join(output, NAME, key)
     with lease.held(folder_at(folder), NAME):
-        return reused(job, key, folder, parent_run) or measure(job, measures, facts, folder, parent_run)
+        found = reused(job, key, folder, parent_run) or measure(job, measures, facts, folder, parent_run)
+    if parent_run:  # MLflow's list shows pipelines and hides their stages: their curves are to be compared there
+        tracking.log_rows(parent_run, curve_of(folder))
+    return found
+
+
+def curve_of(folder: storage.Place) -> list[dict]:
+    """The evaluation's curve as rows for MLflow."""
+    return tables.curve_rows(json.loads(storage.read(storage.join(folder, "sets.json"))))
 
 
 def reused(job: Job, key: str, folder: str, parent_run: str | None) -> dict | None:
@@ -262,6 +270,7 @@ def measure(job: Job, measures: Measures, facts: dict, folder: str, parent_run: 
             write_report(here)
         storage.write(here / "summary.json", (json.dumps(found, indent=2) + "\n").encode())
         tracking.log_folder(run_id, here, {f"val/{k}": v for k, v in found.items()})
+        tracking.log_rows(run_id, curve_of(here))
     return found | {"folder": folder, "run_id": run_id, "reused": False}
 
 

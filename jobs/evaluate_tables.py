@@ -86,6 +86,20 @@ def summarise(table: pa.Table, found: Sequence[Mapping]) -> dict[str, float]:
     return summary
 
 
+def curve_rows(found: Sequence[Mapping]) -> list[dict[str, float]]:
+    """Rate and every measure as `rd/...` at step 100 alpha, so that MLflow draws curves of all runs over each other.
+
+    With several curves each name begins with one's, as in `summarise`.
+    """
+    several = len({entry["label"] for entry in found}) > 1
+    rows = []
+    for entry in sorted(found, key=lambda e: e["alpha"]):
+        prefix = f"rd/{slug(entry['label'])}/" if several else "rd/"
+        measured = {n: entry[n] for n in ("bpp", *quality.NAMES, *sets.NAMES) if entry[n] is not None}
+        rows.append({"step": round(100 * entry["alpha"])} | {prefix + name: v for name, v in measured.items()})
+    return rows
+
+
 def write_shown(folder: Path, table: pa.Table, parts: Parts, shown: Sequence[Picture], originals: list) -> None:
     """Originals and decoded pictures below `folder`/pictures, and sheet.png: a line per picture and curve."""
     lines, titles = [], []

@@ -69,7 +69,7 @@ def publish(
         published = register(name, f"models:/{model.model_id}", run_id, model.model_id, tags)
     version, uri = int(published.version), published.source
     tracking.set_tags(run_id, {"egic.sha256": sha256, "egic.uri": uri, "egic.model_version": str(version)})
-    log.info("%s is models:/%s/%d, sha256 %s", stage, name, version, sha256)
+    log.info("%s is models:/%s/%d, sha256 %s", stage, name, version, sha256[:12])
     return Artifact(run_id=run_id, uri=uri, sha256=sha256, model_version=version)
 
 

@@ -15,6 +15,7 @@ from jobs.metric_log import MetricLog
 log = logging.getLogger(__name__)
 
 UNDELIVERED = "undelivered-metrics.json"
+COORDINATOR = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
 
 
 class Reports(UserCallback):
@@ -27,6 +28,12 @@ class Reports(UserCallback):
         self.run_id, self.last_step, self.place = run_id, last_step, place
         self.uri = tracking.tracking_uri()
         self.metric_log: MetricLog | None = None
+
+    def __setstate__(self, state: dict) -> None:
+        """In the controller, before it starts anything: a busy machine lets its requests wait, and each wait would be
+        told with a traceback; Ray asks again and says itself that it does not matter."""
+        self.__dict__.update(state)
+        logging.getLogger(COORDINATOR).setLevel(logging.ERROR)
 
     def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
         report = metrics[0]

@@ -5,6 +5,8 @@ Reads MLflow and the output folder; starts nothing, downloads nothing, and makes
 
 import json
 import os
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from jobs.registry import Artifact
 from jobs.shards import Manifest
 from jobs.stage import CODE_TAG, EVALUATE, code_files, ingredients, load_stage, stage_key
 
-HEAD = ("stage", "state", "key", "MLflow run", "artifact")
+HEAD = ("stage", "state", "key", "run", "artifact")
 OTHERS = ("key", "code", "data", "lpips")
 """Parameters of a stage's run that are no settings of it."""
 
@@ -181,13 +183,24 @@ def changed_code(name: str, tag: str | None) -> str:
 def text(config: Config, names: Sequence[str]) -> str:
     """Table of the stages, and below it why those that are not finished would run."""
     found = states(config, names)
-    rows = [HEAD] + [(s.stage, s.state, s.key or "-", s.run_id or "-", artifact_text(s)) for s in found]
+    rows = [HEAD] + [
+        (s.stage, short(s.state), s.key or "-", s.run_id[:8] or "-", artifact_text(s)) for s in found
+    ]  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines + [f"{s.stage}: {why}" for s in found for why in s.why])
+    for s in found:
+        for told in ([s.state] if short(s.state) != s.state else []) + s.why:
+            lines += textwrap.wrap(
+                f"{s.stage}: {told}", 79, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+            )
+    return "\n".join(lines)
+
+
+def short(state: str) -> str:
+    """A state as one word; the rest of it stands below the table."""
+    return state if state == "never run" else re.split(r"[ ,;]", state)[0]
 
 
 def artifact_text(state: State) -> str:
-    if state.artifact is None:
-        return "-"
-    return f"models:/egic-{state.stage}/{state.artifact.model_version} sha256 {state.artifact.sha256[:12]}"
+    """A reference for --model and --init-from; `egic models` has the digests."""
+    return f"models:/egic-{state.stage}/{state.artifact.model_version}" if state.artifact else "-"

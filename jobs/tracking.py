@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -158,6 +158,7 @@ def start_stage(
         log.info("%s goes on in MLflow run %s", stage, run_id)
     else:
         run_id = store.create_run(where, run_name=stage, tags=tags).info.run_id
+        log.info("%s starts in MLflow run %s", stage, run_id)
     log_params(run_id, params)
     if parent_run_id:
         set_tags(parent_run_id, {f"egic.stage.{stage}": run_id})
@@ -170,9 +171,35 @@ def runs_of(stage: str, key: str, *, experiment: str = EXPERIMENT) -> "list[Run]
     return list(client().search_runs([experiment_id(experiment)], where, order_by=["attributes.start_time DESC"]))
 
 
+def finished_runs(stage: str, *, experiment: str = EXPERIMENT) -> "list[Run]":
+    """All FINISHED runs of `stage`, newest first."""
+    where = f"tags.`egic.stage` = '{stage}' and attributes.status = 'FINISHED'"
+    found: list[Run] = []
+    token = None
+    while True:  # MLflow gives a thousand at a time
+        page = client().search_runs(
+            [experiment_id(experiment)], where, order_by=["attributes.start_time DESC"], page_token=token
+        )
+        found += page
+        if not (token := page.token):
+            return found
+
+
+def start_comparison(key: str, tags: Mapping[str, str], *, experiment: str = EXPERIMENT) -> str:
+    """Open the run that holds the comparison of evaluations with this key again, or start it; returns its run id."""
+    store, where = client(), f"tags.`egic.kind` = 'comparison' and tags.`egic.key` = '{key}'"
+    tags = {"egic.kind": "comparison", "egic.key": key, **tags}
+    for run in store.search_runs([experiment_id(experiment)], where):
+        store.update_run(run.info.run_id, status="RUNNING")
+        set_tags(run.info.run_id, tags)
+        return run.info.run_id
+    return store.create_run(experiment_id(experiment), run_name="comparison", tags=tags).info.run_id
+
+
 def reuse_stage(parent_run_id: str, stage: str, run_id: str) -> None:
     """Say on a pipeline's run that it took `stage` from the finished run `run_id`."""
     set_tags(parent_run_id, {f"egic.stage.{stage}": run_id, f"egic.reused.{stage}": run_id})
+    log.info("%s is finished already, in MLflow run %s", stage, run_id)
 
 
 def finish(run_id: str, status: str = "FINISHED") -> None:
@@ -308,6 +335,23 @@ def log_folder(run_id: str, folder: Path, metrics: Mapping[str, float]) -> None:
     store.log_artifacts(run_id, str(folder))
     for name, value in metrics.items():
         store.log_metric(run_id, name, value)
+
+
+def log_rows(run_id: str, rows: Iterable[Mapping[str, float]]) -> None:
+    """Store rows of numbers, each with its int `step`, at once (`jobs.metric_log` is for those of training)."""
+    now_ms, entity = int(time.time() * 1000), mlflow().entities.Metric
+    values = [entity(k, float(v), now_ms, int(row["step"])) for row in rows for k, v in row.items() if k != "step"]
+    client().log_batch(run_id, metrics=values)
+
+
+def log_paths(run_id: str, paths: Iterable[Path]) -> None:
+    """Store files, and folders under their own names, on the run."""
+    store = client()
+    for path in paths:
+        if path.is_dir():
+            store.log_artifacts(run_id, str(path), path.name)
+        else:
+            store.log_artifact(run_id, str(path))
 
 
 @contextmanager

@@ -91,11 +91,12 @@ def main(preset: str, config: Pipeline) -> None:
     storage.write(path, (json.dumps(summary, indent=2) + "\n").encode())
     print(table(rows))
     if "random" in lpips[0]:
-        print(f"LPIPS ran on a {lpips[0]}: its values compare with nothing; give --lpips-weights FILE for real ones.")
+        print(f"* LPIPS ran on a {lpips[0]}: its values compare with nothing; give --lpips-weights FILE for real ones")
     for row in rows:
         if row["stage"] == "evaluate":
+            print("PSNR of files: " + ", ".join(f"{v:.2f} dB at alpha {alpha}" for alpha, v in row["psnr_db"].items()))
             print(f"picture to look at: {row['sheet']}")
-    print(f"curves, pictures and models: {mlflow_command()}")
+    print(f"curves, pictures and models: {mlflow_page(config.experiment)}")
     print(f"took {took:.0f} s")
     print(path)
 
@@ -148,13 +149,13 @@ def row_of(name: str, result) -> dict:
 
     if name == "evaluate":
         psnr = {k.removeprefix("psnr_db_alpha_"): v for k, v in result.items() if k.startswith("psnr_db_alpha_")}
-        headline = ", ".join(f"{v:.2f} dB at alpha {alpha}" for alpha, v in psnr.items())
         return {
             "stage": name,
             "steps": result["num_pictures"],
             "time_s": result["time_s"],
             "images_per_s": result["num_pictures"] / result["time_s"],
-            "headline": f"{headline}, {result['bpp']:.3f} bpp",
+            "headline": f"{result['bpp']:.3f} bpp, {list(psnr.values())[-1]:.2f} dB",
+            "psnr_db": psnr,
             "run_id": result["run_id"],
             "reused": result["reused"],
             "sheet": storage.join(result["folder"], "sheet.png"),
@@ -163,7 +164,7 @@ def row_of(name: str, result) -> dict:
     metric = stage.headline
     headline = f"{metric} {facts['metrics'][metric]:.4g}"
     if "random" in facts["lpips"] and "lpips" in metric:
-        headline += " (random backbone)"
+        headline += " *"
     return {
         "stage": name, "steps": facts["steps"], "time_s": facts["time_s"],
         "images_per_s": facts["steps"] * facts["batch"] / max(facts["time_s"], 1e-9), "headline": headline,
@@ -174,10 +175,10 @@ def row_of(name: str, result) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as aligned text."""
-    head = ("stage", "steps", "time", "images/s", "headline metric", "MLflow run", "")
+    """The rows as aligned text that fits a terminal; run ids are cut, summary.json has them whole."""
+    head = ("stage", "steps", "time", "images/s", "headline metric", "run", "")
     lines = [head] + [
-        (r["stage"], str(r["steps"]), f"{r['time_s']:.0f} s", f"{r['images_per_s']:.1f}", r["headline"], r["run_id"],
+        (r["stage"], str(r["steps"]), clock(r["time_s"]), f"{r['images_per_s']:.1f}", r["headline"], r["run_id"][:8],
          "reused" if r["reused"] else "trained" if r["stage"] != "evaluate" else "evaluated")
         for r in rows
     ]  # fmt: skip
@@ -185,12 +186,20 @@ def table(rows: list[dict]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def mlflow_command() -> str:
-    """How to see the run."""
+def clock(time_s: float) -> str:
+    """Hours, minutes and seconds."""
+    return f"{int(time_s) // 3600}:{int(time_s) // 60 % 60:02d}:{int(time_s) % 60:02d}"
+
+
+def mlflow_page(experiment: str) -> str:
+    """How to see the runs: MLflow's own page would open on prompts and traces."""
     from jobs import tracking
 
+    page = f"#/experiments/{tracking.experiment_id(experiment)}/runs?workflowType=machine_learning"
     uri = tracking.tracking_uri()
-    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else tracking.shown_uri()
+    if uri.startswith("sqlite"):
+        return f"mlflow ui --backend-store-uri {uri}\nthen open http://127.0.0.1:5000/{page}"
+    return f"{tracking.shown_uri().rstrip('/')}/{page}"
 
 
 if __name__ == "__main__":

@@ -210,6 +210,19 @@ def test_bad_input_is_said_on_the_page_and_changes_nothing(page, picture, server
     assert "Traceback" not in server.errors()
 
 
+def test_a_url_in_place_of_a_file_is_refused(page, server):
+    """The last test looks whether the server asked for it all the same."""
+    url = "http://gradio-would-fetch.example.com/x.png"
+    assert page.request.get(f"{server.url}gradio_api/file={url}").status == 403
+    events = [d["id"] for d in page.evaluate("window.gradio_config.dependencies") if d["targets"]]
+    given = {"path": url, "meta": {"_type": "gradio.FileData"}}
+    for event in events:  # a file, and the slider's number, which Gradio would take for a file, too
+        body = {"data": [given] * 3, "fn_index": event, "session_hash": "url"}
+        assert page.request.post(f"{server.url}gradio_api/queue/join", data=body).status == 200
+    stream = page.request.get(f"{server.url}gradio_api/queue/data?session_hash=url").text()
+    assert stream.count("and no URLs") == stream.count('"process_completed"') == len(events) == 2
+
+
 def test_the_divider_moves_and_stays_where_it_is_when_alpha_changes(page, picture):
     put(page, picture)
     upper = page.locator("#mine img").nth(1)

@@ -50,7 +50,7 @@ def test_every_stage_trains_and_the_table_says_so(finished):
     assert [r["stage"] for r in rows] == ["segmentation", "mse-codec", "gan", "orp", "evaluate"]
     assert not any(r["reused"] for r in rows)
     for row in rows:
-        assert row["run_id"] in done.stdout
+        assert row["run_id"][:8] in done.stdout
 
 
 def test_models_are_registered_and_decode_at_any_alpha(finished, monkeypatch):
@@ -81,6 +81,10 @@ def test_lineage_curves_and_pictures_are_in_mlflow(finished, monkeypatch):
         if name != "evaluate":
             assert {"time/data_s", "time/step_s", "system/worker_rss_gb", "train/grad_norm"} <= run_.data.metrics.keys()
             assert tracking.client().list_artifacts(run_.info.run_id, "pictures")
+    curve = tracking.client().get_metric_history(rows["evaluate"]["run_id"], "rd/psnr_db")
+    assert [m.step for m in curve] == [0, 50, 100]
+    parent = tracking.client().get_run(summary(done)["run_id"]).data.metrics
+    assert parent["rd/bpp"] == runs["evaluate"].data.metrics["rd/bpp"] > 0
 
 
 def test_evaluation_counts_bits_of_real_files(finished):

@@ -1,11 +1,14 @@
 """A cluster that can never place a stage says what it lacks, instead of waiting without a word."""
 
+import importlib
+import logging
 import os
+import pickle
 from dataclasses import replace
 
 import pytest
 
-from jobs import alone, cluster
+from jobs import alone, cluster, reports
 from jobs.config import ComputeConfig
 from jobs.presets import extended, tiny
 from jobs.stage import load_stage
@@ -116,3 +119,24 @@ def test_a_parent_that_is_no_artifact(tmp_path):
     config = replace(extended(tiny, alone.StageConfig)(), init_from=(str(tmp_path),))
     with pytest.raises(ValueError, match="no EGIC model"):
         alone.named_parents(load_stage("gan"), config)
+
+
+def test_ray_warns_of_open_ports_and_not_of_closed_ones(caplog):
+    setup = importlib.import_module(cluster.AUTHENTICATION)
+    setup.logger.addFilter(cluster._not_enabled)
+    try:
+        setup._warn_token_auth_enabled()
+        setup._warn_token_auth_disabled()
+    finally:
+        setup.logger.removeFilter(cluster._not_enabled)
+    assert [r.getMessage()[:32] for r in caplog.records] == ["Token authentication is disabled"]
+
+
+def test_the_controller_tells_nothing_of_requests_that_wait():
+    logger = importlib.import_module(reports.COORDINATOR).logger
+    assert logger.isEnabledFor(logging.WARNING)
+    try:
+        pickle.loads(pickle.dumps(reports.Reports("run", 1, None)))  # as it comes to the controller
+        assert not logger.isEnabledFor(logging.WARNING) and logger.isEnabledFor(logging.ERROR)
+    finally:
+        logger.setLevel(logging.NOTSET)

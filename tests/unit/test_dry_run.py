@@ -106,8 +106,9 @@ def test_the_table_and_what_surrounds_it(tmp_path, monkeypatch):
     assert not ray.is_initialized() and list(tmp_path.iterdir()) == []
     assert mlflow_before or "mlflow" not in sys.modules
     lines = {line.split()[0]: line for line in found.splitlines() if line}
-    assert lines["mse-codec"].split()[1:6] == ["450", "4", "1,800", "704,740", "704,740"]
-    assert "16 at most" in lines["evaluate"] and "0.75 CPU in all" in lines["workers"]
+    assert lines["stage"].split()[1:] == ["mse-codec", "evaluate"] and lines["steps"].split()[1:] == ["450", "-"]
+    assert lines["images"].split()[2:] == ["1,800", "16", "at", "most"]
+    assert lines["trained"].split()[1:] == ["704,740", "-"] and "0.75 CPU in all" in lines["workers"]
     assert f"{tmp_path}/outputs/scenes does not exist yet; scenes will be drawn there" in lines["data"]
 
 

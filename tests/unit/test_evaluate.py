@@ -175,6 +175,11 @@ def test_sets_are_means_and_say_when_they_are_unreliable(folder, models, tmp_pat
         tables.summarise(table, one)
     )
     assert "plain/psnr_db_alpha_1" in tables.summarise(table, found)
+    rows = tables.curve_rows(one)
+    assert [row["step"] for row in rows] == [0, 50, 100]
+    assert set(rows[0]) == {"step", "rd/bpp", "rd/psnr_db", "rd/fid256"}
+    assert [row["rd/psnr_db"] for row in rows] == [entry["psnr_db"] for entry in one]
+    assert {"rd/orp/bpp", "rd/plain/bpp"} <= {name for row in tables.curve_rows(found) for name in row}
 
 
 @pytest.mark.parametrize("label", ["models:/egic-orp@best", "/data/models/x y/", "..", "orp"])

@@ -31,6 +31,15 @@ def test_rows_of_different_sizes_stand_unscaled_below_their_titles():
     assert (sheet[4:16] < 128).any()  # the titles' ink
 
 
+def test_titles_are_as_large_as_wide_pictures_need():
+    def ink(width: int) -> np.ndarray:
+        sheet = np.asarray(panels.panel([[np.full((8, width, 3), 255, np.uint8)]], ["original"]))
+        return np.argwhere((sheet < 128).any(2))
+
+    small, large = ink(200), ink(520)
+    assert np.ptp(large, axis=0)[1] > 1.7 * np.ptp(small, axis=0)[1]
+
+
 def test_every_picture_may_have_a_title():
     rows = [[picture(10, 60, 1)], [picture(10, 60, 2)]]
     sheet = np.asarray(panels.panel(rows, [["one"], ["two"]], gap=2))
