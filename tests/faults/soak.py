@@ -33,19 +33,22 @@ LOG_EVERY = 25
 LOOK_S = 5.0
 LONG_LIFE = 120
 """Samples (ten minutes) from which on a single process's memory is judged, too."""
-ROLES = {
-    "RayTrainWorker": "train worker", "TrainController": "train controller", "ray::": "other ray workers",
-    "raylet/raylet": "raylet", "gcs_server": "gcs", "dashboard/dashboard.py": "dashboard", "log_monitor": "log monitor",
-    "monitor.py": "autoscaler", "runtime_env/agent": "runtime env agent", "dashboard/agent.py": "dashboard agent",
-    "jobs.segm": "driver",
-}  # fmt: skip
+ROLES = (
+    "RayTrainWorker", "TrainController", "DatasetManager", "SplitCoordinator", "SynchronizationActor",
+    "PlacementGroupCleaner", "AutoscalingCoordinator", "DashboardAgent", "RuntimeEnvAgent", "raylet/raylet",
+    "gcs_server", "dashboard/dashboard.py", "log_monitor", "monitor.py", "jobs.segmentation",
+)  # fmt: skip
+TASKS = ("ray::", "default_worker.py")
+"""In the titles of workers that do whatever tasks come, such as the data tasks."""
 
 Samples = dict[psutil.Process, list[tuple[float, str, float]]]
 
 
 def role_of(process: psutil.Process) -> str:
+    """What the process is for, by its title."""
     name = title(process)
-    return next((role for part, role in ROLES.items() if part in name), name[:40])
+    tasks = "tasks" if any(part in name for part in TASKS) else ""
+    return next((role for role in ROLES if role in name), tasks or Path(name.partition(" ")[0]).name)
 
 
 def measure(run: Run, samples: Samples) -> None:
