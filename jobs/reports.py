@@ -9,8 +9,8 @@ from ray.train import Checkpoint, UserCallback
 
 from egic.errors import NonFiniteError
 from jobs import tracking
-from jobs.checkpoints import Place
 from jobs.metric_log import MetricLog
+from jobs.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Reports(UserCallback):
     What a server that is away has not taken when the controller ends lies in the stage's folder until it is back.
     """
 
-    def __init__(self, run_id: str, last_step: int, place: Place):
+    def __init__(self, run_id: str, last_step: int, place: Folder):
         self.run_id, self.last_step, self.place = run_id, last_step, place
         self.uri = tracking.tracking_uri()
         self.metric_log: MetricLog | None = None
@@ -59,14 +59,14 @@ class Reports(UserCallback):
             self.metric_log = None
 
 
-def resumed_log(run_id: str, place: Place) -> MetricLog:
+def resumed_log(run_id: str, place: Folder) -> MetricLog:
     """A log to the run that begins with what the one before it could not deliver."""
     metric_log = MetricLog(run_id)
     metric_log.resend(tuple(value) for value in json.loads(place.read(UNDELIVERED) or b"[]"))
     return metric_log
 
 
-def finish_log(metric_log: MetricLog, place: Place, timeout_s: float) -> None:
+def finish_log(metric_log: MetricLog, place: Folder, timeout_s: float) -> None:
     """Close the log; what it could not deliver within `timeout_s` stays in the stage's folder."""
     metric_log.close(timeout_s)
     if metric_log.undelivered:
@@ -75,7 +75,7 @@ def finish_log(metric_log: MetricLog, place: Place, timeout_s: float) -> None:
         place.remove(UNDELIVERED)
 
 
-def deliver_rest(run_id: str, place: Place) -> None:
+def deliver_rest(run_id: str, place: Folder) -> None:
     """Send what is still in the stage's folder. Raises ConnectionError when MLflow does not take it."""
     if place.exists(UNDELIVERED):
         finish_log(resumed_log(run_id, place), place, 30)

@@ -23,12 +23,12 @@ from egic.errors import NonFiniteError
 from egic.memory import keep_freed_memory
 from egic.perceptual import LPIPS
 from jobs import checkpoints, cluster, data, loop, tracking
-from jobs.checkpoints import Place
 from jobs.cluster import quiet_ray
 from jobs.config import Config, Training
 from jobs.reports import Reports
 from jobs.shards import Manifest
 from jobs.stage import Components, load_stage
+from jobs.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Job:
     config: Config
     name: str
     """Of the run, in Ray Train's storage."""
-    place: Place
+    place: Folder
     """Where its checkpoints are."""
     train: Manifest
     val: Manifest
@@ -97,7 +97,7 @@ class RaySession:
         if committed and self.rank == 0:
             checkpoints.remove_orphans(self.place, committed)
         for name in checkpoints.candidates(self.place, committed):
-            stored = ray.train.Checkpoint(f"{self.place.path}/{name}", self.place.fs)
+            stored = ray.train.Checkpoint(f"{self.place.path}/{name}", self.place.filesystem)
             with stored.as_directory() as folder:
                 yield Path(folder)
 
@@ -183,7 +183,7 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
         run_config=RunConfig(
             name=job.name,
             storage_path=place.path.rpartition("/")[0],
-            storage_filesystem=place.fs,
+            storage_filesystem=place.filesystem,
             failure_config=FailureConfig(max_failures=compute.max_failures + allowed_rollbacks),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             callbacks=[reports],

@@ -6,21 +6,21 @@ import pyarrow.fs
 import pytest
 
 from jobs import checkpoints
-from jobs.checkpoints import SNAPSHOT, Place
+from jobs.checkpoints import SNAPSHOT
+from jobs.storage import Folder
 
 
 @pytest.fixture
-def place(tmp_path) -> Place:
-    return Place(pyarrow.fs.LocalFileSystem(), str(tmp_path / "stage"))
+def place(tmp_path) -> Folder:
+    return Folder(str(tmp_path / "stage"))
 
 
-def put(place: Place, name: str, step: int | None) -> None:
+def put(place: Folder, name: str, step: int | None) -> None:
     content = b"{" if step is None else json.dumps({"step": step}).encode()
-    place.fs.create_dir(f"{place.path}/{name}", recursive=True)
-    Place(place.fs, f"{place.path}/{name}").write("meta.json", content)
+    place.write(f"{name}/meta.json", content)
 
 
-def snapshot(place: Place, *names: str) -> None:
+def snapshot(place: Folder, *names: str) -> None:
     place.write(SNAPSHOT, json.dumps({"checkpoint_results": [{"checkpoint_dir_name": n} for n in names]}).encode())
 
 

@@ -11,11 +11,10 @@ import time
 import types
 from pathlib import Path
 
-import pyarrow.fs
 import pytest
 
 from jobs import metric_log, registry, reports, tracking
-from jobs.checkpoints import Place
+from jobs.storage import Folder
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
@@ -603,7 +602,7 @@ def test_what_trying_again_does_not_mend_is_raised_at_once(away):
 
 def test_what_a_server_did_not_take_is_sent_when_it_is_back(store, run_id, tmp_path, monkeypatch):
     """The controller ends while the server is away: the next one, or the driver, sends its curves first."""
-    place = Place(pyarrow.fs.LocalFileSystem(), str(tmp_path / "stage"))
+    place = Folder(str(tmp_path / "stage"))
     first = reports.resumed_log(run_id, place)
     with monkeypatch.context() as away:
         away.setattr(metric_log.MetricLog, "_send", lambda self, batch: (_ for _ in ()).throw(ConnectionError("away")))
