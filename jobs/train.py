@@ -73,10 +73,12 @@ class RaySession:
         self.rollbacks = checkpoints.rollbacks(self.place)
         self.preemptible = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
         self.announced = None
+        self.elastic = job.config.compute.min_workers < job.config.compute.max_workers
+        self.room = self.places() if self.elastic else 0
         self.scratch = Path.cwd() / "uploads"  # Ray gives each run a folder of its own, and removes it with the session
         if self.rank == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)  # what a killed worker left
-            if job.config.compute.min_workers < job.config.compute.max_workers:
+            if self.elastic:
                 print(f"{job.stage}: {self.world_size} workers share the batch", flush=True)
 
     def stream(self, config: Config, first_step: int, settings: Training) -> Iterator[dict[str, np.ndarray]]:
@@ -101,12 +103,20 @@ class RaySession:
             with stored.as_directory() as folder:
                 yield Path(folder)
 
+    def places(self) -> int:
+        """How many workers the group would have now."""
+        return min(cluster.places(self.job.config.compute), self.job.config.compute.max_workers)
+
     def look(self, step: int, next_step: int) -> tuple[str, int]:
         wish = ""
         if self.preemptible:
             going = ray.train.get_preemption_info()
             if going is not None and going.preempted_node_ids != self.announced:
                 self.announced, wish = going.preempted_node_ids, "checkpoint"
+        if self.elastic and self.rank == 0:
+            before, self.room = self.room, self.places()
+            if self.room > before:  # the group will grow, and start again from its last checkpoint for that
+                wish = "checkpoint"
         if self.rank == 0 and self.place.exists(checkpoints.STOP):
             wish = "stop"
         if self.num_workers == 1:
