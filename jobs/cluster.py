@@ -15,6 +15,8 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.autoscaler.sdk import request_resources
+from ray.core.generated import gcs_pb2
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import storage, tracking
@@ -99,6 +101,18 @@ def check_resources(compute: ComputeConfig) -> None:
             request_resources(bundles=[])
     if lack := lacking(compute):
         raise ValueError(lack + ("" if compute.wait_s else "; compute.wait_s waits for nodes that are still to come"))
+
+
+def release_reserved(actor_id: str) -> None:
+    """Give back what a dead actor had reserved for others; Ray itself does so when the whole job ends.
+
+    Ray Train has a helper for its controllers. It does not know of groups that are just being made, and does not work
+    where two clusters run on one machine; what it leaves, the next workers would wait for without end.
+    """
+    for content in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
+        group = gcs_pb2.PlacementGroupTableData.FromString(content)
+        if group.creator_actor_id.hex() == actor_id and group.state != gcs_pb2.PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def check_shared(output: str, *files: str) -> None:

@@ -224,4 +224,5 @@ def fit_again(trainer: ray.train.torch.TorchTrainer, max_failures: int) -> ray.t
             if failure == max_failures or cluster.stopping.is_set() or tracking.interrupted.is_set():
                 raise
             log.warning("Ray Train's controller died (%s): going on from the last checkpoint", str(e).splitlines()[0])
+            cluster.release_reserved(e.actor_id)
     raise AssertionError  # the last failure is raised above
