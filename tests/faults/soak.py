@@ -1,8 +1,9 @@
-"""A long run with a random kill every two minutes: right step count, flat memory, no orphans. Outside CI.
+"""An hour with a random kill every two minutes: right step count, flat memory, no orphans. Outside CI.
 
-    python tests/faults/soak.py [--steps 9000] [--every 120] [--seed 0]
+    python tests/faults/soak.py [--minutes 60] [--steps 6000] [--every 120] [--seed 0]
 
-Prints one JSON line; exit status 1 when something was not as it should be. Victims: the train worker, a process of the
+A run that ends before the time is over is followed by one with another seed. Prints one JSON line; exit status 1 when
+something was not as it should be. Victims: the train worker, a process of the
 data tasks, Ray Train's controller, and the driver, which is then started again with the same command.
 """
 
@@ -30,6 +31,10 @@ from tests.faults.injected import ROOT, Run, title
 
 GROWTH = 0.05
 LOG_EVERY = 25
+ARGS = (
+    f"--segmentation.checkpoint-every 50 --segmentation.log-every {LOG_EVERY} --segmentation.val-samples 4 "
+    "--segmentation.batch 4 --compute.max-failures 1000"
+)
 LOOK_S = 5.0
 LONG_LIFE = 120
 """Samples (ten minutes) from which on a single process's memory is judged, too."""
@@ -101,35 +106,48 @@ def strike(run: Run, rng: random.Random) -> str:
 
 
 def soak(folder: Path, given: argparse.Namespace) -> tuple[Samples, dict]:
-    """Start the run and strike it until it is at its end; the sizes of its processes, and what became of it."""
-    args = (
-        f"--segmentation.steps {given.steps} --segmentation.checkpoint-every 50 --segmentation.log-every {LOG_EVERY} "
-        "--segmentation.val-samples 4 --segmentation.batch 4 --compute.max-failures 1000"
-    ).split()
+    """Runs to their ends, struck all along, until the time is over; sizes of their processes, what became of them."""
     samples, kills, began, rng = defaultdict(list), defaultdict(int), time.monotonic(), random.Random(given.seed)
-    status, starts, orphans, last = None, 0, [], 0
-    while status != 0 and starts < 200:
-        starts += 1
-        with Run(folder, *args) as run:
-            strike_at = time.monotonic() + given.every
-            while run.process.poll() is None:
-                time.sleep(LOOK_S)
-                measure(run, samples)
-                if time.monotonic() > strike_at:
-                    victim = strike(run, rng)
-                    kills[victim] += 1
-                    print(f"{time.monotonic() - began:.0f} s, step {run.committed()}: {victim}", file=sys.stderr)
-                    strike_at = time.monotonic() + given.every
-            status, last = run.process.returncode, run.committed()
-            if status not in (0, -signal.SIGKILL):
-                print(run.text()[-3000:], file=sys.stderr)
-                break
-            time.sleep(20)  # what is left of Ray ends by itself
-            orphans += [title(p) for p in run.family.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    minutes = round((time.monotonic() - began) / 60, 1)
+    steps, starts, orphans, complete, status = [], 0, [], True, 0
+
+    def look(run: Run) -> None:
+        """Measure and strike a run until it ends."""
+        strike_at = time.monotonic() + given.every
+        while run.process.poll() is None:
+            time.sleep(LOOK_S)
+            measure(run, samples)
+            if time.monotonic() > strike_at:
+                victim = strike(run, rng)
+                kills[victim] += 1
+                print(f"{time.monotonic() - began:.0f} s, step {run.committed()}: {victim}", file=sys.stderr)
+                strike_at = time.monotonic() + given.every
+
+    while status == 0 and time.monotonic() < began + 60 * given.minutes:
+        own, status = folder / str(len(steps)), None
+        own.mkdir()
+        args = f"{ARGS} --segmentation.steps {given.steps} --seed {len(steps)}".split()
+        while status in (None, -signal.SIGKILL) and starts < 200:
+            starts += 1
+            with Run(own, *args) as run:
+                look(run)
+                status = run.process.returncode
+                if status not in (0, -signal.SIGKILL):
+                    print(run.text()[-3000:], file=sys.stderr)
+                time.sleep(20)  # what is left of Ray ends by itself
+                orphans += [title(p) for p in run.family.values() if alive(p)]
+        steps.append(run.committed())
+        complete = complete and logged_steps(own) == list(range(LOG_EVERY, given.steps + 1, LOG_EVERY))
     return samples, {
-        "minutes": minutes, "steps": last, "status": status, "starts": starts, "kills": dict(kills), "orphans": orphans
+        "minutes": round((time.monotonic() - began) / 60, 1), "steps": steps, "mlflow_complete": complete,
+        "status": status, "starts": starts, "kills": dict(kills), "orphans": orphans,
     }  # fmt: skip
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def logged_steps(folder: Path) -> list[int]:
@@ -142,7 +160,8 @@ def logged_steps(folder: Path) -> list[int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--minutes", type=float, default=60.0, help="no new run is begun after these")
+    parser.add_argument("--steps", type=int, default=6000, help="of each run")
     parser.add_argument("--every", type=float, default=120.0, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -152,18 +171,17 @@ def main() -> int:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     row = {
         "bench": "soak", "every_s": given.every, "seed": given.seed, "steps_wanted": given.steps, **outcome,
-        "mlflow_complete": logged_steps(folder) == list(range(LOG_EVERY, given.steps + 1, LOG_EVERY)),
         "memory_growth": {role: growth(sizes) for role, sizes in whole.items()},
         "growth_of_one_process": {role: growth(sizes) for role, sizes in lives.items()},
         "its_life_min": {role: round(len(sizes) * LOOK_S / 60) for role, sizes in lives.items()},
         "largest_mb": {role: round(max(sizes)) for role, sizes in whole.items()},
-        "checkpoints_kept": len(list(folder.glob("outputs/checkpoints/*/checkpoint_2*"))),
+        "checkpoints_kept": [len(list(p.glob("checkpoint_2*"))) for p in folder.glob("*/outputs/checkpoints/*")],
         "date": str(datetime.date.today()), "commit": commit.strip(), "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "ray", "mlflow")}, "machine": platform.machine(),
     }  # fmt: skip
     print(json.dumps(row))
     flat = all(value <= GROWTH for name in ("memory_growth", "growth_of_one_process") for value in row[name].values())
-    complete = row["status"] == 0 and row["steps"] == given.steps and row["mlflow_complete"]
+    complete = row["status"] == 0 and set(row["steps"]) == {given.steps} and row["mlflow_complete"]
     return 0 if complete and flat and not row["orphans"] else 1
 
 
