@@ -154,7 +154,7 @@ def announce_the_end(head: hosts.Host, leaving: hosts.Host, *, deadline_s: int) 
 
 def test_a_node_announces_its_end(cluster, data, unbroken, tmp_path, monkeypatch):
     """`ray drain-node`: a checkpoint out of turn, and when the node is gone the stage goes on elsewhere from there."""
-    head, *workers = cluster
+    head, *workers, spare = cluster
     run = Run(head, tmp_path, data, "--mse-codec.checkpoint-every", str(STEPS))  # none in turn before the end
     run.wait_for_step(EVERY)
     (leaving,) = [host for host in workers if host.name == run.seen(1)[-1]["host"]]
@@ -162,10 +162,12 @@ def test_a_node_announces_its_end(cluster, data, unbroken, tmp_path, monkeypatch
     run.wait_for_checkpoint()
     leaving.cut()
     leaving.kill()
+    spare.start_ray(head, num_cpus=2)
     assert run.end() == unbroken
     print(f"\n{run.pause_s():.1f} s without a step")
     assert went_back_once(run.steps(), every=1)
     assert run.seen(1)[-1]["host"] != leaving.name
+    spare.kill()
     leaving.join()
     leaving.start_ray(head, num_cpus=2)
     steps = curves(tmp_path, monkeypatch)["train/loss"]
