@@ -64,16 +64,21 @@ def candidates(place: Folder, committed: str | None) -> list[str]:
     return [committed, *others] if committed else others
 
 
-def remove_orphans(place: Folder, committed: str) -> None:
-    """Remove checkpoints that were never committed: Ray Train does not know them, and would keep them for ever."""
+def remove_orphans(place: Folder, committed: str, kept: int) -> None:
+    """Remove checkpoints that Ray Train does not know, and would keep for ever: they were not committed in time.
+
+    Up to the committed one, the `kept` newest stay: training may have gone on from one, and may have to again.
+    """
     try:
         steps, known = steps_of(place), listed(place)
     except ValueError:  # the list is just being written
         return
     if (limit := steps.get(committed)) is None or committed not in known:
         return
-    for name, step in steps.items():
-        if name not in known and (step is None or step > limit):
+    older = [name for name, step in steps.items() if step is not None and step <= limit]
+    newest = sorted(older, key=lambda name: steps[name])[-kept:]
+    for name in steps:
+        if name not in known and name not in newest:
             log.info("removing %s: it was not committed", name)
             place.filesystem.delete_dir(f"{place.path}/{name}")
 

@@ -97,7 +97,7 @@ class RaySession:
         found = ray.train.get_checkpoint()
         committed = Path(found.path).name if found else None
         if committed and self.rank == 0:
-            checkpoints.remove_orphans(self.place, committed)
+            checkpoints.remove_orphans(self.place, committed, KEPT_CHECKPOINTS)
         for name in checkpoints.candidates(self.place, committed):
             stored = ray.train.Checkpoint(f"{self.place.path}/{name}", self.place.filesystem)
             with stored.as_directory() as folder:
@@ -212,6 +212,7 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
         raise
     if result.metrics["step"] < settings.steps:  # as it was told
         raise KeyboardInterrupt
+    checkpoints.remove_orphans(place, Path(result.checkpoint.path).name, KEPT_CHECKPOINTS)
     return result
 
 
