@@ -24,6 +24,8 @@ from jobs.config import ComputeConfig
 
 log = logging.getLogger(__name__)
 
+BUSY = "Ray did not start within the 30 s that it gives itself: this machine is too busy"
+
 
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS or a submitted job names, else start Ray on this machine."""
@@ -38,7 +40,12 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
-    ray.init(logging_level=logging.WARNING)
+    try:
+        ray.init(logging_level=logging.WARNING)
+    except Exception as e:  # Ray has no type for it, and no setting for the time
+        if "timed out during startup" not in str(e):
+            raise
+        raise ValueError(f"{BUSY}; give the same command again when less runs beside it") from e
     quiet_ray()
 
 

@@ -3,7 +3,8 @@
     python tests/faults/soak.py [--minutes 60] [--steps 6000] [--every 120] [--seed 0]
 
 A run that ends before the time is over is followed by one with another seed. Prints one JSON line; exit status 1 when
-something was not as it should be. Victims: the train worker, a process of the
+something was not as it should be. A run for whose start the machine was too busy is started again and counted among
+the kills. Victims: the train worker, a process of the
 data tasks, Ray Train's controller, and the driver, which is then started again with the same command.
 """
 
@@ -26,7 +27,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs import tracking
+from jobs import cluster, tracking
 from tests.faults.injected import ROOT, Run, title
 
 GROWTH = 0.05
@@ -131,7 +132,10 @@ def soak(folder: Path, given: argparse.Namespace) -> tuple[Samples, dict]:
             with Run(own, *args) as run:
                 look(run)
                 status = run.process.returncode
-                if status not in (0, -signal.SIGKILL):
+                if cluster.BUSY in run.text():
+                    kills["busy"] += 1
+                    status = None
+                if status not in (None, 0, -signal.SIGKILL):
                     print(run.text()[-3000:], file=sys.stderr)
                 time.sleep(20)  # what is left of Ray ends by itself
                 orphans += [title(p) for p in run.family.values() if alive(p)]
