@@ -3,9 +3,8 @@
     python tests/faults/soak.py [--minutes 60] [--steps 6000] [--every 120] [--seed 0]
 
 A run that ends before the time is over is followed by one with another seed. Prints one JSON line; exit status 1 when
-something was not as it should be. A run for whose start the machine was too busy is started again and counted among
-the kills. Victims: the train worker, a process of the
-data tasks, Ray Train's controller, and the driver, which is then started again with the same command.
+something was not as it should be. Victims: the train worker, a process of the data tasks, Ray Train's controller, and
+the driver, which is then started again with the same command, as is a run for whose start the machine was too busy.
 """
 
 import argparse
