@@ -12,12 +12,10 @@ Everything goes through pyarrow's filesystems: the storage may be a disk, NFS or
 
 import json
 import logging
-import uuid
-from dataclasses import dataclass
 
 import pyarrow.fs
 
-from jobs import storage
+from jobs.storage import Folder, absolute, join
 
 log = logging.getLogger(__name__)
 
@@ -26,57 +24,12 @@ PREFIX = "checkpoint_"
 STOP = "stop-requested"
 
 
-@dataclass(frozen=True)
-class Place:
-    """A folder of a filesystem."""
-
-    fs: pyarrow.fs.FileSystem
-    path: str
-
-    def read(self, name: str) -> bytes | None:
-        """Content of a file in the folder; None when there is none."""
-        try:
-            with self.fs.open_input_file(f"{self.path}/{name}") as f:
-                return f.read()
-        except FileNotFoundError:
-            return None
-
-    def exists(self, name: str) -> bool:
-        """Whether there is a file or folder of that name; cheaper than reading it."""
-        return self.fs.get_file_info(f"{self.path}/{name}").type != pyarrow.fs.FileType.NotFound
-
-    def write(self, name: str, content: bytes) -> None:
-        """A file, written aside and renamed, so that readers see all of it or none."""
-        self.fs.create_dir(self.path, recursive=True)
-        aside = f"{self.path}/.{name}.{uuid.uuid4().hex}"
-        with self.fs.open_output_stream(aside) as f:
-            f.write(content)
-        self.fs.move(aside, f"{self.path}/{name}")
-
-    def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
-        try:
-            self.fs.delete_file(f"{self.path}/{name}")
-        except FileNotFoundError:
-            pass
-
-    def names(self, kind: pyarrow.fs.FileType = pyarrow.fs.FileType.File) -> list[str]:
-        """Names of the files (or folders) in the folder, sorted."""
-        found = self.fs.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == kind)
-
-
-def folder_at(where: storage.Place) -> Place:
-    """The folder that a path or URI names."""
-    return Place(*storage.filesystem_and_path(where))
-
-
-def place_of(output: str, name: str) -> Place:
+def place_of(output: str, name: str) -> Folder:
     """Where the stage's run called `name` keeps its checkpoints below `output`."""
-    return folder_at(storage.join(output, "checkpoints", name))
+    return Folder(absolute(join(output, "checkpoints", name)))
 
 
-def step_of(place: Place, checkpoint: str) -> int | None:
+def step_of(place: Folder, checkpoint: str) -> int | None:
     """Step of a checkpoint; None when its meta.json is missing or damaged."""
     try:
         return int(json.loads(place.read(f"{checkpoint}/meta.json") or b"")["step"])
@@ -84,13 +37,13 @@ def step_of(place: Place, checkpoint: str) -> int | None:
         return None
 
 
-def steps_of(place: Place) -> dict[str, int | None]:
+def steps_of(place: Folder) -> dict[str, int | None]:
     """The checkpoints in the folder, and their steps."""
     names = [name for name in place.names(pyarrow.fs.FileType.Directory) if name.startswith(PREFIX)]
     return {name: step_of(place, name) for name in names}
 
 
-def listed(place: Place) -> list[str]:
+def listed(place: Folder) -> list[str]:
     """The committed checkpoints that are kept, as Ray Train has noted them."""
     content = place.read(SNAPSHOT)
     if content is None:
@@ -98,7 +51,7 @@ def listed(place: Place) -> list[str]:
     return [entry["checkpoint_dir_name"] for entry in json.loads(content)["checkpoint_results"]]
 
 
-def candidates(place: Place, committed: str | None) -> list[str]:
+def candidates(place: Folder, committed: str | None) -> list[str]:
     """Names of the checkpoints to go on from, best first: the committed one, then those before it.
 
     By their steps, not by their names, which hold the time of one node's clock. Those that are newer than the committed
@@ -111,21 +64,26 @@ def candidates(place: Place, committed: str | None) -> list[str]:
     return [committed, *others] if committed else others
 
 
-def remove_orphans(place: Place, committed: str) -> None:
-    """Remove checkpoints that were never committed: Ray Train does not know them, and would keep them for ever."""
+def remove_orphans(place: Folder, committed: str, kept: int) -> None:
+    """Remove checkpoints that Ray Train does not know, and would keep for ever: they were not committed in time.
+
+    Up to the committed one, the `kept` newest stay: training may have gone on from one, and may have to again.
+    """
     try:
         steps, known = steps_of(place), listed(place)
     except ValueError:  # the list is just being written
         return
     if (limit := steps.get(committed)) is None or committed not in known:
         return
-    for name, step in steps.items():
-        if name not in known and (step is None or step > limit):
+    older = [name for name, step in steps.items() if step is not None and step <= limit]
+    newest = sorted(older, key=lambda name: steps[name])[-kept:]
+    for name in steps:
+        if name not in known and name not in newest:
             log.info("removing %s: it was not committed", name)
-            place.fs.delete_dir(f"{place.path}/{name}")
+            place.filesystem.delete_dir(f"{place.path}/{name}")
 
 
-def repair(place: Place) -> None:
+def repair(place: Folder) -> None:
     """Put Ray Train's list of checkpoints aside when it cannot be used; it refuses to start with such a one."""
     if not place.exists(SNAPSHOT):
         return
@@ -136,20 +94,20 @@ def repair(place: Place) -> None:
         reason = "it is damaged"
     if reason:
         log.warning("%s/%s cannot be used (%s): going by the checkpoints themselves", place.path, SNAPSHOT, reason)
-        place.fs.move(f"{place.path}/{SNAPSHOT}", f"{place.path}/{SNAPSHOT}.damaged")
+        place.filesystem.move(f"{place.path}/{SNAPSHOT}", f"{place.path}/{SNAPSHOT}.damaged")
 
 
-def ask_to_stop(place: Place) -> None:
+def ask_to_stop(place: Folder) -> None:
     """Ask the stage's workers to write a checkpoint and end."""
     place.write(STOP, b"")
 
 
-def rollbacks(place: Place) -> list[dict]:
+def rollbacks(place: Folder) -> list[dict]:
     """What training went back from so far: {"step": ..., "why": ...} each."""
     notes = [place.read(name) for name in place.names() if name.startswith("rollback-")]
     return [json.loads(note) for note in notes if note is not None]
 
 
-def note_rollback(place: Place, number: int, step: int, why: str) -> None:
+def note_rollback(place: Folder, number: int, step: int, why: str) -> None:
     """Note the `number`-th (from 1) non-finite loss. Several workers may say the same."""
     place.write(f"rollback-{number}.json", json.dumps({"step": step, "why": why}).encode())

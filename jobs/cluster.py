@@ -16,6 +16,8 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.autoscaler.sdk import request_resources
+from ray.core.generated import gcs_pb2
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import storage, tracking
@@ -24,6 +26,7 @@ from jobs.config import ComputeConfig
 log = logging.getLogger(__name__)
 
 AUTHENTICATION = "ray._private.authentication.authentication_token_setup"  # Ray's logger of that
+BUSY = "Ray did not start within the 30 s that it gives itself: this machine is too busy"
 
 
 def start_ray() -> None:
@@ -41,7 +44,12 @@ def start_ray() -> None:
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
     logging.getLogger(AUTHENTICATION).addFilter(_not_enabled)
-    ray.init(logging_level=logging.WARNING)
+    try:
+        ray.init(logging_level=logging.WARNING)
+    except Exception as e:  # Ray has no type for it, and no setting for the time
+        if "timed out during startup" not in str(e):
+            raise
+        raise ValueError(f"{BUSY}; give the same command again when less runs beside it") from e
     quiet_ray()
 
 
@@ -109,6 +117,18 @@ def check_resources(compute: ComputeConfig) -> None:
             request_resources(bundles=[])
     if lack := lacking(compute):
         raise ValueError(lack + ("" if compute.wait_s else "; compute.wait_s waits for nodes that are still to come"))
+
+
+def release_reserved(actor_id: str) -> None:
+    """Give back what a dead actor had reserved for others; Ray itself does so when the whole job ends.
+
+    Ray Train has a helper for its controllers. It does not know of groups that are just being made, and does not work
+    where two clusters run on one machine; what it leaves, the next workers would wait for without end.
+    """
+    for content in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
+        group = gcs_pb2.PlacementGroupTableData.FromString(content)
+        if group.creator_actor_id.hex() == actor_id and group.state != gcs_pb2.PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def check_shared(output: str, *files: str) -> None:

@@ -30,7 +30,6 @@ from egic.errors import quiet, run_main
 from egic.report import write_report
 from jobs import command, lease, registry, storage, tracking
 from jobs import evaluate_tables as tables
-from jobs.checkpoints import folder_at
 from jobs.config import ComputeConfig, Config, EvaluateConfig
 from jobs.evaluate_parts import Coder, Parts, Picture, first_readable, of_data, of_folders
 from jobs.prepare import open_data
@@ -227,7 +226,7 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     key = stage_key(facts)
     output = storage.absolute(job.output)
     folder = storage.join(output, NAME, key)
-    with lease.held(folder_at(folder), NAME):
+    with lease.held(storage.Folder(folder), NAME):
         found = reused(job, key, folder, parent_run) or measure(job, measures, facts, folder, parent_run)
     if parent_run:  # MLflow's list shows pipelines and hides their stages: their curves are to be compared there
         tracking.log_rows(parent_run, curve_of(folder))

@@ -15,7 +15,9 @@ import time
 import uuid
 from pathlib import Path
 
-from jobs.checkpoints import Place
+import psutil
+
+from jobs.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -33,31 +35,26 @@ def _boot() -> str:
         return ""
 
 
+def _local_pid(content: bytes) -> int | None:
+    """The holder's process id, when it is one of this machine since it was started."""
+    try:
+        holder = json.loads(content)
+        return int(holder["pid"]) if (holder["host"], holder["boot"]) == (socket.gethostname(), _boot()) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _dead(content: bytes) -> bool:
     """Whether the holder was a process of this machine that is gone."""
-    try:
-        holder = json.loads(content)
-        if (holder["host"], holder["boot"]) != (socket.gethostname(), _boot()):
-            return False
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except (ValueError, KeyError, TypeError, PermissionError):
-        return False
-    return False
+    pid = _local_pid(content)
+    return pid is not None and not psutil.pid_exists(pid)
 
 
-def is_held(place: Place) -> bool:
+def is_held(place: Folder) -> bool:
     """Whether a run works on `place` now. A holder on another machine is watched for a beat."""
     content = place.read(NAME)
-    if content is None or _dead(content):
-        return False
-    try:
-        holder = json.loads(content)
-        if (holder["host"], holder["boot"]) == (socket.gethostname(), _boot()):
-            return True
-    except (ValueError, KeyError, TypeError):
-        pass
+    if content is None or _local_pid(content) is not None:
+        return content is not None and not _dead(content)
     deadline = time.monotonic() + 2 * BEAT_S
     while time.monotonic() < deadline:
         time.sleep(0.5)
@@ -69,7 +66,7 @@ def is_held(place: Place) -> bool:
 class held:
     """While the block runs, this process holds the lease of `place`; waits for it, and says so once."""
 
-    def __init__(self, place: Place, what: str):
+    def __init__(self, place: Folder, what: str):
         self.place, self.what, self.owner = place, what, uuid.uuid4().hex
         self.beat, self.done = 0, threading.Event()
 

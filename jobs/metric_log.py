@@ -71,6 +71,11 @@ class MetricLog:
             self._drop_oldest()
             self._wake.notify()
 
+    def waiting(self) -> list[Value]:
+        """What the server has not taken yet, or has not yet said so."""
+        with self._wake:
+            return [*self._sending, *self._waiting]
+
     def close(self, timeout: float = 30) -> int:
         """Deliver what is waiting, for at most `timeout` seconds; returns how many values did not arrive.
 
@@ -82,7 +87,7 @@ class MetricLog:
             self._wake.notify()
         self._thread.join(timeout)
         with self._wake:
-            self.undelivered = [*self._sending, *self._waiting]
+            self.undelivered = self.waiting()
             self._waiting.clear()
         if self.num_lost:
             log.warning("%d metric values of run %s did not reach MLflow", self.num_lost, self.run_id)

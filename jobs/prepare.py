@@ -26,7 +26,6 @@ import numpy as np
 from egic.config import metavar, parse_config
 from egic.errors import run_main
 from jobs import lease, storage
-from jobs.checkpoints import folder_at
 from jobs.coco import Tree
 from jobs.download import download_coco
 from jobs.folders import PHOTOGRAPHS, SPLITS, kind_of, read_trees
@@ -103,7 +102,7 @@ def open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
     if data and storage.is_remote(data):
         return _open_data(data, output)
     work = storage.working_folder(output) / "data"
-    with lease.held(folder_at(work), "data"):  # two pipelines may start at once
+    with lease.held(storage.Folder(storage.absolute(work)), "data"):  # two pipelines may start at once
         return _open_data(data, output)
 
 

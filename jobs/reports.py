@@ -9,8 +9,8 @@ from ray.train import Checkpoint, UserCallback
 
 from egic.errors import NonFiniteError
 from jobs import tracking
-from jobs.checkpoints import Place
-from jobs.metric_log import MetricLog
+from jobs.metric_log import MetricLog, Value
+from jobs.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +21,10 @@ COORDINATOR = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coord
 class Reports(UserCallback):
     """Carries what the workers report to MLflow, from Ray Train's controller: workers need no way to the server.
 
-    What a server that is away has not taken when the controller ends lies in the stage's folder until it is back.
+    While the server is away, what it has not taken lies in the stage's folder, too: the controller may be killed.
     """
 
-    def __init__(self, run_id: str, last_step: int, place: Place):
+    def __init__(self, run_id: str, last_step: int, place: Folder):
         self.run_id, self.last_step, self.place = run_id, last_step, place
         self.uri = tracking.tracking_uri()
         self.metric_log: MetricLog | None = None
@@ -44,6 +44,8 @@ class Reports(UserCallback):
             self.metric_log.log(report["rows"])
             pictures = {name: read_file(checkpoint, f"{name}.png") for name in report["pictures"]}
             tracking.log_pictures(self.run_id, report["step"], pictures)
+            if waiting := self.metric_log.waiting():
+                keep(waiting, self.place)  # this checkpoint has these rows, too, but the next one has its own alone
         except Exception:  # a tracking server that is away must not stop the training
             log.warning("MLflow did not take the report of step %s", report["step"], exc_info=True)
         if report["step"] == self.last_step:
@@ -66,23 +68,28 @@ class Reports(UserCallback):
             self.metric_log = None
 
 
-def resumed_log(run_id: str, place: Place) -> MetricLog:
+def resumed_log(run_id: str, place: Folder) -> MetricLog:
     """A log to the run that begins with what the one before it could not deliver."""
     metric_log = MetricLog(run_id)
     metric_log.resend(tuple(value) for value in json.loads(place.read(UNDELIVERED) or b"[]"))
     return metric_log
 
 
-def finish_log(metric_log: MetricLog, place: Place, timeout_s: float) -> None:
+def finish_log(metric_log: MetricLog, place: Folder, timeout_s: float) -> None:
     """Close the log; what it could not deliver within `timeout_s` stays in the stage's folder."""
     metric_log.close(timeout_s)
     if metric_log.undelivered:
-        place.write(UNDELIVERED, json.dumps(metric_log.undelivered).encode())
+        keep(metric_log.undelivered, place)
     else:
         place.remove(UNDELIVERED)
 
 
-def deliver_rest(run_id: str, place: Place) -> None:
+def keep(values: list[Value], place: Folder) -> None:
+    """Put values where `resumed_log` finds them. Those that arrive after all are not stored twice."""
+    place.write(UNDELIVERED, json.dumps(values).encode())
+
+
+def deliver_rest(run_id: str, place: Folder) -> None:
     """Send what is still in the stage's folder. Raises ConnectionError when MLflow does not take it."""
     if place.exists(UNDELIVERED):
         finish_log(resumed_log(run_id, place), place, 30)

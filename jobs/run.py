@@ -17,13 +17,14 @@ from torch import Tensor
 from egic import checkpoint
 from egic.perceptual import find_backbone
 from jobs import lease, registry, storage, tracking
-from jobs.checkpoints import Place, place_of
+from jobs.checkpoints import place_of
 from jobs.cluster import check_resources, check_shared, threads
 from jobs.config import Config
 from jobs.registry import Artifact
 from jobs.reports import Reports, deliver_rest
 from jobs.shards import MANIFEST, Manifest
 from jobs.stage import Stage, code_tag, ingredients, load_stage, run_params, stage_key
+from jobs.storage import Folder
 from jobs.train import Job, fit
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def run_stage(
 
 
 def train_stage(
-    stage: Stage, config: Config, place: Place, facts: dict, parents: Mapping[str, Artifact],
+    stage: Stage, config: Config, place: Folder, facts: dict, parents: Mapping[str, Artifact],
     manifests: Mapping[str, Manifest], lpips: tuple[str, dict[str, Tensor] | None], parent_run: str | None,
     side_by_side: int,
 ) -> Artifact:  # fmt: skip

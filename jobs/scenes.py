@@ -51,15 +51,16 @@ def write_scenes(root: str | Path, config: SceneConfig | None = None) -> Path:
     """Draw the scenes and write ROOT/{train2017,val2017,annotations}; a finished tree of the same config is kept."""
     root, config = Path(root), config or SceneConfig()
     mark = root / "scenes.json"
-    wanted = {"version": VERSION, **vars(config)}
-    if mark.exists() and json.loads(mark.read_text()) == wanted:
+    wanted = json.dumps({"version": VERSION, **vars(config)})
+    if mark.exists() and mark.read_text() == wanted:
         return root
     if root.exists() and any(root.iterdir()) and not mark.exists():
         raise ValueError(f"{root} is not empty and holds no drawn scenes; choose another folder")
-    mark.unlink(missing_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    mark.write_text("")  # ours, but unfinished: whoever finds a killed run's tree draws it again
     for number, (split, num) in enumerate((("train", config.num_train), ("val", config.num_val))):
         _write_split(root, split, num, [config.seed, number], config)
-    mark.write_text(json.dumps(wanted))
+    mark.write_text(wanted)
     return root
 
 

@@ -20,6 +20,7 @@ from jobs.prepare import find_data
 from jobs.registry import Artifact
 from jobs.shards import Manifest
 from jobs.stage import CODE_TAG, EVALUATE, code_files, ingredients, load_stage, stage_key
+from jobs.storage import Folder
 
 HEAD = ("stage", "state", "key", "run", "artifact")
 OTHERS = ("key", "code", "data", "lpips")
@@ -92,7 +93,7 @@ def state_of_stage(
     return state
 
 
-def progress(place: checkpoints.Place, started: bool) -> str:
+def progress(place: Folder, started: bool) -> str:
     """How far an unfinished stage is, by its folder of checkpoints."""
     steps = {name: step for name, step in checkpoints.steps_of(place).items() if step is not None}
     newest = max(steps, key=lambda name: steps[name], default="")

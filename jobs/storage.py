@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -93,9 +94,9 @@ def absolute(place: Place) -> str:
 
 
 def exists(place: Place) -> bool:
-    """Whether there is a file."""
+    """Whether there is a file or folder; cheaper than reading it."""
     filesystem, path = filesystem_and_path(place)
-    return filesystem.get_file_info(path).type == fs.FileType.File
+    return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
 
 def sizes(folder: Place) -> dict[str, int]:
@@ -165,8 +166,48 @@ def _write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
 def remove(place: Place) -> None:
     """Remove a file, if it is there."""
     filesystem, path = filesystem_and_path(place)
-    if filesystem.get_file_info(path).type == fs.FileType.File:
+    try:
         filesystem.delete_file(path)
+    except FileNotFoundError:
+        pass
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder and the small files in it, by their names."""
+
+    place: str
+    """Absolute: other machines are told it, too."""
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        return filesystem_and_path(self.place)[0]
+
+    @property
+    def path(self) -> str:
+        """Of the folder, in `filesystem`."""
+        return filesystem_and_path(self.place)[1]
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file; None when there is none."""
+        try:
+            return read(join(self.place, name))
+        except FileNotFoundError:
+            return None
+
+    def exists(self, name: str) -> bool:
+        return exists(join(self.place, name))
+
+    def write(self, name: str, content: bytes) -> None:
+        write(join(self.place, name), content)
+
+    def remove(self, name: str) -> None:
+        remove(join(self.place, name))
+
+    def names(self, kind: fs.FileType = fs.FileType.File) -> list[str]:
+        """Names of the files (or folders) in the folder, sorted."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == kind)
 
 
 @contextmanager

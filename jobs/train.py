@@ -23,12 +23,12 @@ from egic.errors import NonFiniteError
 from egic.memory import keep_freed_memory
 from egic.perceptual import LPIPS
 from jobs import checkpoints, cluster, data, loop, tracking
-from jobs.checkpoints import Place
 from jobs.cluster import quiet_ray
 from jobs.config import Config, Training
 from jobs.reports import Reports
 from jobs.shards import Manifest
 from jobs.stage import Components, load_stage
+from jobs.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Job:
     config: Config
     name: str
     """Of the run, in Ray Train's storage."""
-    place: Place
+    place: Folder
     """Where its checkpoints are."""
     train: Manifest
     val: Manifest
@@ -73,10 +73,12 @@ class RaySession:
         self.rollbacks = checkpoints.rollbacks(self.place)
         self.preemptible = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
         self.announced = None
+        self.elastic = job.config.compute.min_workers < job.config.compute.max_workers
+        self.room = self.places() if self.elastic else 0
         self.scratch = Path.cwd() / "uploads"  # Ray gives each run a folder of its own, and removes it with the session
         if self.rank == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)  # what a killed worker left
-            if job.config.compute.min_workers < job.config.compute.max_workers:
+            if self.elastic:
                 print(f"{job.stage}: {self.world_size} workers share the batch", flush=True)
 
     def stream(self, config: Config, first_step: int, settings: Training) -> Iterator[dict[str, np.ndarray]]:
@@ -95,11 +97,15 @@ class RaySession:
         found = ray.train.get_checkpoint()
         committed = Path(found.path).name if found else None
         if committed and self.rank == 0:
-            checkpoints.remove_orphans(self.place, committed)
+            checkpoints.remove_orphans(self.place, committed, KEPT_CHECKPOINTS)
         for name in checkpoints.candidates(self.place, committed):
-            stored = ray.train.Checkpoint(f"{self.place.path}/{name}", self.place.fs)
+            stored = ray.train.Checkpoint(f"{self.place.path}/{name}", self.place.filesystem)
             with stored.as_directory() as folder:
                 yield Path(folder)
+
+    def places(self) -> int:
+        """How many workers the group would have now."""
+        return min(cluster.places(self.job.config.compute), self.job.config.compute.max_workers)
 
     def look(self, step: int, next_step: int) -> tuple[str, int]:
         wish = ""
@@ -107,6 +113,10 @@ class RaySession:
             going = ray.train.get_preemption_info()
             if going is not None and going.preempted_node_ids != self.announced:
                 self.announced, wish = going.preempted_node_ids, "checkpoint"
+        if self.elastic and self.rank == 0:
+            before, self.room = self.room, self.places()
+            if self.room > before:  # the group will grow, and start again from its last checkpoint for that
+                wish = "checkpoint"
         if self.rank == 0 and self.place.exists(checkpoints.STOP):
             wish = "stop"
         if self.num_workers == 1:
@@ -183,7 +193,7 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
         run_config=RunConfig(
             name=job.name,
             storage_path=place.path.rpartition("/")[0],
-            storage_filesystem=place.fs,
+            storage_filesystem=place.filesystem,
             failure_config=FailureConfig(max_failures=compute.max_failures + allowed_rollbacks),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             callbacks=[reports],
@@ -202,6 +212,7 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
         raise
     if result.metrics["step"] < settings.steps:  # as it was told
         raise KeyboardInterrupt
+    checkpoints.remove_orphans(place, Path(result.checkpoint.path).name, KEPT_CHECKPOINTS)
     return result
 
 
@@ -214,4 +225,5 @@ def fit_again(trainer: ray.train.torch.TorchTrainer, max_failures: int) -> ray.t
             if failure == max_failures or cluster.stopping.is_set() or tracking.interrupted.is_set():
                 raise
             log.warning("Ray Train's controller died (%s): going on from the last checkpoint", str(e).splitlines()[0])
+            cluster.release_reserved(e.actor_id)
     raise AssertionError  # the last failure is raised above

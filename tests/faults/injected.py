@@ -119,26 +119,25 @@ class Head:
 
 
 @contextmanager
-def head(folder: Path, *args: str, cpus: int = 2, object_store_memory: int = 150_000_000) -> Iterator[Head]:
-    """A Ray head of its own with a token of its own, apart from any other on this machine."""
+def head(folder: Path, *args: str, cpus: int = 2, object_store_memory: int = 150_000_000, **env: str) -> Iterator[Head]:
+    """A Ray head with a token of its own, apart from any other on this machine; `env` is for its processes alone."""
     temp = Path(tempfile.mkdtemp(prefix="egic-ray-", dir="/tmp"))  # Ray's sockets need a short path
     port, token = free_port(), folder / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
-    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": f"127.0.0.1:{port}"}
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}",
         f"--num-cpus={cpus}", f"--object-store-memory={object_store_memory}", f"--temp-dir={temp}",
         "--node-ip-address=127.0.0.1", "--disable-usage-stats", *args,
     ]  # fmt: skip
     with (folder / "head.txt").open("w") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | {"PYTHONPATH": str(ROOT)} | env, stdout=log, stderr=subprocess.STDOUT
-        )
+        env = os.environ | {"PYTHONPATH": str(ROOT)} | client | env
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
     family = []
     try:
         wait_for_port(port)
-        yield Head(env["RAY_ADDRESS"], temp, env)
+        yield Head(client["RAY_ADDRESS"], temp, client)
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()

@@ -1,121 +1,191 @@
-"""A long run with a random kill every two minutes: right step count, flat memory, no orphans. Outside CI.
+"""An hour with a random kill every two minutes: right step count, flat memory, no orphans. Outside CI.
 
-    python tests/faults/soak.py [--steps 9000] [--every 120] [--seed 0]
+    python tests/faults/soak.py [--minutes 60] [--steps 6000] [--every 120] [--seed 0]
 
-Prints one JSON line; exit status 1 when something was not as it should be. Victims: the train worker, a process of the
-data tasks, Ray Train's controller, and the driver, which is then started again with the same command.
+A run that ends before the time is over is followed by one with another seed. Prints one JSON line; exit status 1 when
+something was not as it should be. Victims: the train worker, a process of the data tasks, Ray Train's controller, and
+the driver, which is then started again with the same command, as is a run for whose start the machine was too busy.
 """
 
 import argparse
+import datetime
 import json
+import platform
 import random
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs import tracking
-from tests.faults.injected import Run, title
+from jobs import cluster, tracking
+from tests.faults.injected import ROOT, Run, title
 
 GROWTH = 0.05
-ROLES = ("RayTrainWorker", "TrainController", "raylet/raylet", "gcs_server", "dashboard.py", "log_monitor", "jobs.segm")
+LOG_EVERY = 25
+ARGS = (
+    f"--segmentation.checkpoint-every 50 --segmentation.log-every {LOG_EVERY} --segmentation.val-samples 4 "
+    "--segmentation.batch 4 --compute.max-failures 1000"
+)
+LOOK_S = 5.0
+LONG_LIFE = 120
+"""Samples (ten minutes) from which on a single process's memory is judged, too."""
+ROLES = (
+    "RayTrainWorker", "TrainController", "DatasetManager", "SplitCoordinator", "SynchronizationActor",
+    "PlacementGroupCleaner", "AutoscalingCoordinator", "DashboardAgent", "RuntimeEnvAgent", "raylet/raylet",
+    "gcs_server", "dashboard/dashboard.py", "log_monitor", "monitor.py", "jobs.segmentation",
+)  # fmt: skip
+TASKS = ("ray::", "default_worker.py")
+"""In the titles of workers that do whatever tasks come, such as the data tasks."""
+
+Samples = dict[psutil.Process, list[tuple[float, str, float]]]
 
 
 def role_of(process: psutil.Process) -> str:
+    """What the process is for, by its title."""
     name = title(process)
-    return next((role for role in ROLES if role in name), "other")
+    tasks = "tasks" if any(part in name for part in TASKS) else ""
+    return next((role for role in ROLES if role in name), tasks or Path(name.partition(" ")[0]).name)
 
 
-def measure(run: Run, samples: dict[str, list[tuple[float, float]]]) -> None:
-    """Add (time, GB) of each role's largest process."""
-    now, largest = time.monotonic(), defaultdict(float)
-    for process in [psutil.Process(run.process.pid), *run.members()]:
-        try:
-            role, size = role_of(process), process.memory_info().rss / 1e9
-        except psutil.NoSuchProcess:
-            continue
-        largest[role] = max(largest[role], size)
-    for role, size in largest.items():
-        samples[role].append((now, size))
+def measure(run: Run, samples: Samples) -> None:
+    """Add (time, role, resident MB) of each process."""
+    now = time.monotonic()
+    with (run.folder / "memory.jsonl").open("a") as log:  # to look into what grew
+        for process in [psutil.Process(run.process.pid), *run.members()]:
+            try:
+                sample = (now, role_of(process), process.memory_info().rss / 1e6)
+            except psutil.NoSuchProcess:
+                continue
+            samples[process].append(sample)
+            log.write(json.dumps([process.pid, *sample]) + "\n")
 
 
-def growth(samples: list[tuple[float, float]]) -> float:
+def largest(samples: Samples) -> dict[str, list[float]]:
+    """By role, at each time, the size of the largest process that has it."""
+    found: dict[str, dict[float, float]] = defaultdict(dict)
+    for now, role, size in (sample for life in samples.values() for sample in life):
+        found[role][now] = max(size, found[role].get(now, 0.0))
+    return {role: [size for _, size in sorted(sizes.items())] for role, sizes in found.items()}
+
+
+def long_lives(samples: Samples) -> dict[str, list[float]]:
+    """By role, the process that grew most of those that lived long."""
+    found: dict[str, list[float]] = {}
+    for life in (life for life in samples.values() if len(life) >= LONG_LIFE):
+        role, sizes = life[-1][1], [size for _, _, size in life]
+        found[role] = max(found.get(role, sizes), sizes, key=growth)
+    return found
+
+
+def growth(sizes: list[float]) -> float:
     """Median of the last quarter over that of the second, minus one: the first quarter is warm-up."""
-    quarter = len(samples) // 4
-    early, late = (
-        statistics.median(size for _, size in part) for part in (samples[quarter : 2 * quarter], samples[-quarter:])
-    )
-    return late / early - 1
+    quarter = len(sizes) // 4
+    return round(statistics.median(sizes[-quarter:]) / statistics.median(sizes[quarter : 2 * quarter]) - 1, 3)
 
 
-def strike(run: Run, rng: random.Random, kills: dict[str, int]) -> None:
-    """Kill -9 one process."""
+def strike(run: Run, rng: random.Random) -> str:
+    """Kill -9 one process; says which, "nobody" when there is none of its kind just now."""
     victim = rng.choice(("RayTrainWorker", "data", "TrainController", "driver"))
     if victim == "driver":
         run.kill_hard()
-    else:
-        found = [
-            p for p in run.members("ray::") if (("IDLE" in title(p)) if victim == "data" else (victim in title(p)))
-        ]
-        if not found:
-            return
-        rng.choice(found).kill()
-    kills[victim] += 1
+        return victim
+    found = [p for p in run.members("ray::") if ("IDLE" if victim == "data" else victim) in title(p)]
+    if not found:
+        return "nobody"
+    rng.choice(found).kill()
+    return victim
+
+
+def soak(folder: Path, given: argparse.Namespace) -> tuple[Samples, dict]:
+    """Runs to their ends, struck all along, until the time is over; sizes of their processes, what became of them."""
+    samples, kills, began, rng = defaultdict(list), defaultdict(int), time.monotonic(), random.Random(given.seed)
+    steps, starts, orphans, complete, status = [], 0, [], True, 0
+
+    def look(run: Run) -> None:
+        """Measure and strike a run until it ends."""
+        strike_at = time.monotonic() + given.every
+        while run.process.poll() is None:
+            time.sleep(LOOK_S)
+            measure(run, samples)
+            if time.monotonic() > strike_at:
+                victim = strike(run, rng)
+                kills[victim] += 1
+                print(f"{time.monotonic() - began:.0f} s, step {run.committed()}: {victim}", file=sys.stderr)
+                strike_at = time.monotonic() + given.every
+
+    while status == 0 and time.monotonic() < began + 60 * given.minutes:
+        own, status = folder / str(len(steps)), None
+        own.mkdir()
+        args = f"{ARGS} --segmentation.steps {given.steps} --seed {len(steps)}".split()
+        while status in (None, -signal.SIGKILL) and starts < 200:
+            starts += 1
+            with Run(own, *args) as run:
+                look(run)
+                status = run.process.returncode
+                if cluster.BUSY in run.text():
+                    kills["busy"] += 1
+                    status = None
+                if status not in (None, 0, -signal.SIGKILL):
+                    print(run.text()[-3000:], file=sys.stderr)
+                time.sleep(20)  # what is left of Ray ends by itself
+                orphans += [title(p) for p in run.family.values() if alive(p)]
+        steps.append(run.committed())
+        complete = complete and logged_steps(own) == list(range(LOG_EVERY, given.steps + 1, LOG_EVERY))
+    return samples, {
+        "minutes": round((time.monotonic() - began) / 60, 1), "steps": steps, "mlflow_complete": complete,
+        "status": status, "starts": starts, "kills": dict(kills), "orphans": orphans,
+    }  # fmt: skip
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def logged_steps(folder: Path) -> list[int]:
+    """Steps of a curve in MLflow."""
+    tracking.os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    client = tracking.client()
+    runs = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")
+    return sorted(m.step for r in runs for m in client.get_metric_history(r.info.run_id, "train/seg"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--minutes", type=float, default=60.0, help="no new run is begun after these")
+    parser.add_argument("--steps", type=int, default=6000, help="of each run")
     parser.add_argument("--every", type=float, default=120.0, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    folder, rng = Path(tempfile.mkdtemp(prefix="egic-soak-")), random.Random(given.seed)
-    args = (
-        f"--segmentation.steps {given.steps} --segmentation.checkpoint-every 50 --segmentation.log-every 25 "
-        "--segmentation.val-samples 4 --segmentation.batch 4 --compute.max-failures 1000"
-    ).split()
-    samples, kills, began = defaultdict(list), defaultdict(int), time.monotonic()
-    family: dict[int, psutil.Process] = {}
-    status, starts = None, 0
-    while status != 0 and starts < 200:
-        starts += 1
-        with Run(folder, *args) as run:
-            strike_at = time.monotonic() + given.every
-            while run.process.poll() is None:
-                time.sleep(5)
-                measure(run, samples)
-                if time.monotonic() > strike_at:
-                    strike(run, rng, kills)
-                    strike_at = time.monotonic() + given.every
-            status, last = run.process.returncode, run.committed()
-            family |= run.family
-            if status not in (0, -9):
-                print(run.text()[-3000:], file=sys.stderr)
-                break
-            time.sleep(20)  # what is left of Ray ends by itself
-            orphans = [title(p) for p in run.family.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    took = time.monotonic() - began
-    tracking.os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    client = tracking.client()
-    runs = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")
-    steps = sorted(m.step for r in runs for m in client.get_metric_history(r.info.run_id, "train/seg"))
-    grown = {role: round(growth(s), 3) for role, s in samples.items() if len(s) >= 40 and role != "other"}
+    folder = Path(tempfile.mkdtemp(prefix="egic-soak-"))
+    samples, outcome = soak(folder, given)
+    whole, lives = {r: s for r, s in largest(samples).items() if len(s) >= LONG_LIFE}, long_lives(samples)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     row = {
-        "bench": "soak", "minutes": round(took / 60, 1), "steps": last, "kills": dict(kills), "starts": starts,
-        "mlflow_complete": steps == list(range(25, given.steps + 1, 25)),
-        "memory_growth": grown,
-        "largest_gb": {role: round(max(size for _, size in s), 2) for role, s in samples.items()}, "orphans": orphans,
-        "checkpoints_kept": len(list(folder.glob("outputs/checkpoints/*/checkpoint_2*"))), "status": status,
+        "bench": "soak", "every_s": given.every, "seed": given.seed, "steps_wanted": given.steps, **outcome,
+        "memory_growth": {role: growth(sizes) for role, sizes in whole.items()},
+        "growth_of_one_process": {role: growth(sizes) for role, sizes in lives.items()},
+        "its_life_min": {role: round(len(sizes) * LOOK_S / 60) for role, sizes in lives.items()},
+        "largest_mb": {role: round(max(sizes)) for role, sizes in whole.items()},
+        "checkpoints_kept": [len(list(p.glob("checkpoint_2*"))) for p in folder.glob("*/outputs/checkpoints/*")],
+        "date": str(datetime.date.today()), "commit": commit.strip(), "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "ray", "mlflow")}, "machine": platform.machine(),
     }  # fmt: skip
     print(json.dumps(row))
-    good = status == 0 and last == given.steps and row["mlflow_complete"] and not orphans
-    return 0 if good and all(value <= GROWTH for value in grown.values()) else 1
+    flat = all(value <= GROWTH for name in ("memory_growth", "growth_of_one_process") for value in row[name].values())
+    complete = row["status"] == 0 and set(row["steps"]) == {given.steps} and row["mlflow_complete"]
+    return 0 if complete and flat and not row["orphans"] else 1
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Whole hosts that die or lose the network: the result is that of an unbroken run, and MLflow has every step once."""
 
+import ast
 import json
 import re
 import time
@@ -28,17 +29,17 @@ ARGS = (
 class Run:
     """The MSE codec on two workers, its driver on the head, what it writes in `folder`."""
 
-    def __init__(self, head: hosts.Host, folder: Path, data: Path):
+    def __init__(self, head: hosts.Host, folder: Path, data: Path, *args: str):
         self.folder, self.log = folder, folder / f"log-{time.monotonic_ns()}.txt"
         env = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
         script = ["python", "tests/integration/recorded.py", "jobs/mse_codec.py", "tiny"]
         with self.log.open("w") as out:
-            command = [*script, "--output", folder, "--data", data, *ARGS]
+            command = [*script, "--output", folder, "--data", data, *ARGS, *args]
             self.process = head.start(command, env=env, stdout=out, stderr=out)
 
-    def seen(self) -> list[dict]:
-        """Every batch that rank 0 was given, over all attempts."""
-        path = self.folder / "seen-mse-codec-0.jsonl"
+    def seen(self, rank: int = 0) -> list[dict]:
+        """Every batch that a rank was given, over all attempts."""
+        path = self.folder / f"seen-mse-codec-{rank}.jsonl"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
 
@@ -48,6 +49,12 @@ class Run:
     def wait_for_step(self, step: int, timeout_s: float = 400) -> None:
         deadline = time.monotonic() + timeout_s
         while step not in self.steps():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-4000:]
+            time.sleep(0.1)
+
+    def wait_for_checkpoint(self, timeout_s: float = 100) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not list(self.folder.glob("checkpoints/*/checkpoint_manager_snapshot.json")):
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-4000:]
             time.sleep(0.1)
 
@@ -74,10 +81,10 @@ def curves(folder: Path, monkeypatch) -> dict[str, list[int]]:
 WHOLE = {"train/loss": list(range(2, STEPS + 1, 2)), "val/psnr_db": list(range(EVERY, STEPS + 1, EVERY))}
 
 
-def went_back_once(steps: list[int]) -> bool:
+def went_back_once(steps: list[int], every: int = EVERY) -> bool:
     """The steps run through to the end, but for one return to a checkpoint."""
     back = [i for i in range(1, len(steps)) if steps[i] != steps[i - 1] + 1]
-    return len(back) == 1 and steps[back[0]] % EVERY == 0 and 0 < steps[back[0]] < STEPS and steps[-1] == STEPS - 1
+    return len(back) == 1 and steps[back[0]] % every == 0 and 0 < steps[back[0]] < STEPS and steps[-1] == STEPS - 1
 
 
 def orphans(host: hosts.Host) -> list[int]:
@@ -123,6 +130,48 @@ def test_the_network_is_cut_for_20_s(cluster, data, unbroken, tmp_path, monkeypa
     print(f"\n{run.pause_s():.1f} s without a step")
     assert run.steps() == list(range(STEPS)) or went_back_once(run.steps())
     assert curves(tmp_path, monkeypatch) == WHOLE
+
+
+NODES = """
+import ray
+ray.init(logging_level="ERROR")
+print({node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]})
+"""
+
+
+def announce_the_end(head: hosts.Host, leaving: hosts.Host, *, deadline_s: int) -> None:
+    """What an autoscaler or a node's own agent does on a spot node's notice."""
+    nodes = ast.literal_eval(head.run(["python", "-c", NODES]).stdout.splitlines()[-1])
+    command = ["ray", "drain-node", f"--address={head.address}:{hosts.RAY_PORT}", f"--node-id={nodes[leaving.address]}"]
+    why = [
+        "--reason=DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message=spot",
+        f"--deadline-remaining-seconds={deadline_s}",
+    ]
+    done = head.run([*command, *why])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_node_announces_its_end(cluster, data, unbroken, tmp_path, monkeypatch):
+    """`ray drain-node`: a checkpoint out of turn, and when the node is gone the stage goes on elsewhere from there."""
+    head, *workers, spare = cluster
+    run = Run(head, tmp_path, data, "--mse-codec.checkpoint-every", str(STEPS))  # none in turn before the end
+    run.wait_for_step(EVERY)
+    (leaving,) = [host for host in workers if host.name == run.seen(1)[-1]["host"]]
+    announce_the_end(head, leaving, deadline_s=30)
+    run.wait_for_checkpoint()
+    leaving.cut()
+    leaving.kill()
+    spare.start_ray(head, num_cpus=2)
+    assert run.end() == unbroken
+    print(f"\n{run.pause_s():.1f} s without a step")
+    assert went_back_once(run.steps(), every=1)
+    assert run.seen(1)[-1]["host"] != leaving.name
+    spare.kill()
+    leaving.join()
+    leaving.start_ray(head, num_cpus=2)
+    steps = curves(tmp_path, monkeypatch)["train/loss"]
+    assert sorted(set(steps)) == sorted(steps) and set(steps) >= set(WHOLE["train/loss"])
 
 
 def test_a_worker_node_dies_and_another_joins(cluster, data, unbroken, tmp_path, monkeypatch):

@@ -44,6 +44,17 @@ def test_ray_trains_controller_is_killed(tmp_path, monkeypatch, unbroken):
     assert curves(tmp_path, monkeypatch) == (ALL, ["FINISHED"])
 
 
+def test_ray_trains_controller_is_killed_while_it_starts_the_workers(tmp_path, unbroken):
+    """What it had reserved is given back: there is no second core for the next worker and its data."""
+    with Run(tmp_path) as run:
+        run.wait_until(lambda: run.members("RayTrainWorker"), "first worker")
+        (controller,) = run.members("TrainController")
+        controller.kill()
+        assert run.end() == 0, run.text()
+        assert "Ray Train's controller died" in run.text()
+        assert digest(run.text()) == unbroken
+
+
 def test_the_data_workers_are_killed(tmp_path, unbroken):
     with Run(tmp_path) as run:
         run.wait_for_checkpoint(EVERY)

@@ -96,6 +96,20 @@ def test_the_server_is_away_for_good(tmp_path, monkeypatch):
         assert statuses == ["FINISHED"] and steps == sorted(set(steps)) and steps[-1] == STEPS
 
 
+def test_the_driver_is_killed_while_the_server_is_away(tmp_path, monkeypatch):
+    """Curves of several checkpoints that MLflow was not there to take survive their sender."""
+    with server(tmp_path) as mlflow:
+        with Run(tmp_path, MLFLOW_TRACKING_URI=mlflow.uri) as run:
+            run.wait_for_checkpoint(EVERY)
+            mlflow.stop()
+            run.wait_for_checkpoint(3 * EVERY)
+            run.kill_hard()
+        mlflow.start()
+        with Run(tmp_path, MLFLOW_TRACKING_URI=mlflow.uri) as run:
+            assert run.end() == 0, run.text()
+        assert history(mlflow.uri, monkeypatch) == (ALL, ["FINISHED"])
+
+
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from jobs import tracking
-from tests.faults.injected import ARGS, EVERY, ROOT, Head, Run, curves, head
+from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Head, Run, checkpoints, curves, head, spoken_steps
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1200)]
 FEW = (
@@ -41,7 +42,7 @@ def test_two_pipelines_share_what_they_make(tmp_path, monkeypatch):
 
 
 @contextmanager
-def node(folder: Path, ray: Head, name: str):
+def node(folder: Path, ray: Head, name: str, **env: str):
     """One more Ray node on this machine, with 2 CPUs; `kill` ends it as a lost machine would."""
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={ray.address}",
@@ -50,7 +51,7 @@ def node(folder: Path, ray: Head, name: str):
     ]  # fmt: skip
     with (folder / f"{name}.txt").open("w") as log:
         process = subprocess.Popen(
-            command, env=os.environ | {"PYTHONPATH": str(ROOT)} | ray.env, stdout=log, stderr=subprocess.STDOUT
+            command, env=os.environ | {"PYTHONPATH": str(ROOT)} | ray.env | env, stdout=log, stderr=subprocess.STDOUT
         )
 
     def kill() -> None:
@@ -88,4 +89,38 @@ def test_a_group_shrinks_when_a_node_goes_and_grows_when_one_comes(tmp_path, mon
         with node(tmp_path, ray, "third"):
             run.wait_until(lambda: groups()[-1:] == ["2 workers share the batch"], "a group of two again", 300)
             assert run.end(400) == 0, run.text()
-    assert curves(tmp_path, monkeypatch) == (list(range(5, steps + 1, 5)), ["FINISHED"])
+    told, statuses = curves(tmp_path, monkeypatch)  # checkpoints before the group grew have rows of their own
+    assert statuses == ["FINISHED"] and told == sorted(set(told)) and set(told) >= set(range(5, steps + 1, 5))
+
+
+@pytest.fixture(scope="module")
+def skewed(tmp_path_factory):
+    """Environment of processes whose clock is some hours ahead."""
+    if not (compiler := shutil.which("cc")):
+        pytest.skip("needs a C compiler")
+    library = tmp_path_factory.mktemp("clock") / "skewed_clock.so"
+    source = Path(__file__).parent / "inject" / "skewed_clock.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
+    return lambda hours: {"LD_PRELOAD": str(library), "SKEW_S": str(3600 * hours)}
+
+
+def test_the_clocks_of_the_nodes_differ(tmp_path, monkeypatch, skewed):
+    """Driver and two nodes disagree by hours; when the job is given again, newer checkpoints have older names."""
+    args = [*ARGS, "--workers", "2", "--compute.cpus-per-worker", "1.5", "--compute.data-cpus", "0.25"]
+    with head(tmp_path, **skewed(3)) as ray, node(tmp_path, ray, "second", **skewed(2)):
+        with Run(tmp_path, *args, **ray.env) as run:
+            run.wait_for_checkpoint(2 * EVERY, 300)
+            run.kill_hard()
+            assert (reached := run.committed()) < STEPS
+    with head(tmp_path, **skewed(-3)) as ray, node(tmp_path, ray, "second", **skewed(-2)):
+        with Run(tmp_path, *args, **ray.env) as run:
+            assert run.end(400) == 0, run.text()
+            assert min(spoken_steps(run.text())) > reached
+    kept = checkpoints(tmp_path)
+    assert [json.loads((p / "meta.json").read_text())["step"] for p in kept] == [
+        STEPS - 2 * EVERY,
+        STEPS - EVERY,
+        STEPS,
+    ]
+    assert kept != sorted(kept), "older names"
+    assert curves(tmp_path, monkeypatch) == (list(range(5, STEPS + 1, 5)), ["FINISHED"])

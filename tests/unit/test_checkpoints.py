@@ -6,21 +6,21 @@ import pyarrow.fs
 import pytest
 
 from jobs import checkpoints
-from jobs.checkpoints import SNAPSHOT, Place
+from jobs.checkpoints import SNAPSHOT
+from jobs.storage import Folder
 
 
 @pytest.fixture
-def place(tmp_path) -> Place:
-    return Place(pyarrow.fs.LocalFileSystem(), str(tmp_path / "stage"))
+def place(tmp_path) -> Folder:
+    return Folder(str(tmp_path / "stage"))
 
 
-def put(place: Place, name: str, step: int | None) -> None:
+def put(place: Folder, name: str, step: int | None) -> None:
     content = b"{" if step is None else json.dumps({"step": step}).encode()
-    place.fs.create_dir(f"{place.path}/{name}", recursive=True)
-    Place(place.fs, f"{place.path}/{name}").write("meta.json", content)
+    place.write(f"{name}/meta.json", content)
 
 
-def snapshot(place: Place, *names: str) -> None:
+def snapshot(place: Folder, *names: str) -> None:
     place.write(SNAPSHOT, json.dumps({"checkpoint_results": [{"checkpoint_dir_name": n} for n in names]}).encode())
 
 
@@ -55,8 +55,19 @@ def test_only_uncommitted_ones_are_removed(place):
     for name, step in {"checkpoint_a": 10, "checkpoint_b": 20, "checkpoint_c": 30, "checkpoint_d": None}.items():
         put(place, name, step)
     snapshot(place, "checkpoint_a", "checkpoint_b")  # it has the prefix of a checkpoint, too
-    checkpoints.remove_orphans(place, "checkpoint_b")
+    checkpoints.remove_orphans(place, "checkpoint_b", 3)
     assert place.names(pyarrow.fs.FileType.Directory) == ["checkpoint_a", "checkpoint_b"]
+
+
+def test_what_training_went_on_from_uncommitted_is_removed_when_newer_ones_are_there(place):
+    """A worker that is killed before its first checkpoint is committed leaves it, and the next one goes on from it."""
+    for step in (10, 20, 30, 40):
+        put(place, f"checkpoint_{step}", step)
+        if step > 10:
+            snapshot(place, *(f"checkpoint_{s}" for s in range(20, step + 1, 10)))
+            checkpoints.remove_orphans(place, f"checkpoint_{step}", 3)
+        assert ("checkpoint_10" in place.names(pyarrow.fs.FileType.Directory)) == (step < 40)
+    assert len(place.names(pyarrow.fs.FileType.Directory)) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"checkpoint_results": [{"checkpoint_dir_name": "gone"}]}'])

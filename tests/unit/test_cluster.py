@@ -59,6 +59,18 @@ def test_stages_side_by_side(two_cpus, cpus, stages):
     assert cluster.stages_side_by_side(ComputeConfig(cpus_per_worker=cpus, data_cpus=0.5)) == stages
 
 
+def test_a_machine_too_busy_for_ray_is_told_in_a_line(monkeypatch):
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    for message, kind, line in (("timed out during startup", ValueError, "too busy"), ("else", RuntimeError, "else")):
+
+        def init(message=message, **_):
+            raise RuntimeError(f"The current node {message}.")
+
+        monkeypatch.setattr(cluster.ray, "init", init)
+        with pytest.raises(kind, match=line):
+            cluster.start_ray()
+
+
 @pytest.fixture
 def three_nodes(monkeypatch):
     """A head without CPUs, a node that sees this machine's files, and one whose disk is its own."""

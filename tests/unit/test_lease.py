@@ -6,18 +6,17 @@ import subprocess
 import sys
 import threading
 
-import pyarrow.fs
 import pytest
 
 from jobs import lease
-from jobs.checkpoints import Place
+from jobs.storage import Folder
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Place:
+def place(tmp_path, monkeypatch) -> Folder:
     monkeypatch.setattr(lease, "SETTLE_S", 0.05)
     monkeypatch.setattr(lease, "BEAT_S", 0.1)
-    return Place(pyarrow.fs.LocalFileSystem(), str(tmp_path))
+    return Folder(str(tmp_path))
 
 
 def test_one_after_the_other(place, caplog):

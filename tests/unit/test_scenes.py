@@ -9,6 +9,7 @@ from PIL import Image
 
 from egic.coco import CATEGORIES
 from egic.images import decode_jpeg
+from jobs import scenes
 from jobs.prepare import PrepareConfig, prepare
 from jobs.scenes import SceneConfig, write_scenes
 from jobs.shards import load_manifest
@@ -66,6 +67,27 @@ def test_finished_tree_is_kept_and_another_config_replaces_it(tmp_path):
     assert picture.stat().st_mtime_ns == before
     write_scenes(root, SceneConfig(num_train=1, num_val=1, min_side=64, max_side=96))
     assert not picture.exists()
+
+
+def test_what_a_killed_run_has_begun_is_drawn_again(tmp_path, monkeypatch):
+    one = SceneConfig(num_train=2, num_val=1, min_side=64, max_side=96)
+    whole = contents(write_scenes(tmp_path / "whole", one))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("jobs.scenes._write_split", interrupted(scenes._write_split))
+        write_scenes(tmp_path / "a", one)
+    assert contents(tmp_path / "a").keys() < whole.keys()
+    assert contents(write_scenes(tmp_path / "a", one)) == whole
+
+
+def interrupted(write_split):
+    """`_write_split` that is stopped when it has come to the second split."""
+
+    def write(root: Path, split: str, *args) -> None:
+        if split == "val":
+            raise KeyboardInterrupt
+        write_split(root, split, *args)
+
+    return write
 
 
 def test_foreign_folder_is_left_alone(tmp_path):

@@ -64,10 +64,7 @@ def finished(name, config, tmp_path, parents=(), **changes):
 
 def checkpoint(config, name, key, step):
     folder = checkpoints.place_of(config.output, f"{name}-{key}")
-    folder.write(f"checkpoint_{step}.txt", b"")  # makes the folder
-    folder.fs.create_dir(f"{folder.path}/checkpoint_{step}")
-    with folder.fs.open_output_stream(f"{folder.path}/checkpoint_{step}/meta.json") as f:
-        f.write(json.dumps({"step": step}).encode())
+    folder.write(f"checkpoint_{step}/meta.json", json.dumps({"step": step}).encode())
     return folder
 
 

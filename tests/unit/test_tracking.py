@@ -11,11 +11,10 @@ import time
 import types
 from pathlib import Path
 
-import pyarrow.fs
 import pytest
 
 from jobs import metric_log, registry, reports, tracking
-from jobs.checkpoints import Place
+from jobs.storage import Folder
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
@@ -593,6 +592,23 @@ def test_a_server_that_stays_away_is_named_with_what_is_kept(away, monkeypatch):
         tracking.patiently(failing_first(10**9, ConnectionError()), "gan is trained")
 
 
+def test_curves_outlive_a_controller_that_is_killed_while_the_server_is_away(store, run_id, tmp_path, monkeypatch):
+    """The next controller begins with the rows of the last checkpoint; those before it lie in the stage's folder."""
+    place = Folder(str(tmp_path / "stage"))
+    rows = {step: [{"step": step, "train/loss": 1.0 / step}] for step in (10, 20, 30, 40)}
+    killed = reports.Reports(run_id, 40, place)
+    with monkeypatch.context() as away:
+        away.setattr(metric_log.MetricLog, "_send", lambda self, batch: (_ for _ in ()).throw(ConnectionError("away")))
+        for step in (10, 20, 30):
+            killed.after_report(None, [{"step": step, "rows": rows[step], "pictures": []}], None)
+        killed.metric_log.close(0)  # its thread ends; nothing else of a close happens
+    following = reports.Reports(run_id, 40, place)
+    following.after_report(None, [{"step": 40, "rows": rows[30] + rows[40], "pictures": []}], None)
+    history = tracking.client().get_metric_history(run_id, "train/loss")
+    assert sorted(m.step for m in history) == [10, 20, 30, 40]
+    assert place.names() == []
+
+
 def test_what_trying_again_does_not_mend_is_raised_at_once(away):
     for error in (KeyError("x"), ValueError("no"), tracking.mlflow().MlflowException("bad", error_code=1000)):
         action = failing_first(10, error)
@@ -603,7 +619,7 @@ def test_what_trying_again_does_not_mend_is_raised_at_once(away):
 
 def test_what_a_server_did_not_take_is_sent_when_it_is_back(store, run_id, tmp_path, monkeypatch):
     """The controller ends while the server is away: the next one, or the driver, sends its curves first."""
-    place = Place(pyarrow.fs.LocalFileSystem(), str(tmp_path / "stage"))
+    place = Folder(str(tmp_path / "stage"))
     first = reports.resumed_log(run_id, place)
     with monkeypatch.context() as away:
         away.setattr(metric_log.MetricLog, "_send", lambda self, batch: (_ for _ in ()).throw(ConnectionError("away")))
