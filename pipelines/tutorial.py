@@ -5,6 +5,7 @@
 # `EGIC_MODEL=models:/egic-orp@best` (or a folder), and `EGIC_PICTURE=photo.png` for a picture of your own.
 
 # %%
+import builtins
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ def show(name, row, titles):
     """Pictures side by side: in a file, and in a notebook below the cell."""
     sheet, path = panels.panel([row], titles), FOLDER / f"{name}.png"
     sheet.save(path)
-    globals().get("display", lambda sheet: print(path))(sheet)
+    getattr(builtins, "display", lambda sheet: print(path))(sheet)
 
 
 # %% [markdown]
@@ -67,7 +68,6 @@ show("alphas", [x, *(x_hat for x_hat, _ in decoded.values())], titles)
 # %% [markdown]
 # ## A training step of each stage
 # Training needs labels: which of 133 classes each pixel belongs to, 0 for none (void).
-#
 # `segmentation`: the discriminator learns to label real pictures. `mse-codec`: the codec learns `mse255 + beta * bits`.
 # `gan`: g_s alone, first for distortion and LPIPS, then also against the discriminator. `orp`: the residual head learns
 # to take g_s's picture back to the most faithful one.

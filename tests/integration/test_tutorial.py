@@ -1,5 +1,6 @@
 """The tutorial as a script: in a hundred lines, without a model, data or network, and with a trained model."""
 
+import builtins
 import os
 import re
 import runpy
@@ -55,7 +56,8 @@ def test_it_takes_a_model_and_a_picture(tmp_path, monkeypatch, capsys, one_threa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EGIC_MODEL", "model")
     monkeypatch.setenv("EGIC_PICTURE", "own.png")
+    monkeypatch.setattr(builtins, "display", (shown := []).append, raising=False)  # as in a notebook
     runpy.run_path(str(ROOT / "pipelines" / "tutorial.py"), run_name="__main__")
     said = capsys.readouterr().out
-    assert "untrained" not in said
+    assert "untrained" not in said and len(shown) == 2
     check(tmp_path, said, 100, 80)
