@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script
 
+from egic.coco import CATEGORIES
 from egic.errors import quiet, run_main
 from jobs import command
 from jobs.config import Config
@@ -91,7 +92,12 @@ def flop_per_picture(stage_name: str, config: Config, step: int) -> float:
 
 def text(config: Priced) -> str:
     """Table of the phases and their sum."""
-    rows, total = [HEAD], 0.0
+    from jobs.categories import with_categories
+
+    if not config.discriminator.num_categories:  # as many as the data has
+        config = with_categories(config, len(CATEGORIES))
+    rows: list[tuple[str, ...]] = [HEAD]
+    total = 0.0
     for stage, phase in phases(config):
         per_step = flop_per_picture(stage, config, phase.first) * phase.batch
         total += per_step * phase.steps

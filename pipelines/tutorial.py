@@ -78,11 +78,11 @@ label = np.zeros(ids.shape, np.int64)
 for segment in segments:
     label[ids == segment["id"]] = 0 if segment["iscrowd"] else class_of[segment["category_id"]]
 x, y = (torch.tensor(np.stack([a, a[:, ::-1]])) for a in (scene, label))  # the scene and its mirror image
-x = x.permute(0, 3, 1, 2).float()
-batch = steps.Batch(x, y, weight=torch.ones(y.shape), position=[0, 1])  # positions seed each sample's noise
+batch = steps.Batch(x := x.permute(0, 3, 1, 2).float(), y, weight=torch.ones(y.shape), position=[0, 1])  # positions seed each sample's noise
 codec, orp, lpips = model.codec, ResidualHead(model.codec.config), LPIPS(None)  # LPIPS on a random backbone
 orp.start_from(codec.g_s)
-discriminator = Discriminator(replace(tiny().discriminator, latent_channels=codec.config.dims[-1]))
+sizes = {"latent_channels": codec.config.dims[-1], "num_categories": len(CATEGORIES)}
+discriminator = Discriminator(replace(tiny().discriminator, **sizes))
 parts = {"codec": codec, "g_s": codec.g_s, "discriminator": discriminator, "orp": orp}
 adam = {name: torch.optim.Adam(part.parameters(), 1e-4) for name, part in parts.items()}
 nets = steps.Nets(codec=codec, discriminator=discriminator, orp=orp, lpips=lpips, trained=parts)
