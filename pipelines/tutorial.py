@@ -53,8 +53,7 @@ print(f"{sum(p.numel() for p in model.codec.parameters()):,} parameters, {'train
 
 # %%
 scene, ids, segments = draw_scene(np.random.default_rng(4), SceneConfig(min_side=256, max_side=256))
-own = os.environ.get("EGIC_PICTURE")
-x = pictures.read(Path(own).read_bytes())[0] if own else scene
+x = pictures.read(Path(own).read_bytes())[0] if (own := os.environ.get("EGIC_PICTURE")) else scene
 data = model.compress(x)
 (FOLDER / "picture.egic").write_bytes(data)
 decoded = {f"alpha {alpha:g}": (model.decompress(data, alpha), len(data)) for alpha in (0.0, 0.5, 1.0)}
@@ -78,11 +77,12 @@ label = np.zeros(ids.shape, np.int64)
 for segment in segments:
     label[ids == segment["id"]] = 0 if segment["iscrowd"] else class_of[segment["category_id"]]
 x, y = (torch.tensor(np.stack([a, a[:, ::-1]])) for a in (scene, label))  # the scene and its mirror image
-batch = steps.Batch(x := x.permute(0, 3, 1, 2).float(), y, weight=torch.ones(y.shape), position=[0, 1])  # positions seed each sample's noise
+x = x.permute(0, 3, 1, 2).float()
+batch = steps.Batch(x, y, weight=torch.ones(y.shape), position=[0, 1])  # positions seed each sample's noise
 codec, orp, lpips = model.codec, ResidualHead(model.codec.config), LPIPS(None)  # LPIPS on a random backbone
 orp.start_from(codec.g_s)
-sizes = {"latent_channels": codec.config.dims[-1], "num_categories": len(CATEGORIES)}
-discriminator = Discriminator(replace(tiny().discriminator, **sizes))
+fitting = replace(tiny().discriminator, latent_channels=codec.config.dims[-1], num_categories=len(CATEGORIES))
+discriminator = Discriminator(fitting)
 parts = {"codec": codec, "g_s": codec.g_s, "discriminator": discriminator, "orp": orp}
 adam = {name: torch.optim.Adam(part.parameters(), 1e-4) for name, part in parts.items()}
 nets = steps.Nets(codec=codec, discriminator=discriminator, orp=orp, lpips=lpips, trained=parts)

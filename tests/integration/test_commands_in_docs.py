@@ -77,7 +77,7 @@ def where(run: bool):
 def place(tmp_path_factory) -> Path:
     """A user's folder: a picture, links to the checkout's files, and programs that note how they are called."""
     folder = tmp_path_factory.mktemp("user")
-    for name in ("pipelines", "infra", "requirements.txt"):
+    for name in ("pipelines", "docs", "infra", "requirements.txt"):
         (folder / name).symlink_to(ROOT / name)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (48, 40, 3), np.uint8)).save(folder / "photo.jpg")
