@@ -76,9 +76,9 @@ class_of = {category.id: number for number, category in enumerate(CATEGORIES, 1)
 label = np.zeros(ids.shape, np.int64)
 for segment in segments:
     label[ids == segment["id"]] = 0 if segment["iscrowd"] else class_of[segment["category_id"]]
-x, y = (torch.tensor(np.stack([a, a[:, ::-1]])) for a in (scene, label))  # the scene and its mirror image
-x = x.permute(0, 3, 1, 2).float()
-batch = steps.Batch(x, y, weight=torch.ones(y.shape), position=[0, 1])  # positions seed each sample's noise
+real, y = (torch.tensor(np.stack([a, a[:, ::-1]])) for a in (scene, label))  # the scene and its mirror image
+real = real.permute(0, 3, 1, 2).float()
+batch = steps.Batch(real, y, weight=torch.ones(y.shape), position=[0, 1])  # positions seed each sample's noise
 codec, orp, lpips = model.codec, ResidualHead(model.codec.config), LPIPS(None)  # LPIPS on a random backbone
 orp.start_from(codec.g_s)
 fitting = replace(tiny().discriminator, latent_channels=codec.config.dims[-1], num_categories=len(CATEGORIES))
@@ -96,5 +96,5 @@ losses = {
 for stage, terms in losses.items():
     print(f"{stage}: " + ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items()))
 with torch.no_grad():
-    seen = discriminator(x[:1]).argmax(1)[0].numpy()
+    seen = discriminator(real[:1]).argmax(1)[0].numpy()
 show("labels", [scene, *map(panels.label_colours, (label, seen))], ["picture", "labels", "the discriminator's"])
