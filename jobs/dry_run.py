@@ -42,7 +42,7 @@ class Cost:
     """Largest sum of a worker's tensors at any moment of a step."""
 
 
-class _Finite(TorchFunctionMode):
+class Finite(TorchFunctionMode):
     """Tensors without values are taken to be finite: a step looks before it makes its update."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -121,7 +121,7 @@ def networks(stage: Stage, config: Config) -> Nets:
 def peak_memory(stage: Stage, config: Config, nets: Nets, batch: int) -> int:
     """Bytes that tensors take at most in steps with `batch` pictures; see `cost_of`. nets: on the meta device."""
     settings, size = stage.settings(config), config.crop.size
-    with FakeTensorMode(), Living() as living, _Finite():
+    with FakeTensorMode(), Living() as living, Finite():
         for part in (nets.codec, nets.discriminator, nets.orp, nets.lpips):
             if part is not None:
                 onto_cpu(part)

@@ -1,0 +1,100 @@
+# %% [markdown]
+# # EGIC in one sitting
+# A picture goes into a file and comes back at three alphas; then each of the paper's four stages makes a training step.
+# The networks are small and untrained, so their pictures are grey. Where `make demo` has trained some, set
+# `EGIC_MODEL=models:/egic-orp@best` (or a folder), and `EGIC_PICTURE=photo.png` for a picture of your own.
+
+# %%
+import builtins
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import egic
+from egic import anchors, checkpoint, cli_refs, metrics, panels, pictures, steps
+from egic.coco import CATEGORIES
+from egic.codec import Codec
+from egic.discriminator import Discriminator
+from egic.orp import ResidualHead
+from egic.perceptual import LPIPS
+from jobs.presets import tiny
+from jobs.scenes import SceneConfig, draw_scene
+
+FOLDER = Path("outputs/tutorial")
+FOLDER.mkdir(parents=True, exist_ok=True)
+
+
+def show(name, row, titles):
+    """Pictures side by side: in a file, and in a notebook below the cell."""
+    sheet, path = panels.panel([row], titles), FOLDER / f"{name}.png"
+    sheet.save(path)
+    getattr(builtins, "display", lambda sheet: print(path))(sheet)
+
+
+# %% [markdown]
+# ## Load
+# A model is a folder of safetensors and JSON: a codec, and the residual head (ORP) that makes alpha possible.
+
+# %%
+torch.manual_seed(0)
+chosen = os.environ.get("EGIC_MODEL")
+if not chosen:
+    new = {"codec": Codec(tiny().codec), "orp": ResidualHead(tiny().codec)}
+    checkpoint.save(FOLDER / "model", new, {"stage": "orp", "steps": 0})
+model = egic.load(cli_refs.folder_of(chosen or str(FOLDER / "model")))
+print(f"{sum(p.numel() for p in model.codec.parameters()):,} parameters, {'trained' if chosen else 'untrained: grey'}")
+
+# %% [markdown]
+# ## Compress, decompress
+# A file decodes at every alpha: 0 is the most faithful picture, 1 the most realistic one. JPEG comes nearest in size.
+
+# %%
+scene, ids, segments = draw_scene(np.random.default_rng(4), SceneConfig(min_side=256, max_side=256))
+x = pictures.read(Path(own).read_bytes())[0] if (own := os.environ.get("EGIC_PICTURE")) else scene
+data = model.compress(x)
+(FOLDER / "picture.egic").write_bytes(data)
+decoded = {f"alpha {alpha:g}": (model.decompress(data, alpha), len(data)) for alpha in (0.0, 0.5, 1.0)}
+jpeg = anchors.Matcher(anchors.find(["jpeg"])[0][0], x).nearest(metrics.bpp(len(data), *x.shape[:2]))
+decoded["JPEG"] = (jpeg.picture, jpeg.num_bytes)
+psnr = {name: 10 * np.log10(255**2 / ((x_hat - x.astype(float)) ** 2).mean()) for name, (x_hat, _) in decoded.items()}
+titles = [f"original, {x.shape[1]} x {x.shape[0]}"]
+titles += [f"{name}: {size:,} bytes, {psnr[name]:.1f} dB" for name, (_, size) in decoded.items()]
+show("alphas", [x, *(x_hat for x_hat, _ in decoded.values())], titles)
+
+# %% [markdown]
+# ## A training step of each stage
+# Training needs labels: which of 133 classes each pixel belongs to, 0 for none (void).
+# `segmentation`: the discriminator learns to label real pictures. `mse-codec`: the codec learns `mse255 + beta * bits`.
+# `gan`: g_s alone, first for distortion and LPIPS, then also against the discriminator. `orp`: the residual head learns
+# to take g_s's picture back to the most faithful one.
+
+# %%
+class_of = {category.id: number for number, category in enumerate(CATEGORIES, 1)}
+label = np.zeros(ids.shape, np.int64)
+for segment in segments:
+    label[ids == segment["id"]] = 0 if segment["iscrowd"] else class_of[segment["category_id"]]
+real, y = (torch.tensor(np.stack([a, a[:, ::-1]])) for a in (scene, label))  # the scene and its mirror image
+real = real.permute(0, 3, 1, 2).float()
+batch = steps.Batch(real, y, weight=torch.ones(y.shape), position=[0, 1])  # positions seed each sample's noise
+codec, orp, lpips = model.codec, ResidualHead(model.codec.config), LPIPS(None)  # LPIPS on a random backbone
+orp.start_from(codec.g_s)
+fitting = replace(tiny().discriminator, latent_channels=codec.config.dims[-1], num_categories=len(CATEGORIES))
+discriminator = Discriminator(fitting)
+parts = {"codec": codec, "g_s": codec.g_s, "discriminator": discriminator, "orp": orp}
+adam = {name: torch.optim.Adam(part.parameters(), 1e-4) for name, part in parts.items()}
+nets = steps.Nets(codec=codec, discriminator=discriminator, orp=orp, lpips=lpips, trained=parts)
+losses = {
+    "segmentation": steps.segmentation_step(nets, adam, batch, clip_norm=0),
+    "mse-codec": steps.mse_codec_step(nets, adam, batch, beta=0.01, clip_norm=10, seed=0),
+    "gan, warm-up": steps.warmup_step(nets, adam, batch, loss=steps.GanLoss(), clip_norm=0),
+    "gan, adversarial": steps.gan_step(nets, adam, batch, loss=steps.GanLoss(), clip_norm=0, seed=0),
+    "orp": steps.orp_step(nets, adam, batch, clip_norm=0),
+}
+for stage, terms in losses.items():
+    print(f"{stage}: " + ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items()))
+with torch.no_grad():
+    seen = discriminator(real[:1]).argmax(1)[0].numpy()
+show("labels", [scene, *map(panels.label_colours, (label, seen))], ["picture", "labels", "the discriminator's"])

@@ -1,0 +1,63 @@
+"""The tutorial as a script: in a hundred lines, without a model, data or network, and with a trained model."""
+
+import builtins
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from egic import checkpoint
+from tests.codec_models import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = (ROOT / "pipelines" / "tutorial.py").read_text()
+
+
+def test_it_is_short_and_made_of_cells():
+    assert len(SOURCE.splitlines()) <= 100
+    cells = re.split(r"^# %%.*\n", SOURCE, flags=re.MULTILINE)
+    assert cells[0] == "" and len(cells) == 9
+    for cell in SOURCE.split("# %% [markdown]\n")[1:]:
+        assert all(not line or line.startswith("#") for line in cell.split("# %%")[0].splitlines())
+
+
+def check(folder: Path, said: str, width: int, height: int) -> None:
+    """What a run must have printed, and written below its folder for a picture of this size."""
+    for stage in ("segmentation", "mse-codec", "gan, warm-up", "gan, adversarial", "orp"):
+        assert any(line.startswith(f"{stage}: ") and "nan" not in line for line in said.splitlines()), stage
+    made = folder / "outputs" / "tutorial"
+    assert (made / "picture.egic").read_bytes()[:4] == b"EGIC"
+    assert Image.open(made / "alphas.png").size == (4 + 5 * (width + 4), 4 + 16 + height + 4)
+    assert Image.open(made / "labels.png").size == (4 + 3 * 260, 24 + 256)
+
+
+@pytest.mark.slow
+def test_it_runs_from_nothing(tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("EGIC_")} | {"PYTHONPATH": str(ROOT)}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "pipelines" / "tutorial.py")],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "untrained" in done.stdout.splitlines()[0]
+    check(tmp_path, done.stdout, 256, 256)
+
+
+def test_it_takes_a_model_and_a_picture(tmp_path, monkeypatch, capsys, one_thread):
+    tiny = tiny_model()
+    checkpoint.save(tmp_path / "model", {"codec": tiny.codec, "orp": tiny.orp}, {})
+    Image.new("RGB", (100, 80), "teal").save(tmp_path / "own.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EGIC_MODEL", "model")
+    monkeypatch.setenv("EGIC_PICTURE", "own.png")
+    monkeypatch.setattr(builtins, "display", (shown := []).append, raising=False)  # as in a notebook
+    runpy.run_path(str(ROOT / "pipelines" / "tutorial.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "untrained" not in said and len(shown) == 2
+    check(tmp_path, said, 100, 80)

@@ -1,0 +1,66 @@
+"""The cost page's table: phases, hours and price by hand, and FLOP against another way of counting them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from egic.codec import Codec
+from egic.swin import WindowAttention
+from jobs.presets import extended, tiny
+from pipelines import cost
+
+
+@pytest.fixture
+def config() -> cost.Priced:
+    return extended(tiny, cost.Priced)()
+
+
+def test_hours_and_price_are_those_of_the_formula(config, monkeypatch):
+    monkeypatch.setattr(cost, "flop_per_picture", lambda stage, config, step: 9e12)
+    config = replace(
+        config, tflops=10.0, price=3.0, segmentation=replace(config.segmentation, steps=1000, batch=4)
+    )  # 36 TFLOP per step, 36 PFLOP in all: an hour at 10 TFLOP/s
+    rows = [line.split() for line in cost.text(config).splitlines()]
+    assert rows[1] == ["segmentation", "1,000", "4", "36", "0.036", "1", "3"]
+    steps = 1000 + 450 + 120 + 50 + 250
+    assert rows[-1] == ["all", f"{steps * 36e12 / 1e18:.3g}", f"{steps / 1000:.3g}", f"{steps / 1000 * 3:.3g}"]
+
+
+def test_the_gan_stage_has_two_phases_where_there_are_two(config):
+    assert [(p.name, p.first, p.steps) for stage, p in cost.phases(config) if stage == "gan"] == [
+        ("gan, warm-up", 0, 120), ("gan, adversarial", 120, 50),
+    ]  # fmt: skip
+    alone = replace(config, gan=replace(config.gan, warmup_steps=0, last_steps=0))
+    assert [(p.name, p.first, p.steps) for stage, p in cost.phases(alone) if stage == "gan"] == [("gan", 0, 170)]
+
+
+def forward_flop(codec: Codec, x: torch.Tensor) -> float:
+    """Two per multiply-add of layers and attention in a forward pass, counted by what each layer is given."""
+    total = []
+
+    def count(module, given, made):
+        if isinstance(module, WindowAttention):
+            n, area, channels = given[0].shape
+            total.append(2 * 2 * n * area**2 * channels)  # q k and its product with v
+        else:
+            places = made.numel() / module.weight.shape[0]  # at each of them a product with the whole weight
+            total.append(2 * places * module.weight.numel())
+
+    for module in codec.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | WindowAttention):
+            module.register_forward_hook(count)
+    codec(x)
+    return sum(total)
+
+
+def test_a_step_counts_as_three_forward_passes(config):
+    forward = forward_flop(Codec(config.codec), torch.zeros(1, 3, config.crop.size, config.crop.size))
+    step = cost.flop_per_picture("mse-codec", config, 0)
+    assert 2.9 * forward < step <= 3 * forward  # the picture itself needs no gradient
+
+
+def test_a_speed_of_nothing_is_refused(config):
+    with pytest.raises(ValueError, match="tflops is 0"):
+        replace(config, tflops=0)
