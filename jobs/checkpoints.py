@@ -75,8 +75,8 @@ def remove_orphans(place: Folder, committed: str, kept: int) -> None:
         return
     if (limit := steps.get(committed)) is None or committed not in known:
         return
-    older = [name for name, step in steps.items() if step is not None and step <= limit]
-    newest = sorted(older, key=lambda name: steps[name])[-kept:]
+    older = sorted((step, name) for name, step in steps.items() if step is not None and step <= limit)
+    newest = [name for _, name in older[-kept:]]
     for name in steps:
         if name not in known and name not in newest:
             log.info("removing %s: it was not committed", name)

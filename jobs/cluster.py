@@ -16,7 +16,7 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.autoscaler.sdk import request_resources
-from ray.core.generated import gcs_pb2
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -126,8 +126,8 @@ def release_reserved(actor_id: str) -> None:
     where two clusters run on one machine; what it leaves, the next workers would wait for without end.
     """
     for content in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
-        group = gcs_pb2.PlacementGroupTableData.FromString(content)
-        if group.creator_actor_id.hex() == actor_id and group.state != gcs_pb2.PlacementGroupTableData.REMOVED:
+        group = PlacementGroupTableData.FromString(content)
+        if group.creator_actor_id.hex() == actor_id and group.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from pathlib import Path
 
 import pytest
@@ -420,7 +419,7 @@ def test_folder_that_is_there_is_kept_if_right_and_refused_if_not(folder, experi
 
 
 def test_default_digest_is_the_checkpoint_module_s(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "egic.checkpoint", types.SimpleNamespace(digest=lambda path: "abc"))
+    monkeypatch.setattr("egic.checkpoint.digest", lambda path: "abc")
     assert registry.resolve(str(folder)).sha256 == "abc"
 
 
