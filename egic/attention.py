@@ -21,7 +21,8 @@ class LearnedBiasAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(qkv, bias)
-        return F.scaled_dot_product_attention(*qkv, attn_mask=bias.detach().to(qkv.dtype))
+        q, k, v = qkv
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.detach().to(qkv.dtype))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
