@@ -2,7 +2,8 @@
 #   make demo     train the tiny preset, all stages, on two CPU cores      (DEMO_ARGS="..." goes to pipelines/full.py)
 #   make test     the default tests                                        (TEST_ARGS="..." goes to pytest)
 #   make test-faults    kill, cut and fill things under running stages: half an hour
-#   make lint | bench | lock | clean
+#   make bench    the benchmarks, and their table                          (BENCH_ARGS="steps --keep", BENCH_ARGS=--table)
+#   make lint | lock | clean
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),$(shell command -v python3.13),python3)
 VENV ?= .venv
@@ -10,6 +11,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: demo test test-faults lint bench lock clean setup
 .DEFAULT_GOAL := demo
@@ -30,7 +32,7 @@ lint: $(STAMP)
 	$(PY) -m mypy
 
 bench: $(STAMP)
-	@set -e; for b in tests/bench/bench_*.py; do echo "$$b"; $(PY) "$$b"; done
+	$(PY) tests/bench/all.py $(BENCH_ARGS)
 
 # Rewrite the lock from pyproject.toml, without TensorFlow, which only an import needs. Every file of a release is listed, so that any platform finds its own.
 lock: $(STAMP)

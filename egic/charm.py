@@ -5,11 +5,13 @@ into its decoded values, so that a decoder can never condition on anything but w
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-Code = Callable[[int, Tensor, Tensor], Tensor]
+Index = Callable[[], Tensor]
+Code = Callable[[int, Tensor, Index], Tensor]
 
 
 def slice_net(k: int, width: int) -> nn.Sequential:
@@ -33,13 +35,13 @@ class ChARM(nn.Module):
     def forward(self, hyper_means: Tensor, hyper_scales: Tensor, code: Code) -> Tensor:
         """(B, M, H, W) hyper means and scales -> y_hat (B, M, H, W), slice by slice.
 
-        `code(k, mu, index)` gets the mean and the continuous scale index of slice k, each (B, M / slices, H, W), and
-        returns its decoded values in the same shape.
+        `code(k, mu, index)` gets the mean of slice k, (B, M / slices, H, W), and a function that computes its
+        continuous scale index, for those who need it; it returns the decoded values. All have the same shape.
         """
         y_hat: list[Tensor] = []
         slices = zip(hyper_means.split(self.width, 1), hyper_scales.split(self.width, 1), strict=True)
         for k, (means, scales) in enumerate(slices):
             mu = self.mean_nets[k](torch.cat([means, *y_hat], 1))
-            index = self.scale_nets[k](torch.cat([scales, *y_hat], 1))
+            index = partial(self.scale_nets[k], torch.cat([scales, *y_hat], 1))
             y_hat.append(code(k, mu, index))
         return torch.cat(y_hat, 1)

@@ -3,14 +3,13 @@
 `Codec` holds the networks and the training forward pass. Files are made and read in `egic.coding`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from egic import entropy
-from egic.charm import ChARM
+from egic.charm import ChARM, Code, Index
 from egic.transforms import Analysis, Synthesis
 
 STRIDE_Y = 16  # pixels per latent
@@ -105,26 +104,28 @@ class Codec(nn.Module):
         means, scales = self.h_s(z_hat).chunk(2, 1)
         return means, scales
 
-    def decode_latents(self, z_hat: Tensor, code: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
+    def decode_latents(self, z_hat: Tensor, code: Code) -> Tensor:
         """z_hat -> y_hat through the ChARM loop, in the weights' precision, never a lower one; see `ChARM.forward`."""
         with torch.autocast(z_hat.device.type, enabled=False):
             return self.charm(*self.hyper(z_hat.to(next(self.charm.parameters()).dtype)), code)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Picture -> y_hat (B, M, H/16, W/16), quantised as in a file."""
+        """Picture -> y_hat (B, M, H/16, W/16), quantised as in a file; nothing is computed for its rate."""
         y = self.analyse(x).float()
-        return self.quantized(y, torch.round(self.h_a(y).float()))[0]
+        slices = y.split(self.charm.width, 1)
+        z_hat = torch.round(self.h_a(y).float())
+        return self.decode_latents(z_hat, lambda k, mu, _: entropy.quantize(slices[k], mu))
 
     def quantized(self, y: Tensor, z_hat: Tensor, noise_y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Quantise y slice by slice: y_hat and its bits per image (B,), counted at y + noise (rounded y without)."""
         width, bits = self.charm.width, []
 
-        def code(k: int, mu: Tensor, index: Tensor) -> Tensor:
+        def code(k: int, mu: Tensor, index: Index) -> Tensor:
             part = slice(k * width, (k + 1) * width)
             y_k = y[:, part]
             y_hat_k = entropy.quantize(y_k, mu)
             seen = y_hat_k if noise_y is None else y_k + noise_y[:, part]
-            bits.append(entropy.gaussian_bits(seen - mu, entropy.sigma_of(index)).sum((1, 2, 3)))
+            bits.append(entropy.gaussian_bits(seen - mu, entropy.sigma_of(index())).sum((1, 2, 3)))
             return y_hat_k
 
         y_hat = self.decode_latents(z_hat, code)

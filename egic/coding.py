@@ -17,6 +17,7 @@ from torch import Tensor
 
 from egic import phases, tables
 from egic.bitstream import ID_BYTES, BitstreamError
+from egic.charm import Index
 from egic.codec import STRIDE_Y, STRIDE_Z, Codec
 from egic.rangecoder import MAX_SYMBOL, Decoder, Encoder, Tables
 
@@ -81,11 +82,11 @@ class LatentCoder:
         z = torch.round(self.codec.h_a(y).float())[:, :, :hz, :wz]
         coded: list[tuple[np.ndarray, np.ndarray]] = []
 
-        def code(k: int, mu: Tensor, index: Tensor) -> Tensor:
+        def code(k: int, mu: Tensor, index: Index) -> Tensor:
             part = slice(k * self.codec.charm.width, (k + 1) * self.codec.charm.width)
             symbols = torch.zeros_like(mu)
             symbols[..., :h, :w] = torch.round(y[:, part] - mu)[..., :h, :w]
-            coded.append((_integers(symbols[..., :h, :w]), index[..., :h, :w].cpu().numpy().ravel()))
+            coded.append((_integers(symbols[..., :h, :w]), index()[..., :h, :w].cpu().numpy().ravel()))
             return symbols + mu
 
         with exact_float32(y.device):
@@ -121,9 +122,9 @@ class LatentCoder:
         z = torch.from_numpy(z_symbols).to(device, torch.float32).view(1, channels, hz, wz)
         crc = zlib.crc32(z_symbols.astype("<i4").data)
 
-        def code(k: int, mu: Tensor, index: Tensor) -> Tensor:
+        def code(k: int, mu: Tensor, index: Index) -> Tensor:
             nonlocal crc
-            index_k = index[..., :h, :w].cpu().numpy().ravel()
+            index_k = index()[..., :h, :w].cpu().numpy().ravel()
             group = np.arange(k * len(index_k), (k + 1) * len(index_k)) % groups
             table = phases.table_of(index_k, phase[group])
             values = stream.decode(table, self._y)

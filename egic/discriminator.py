@@ -67,10 +67,32 @@ def leaky_rms(variance: float) -> float:
     return (variance * (1 + SLOPE**2) / 2) ** 0.5
 
 
+def mean_of_neighbours(kernel: Tensor) -> Tensor:
+    """Kernels (out, inp, 3, 3) -> (out, inp, 4, 4), averages over 2x2 of the kernel between zeros."""
+    one_by_one = torch.eye(9, device=kernel.device).view(9, 1, 3, 3)
+    averages = F.avg_pool2d(one_by_one, 2, 1, padding=1).view(9, 16)
+    return (kernel.flatten(2) @ averages).unflatten(2, (4, 4))  # pooling the kernels themselves takes six times as long
+
+
+def doubled_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv3x3 of x (B, C, H, W) doubled by nearest neighbours -> (B, out, 2H, 2W), with 4/9 of its products.
+
+    An output sees 2x2 different pixels only, so the kernel is summed where they are the same.
+    """
+    kernel = 4 * mean_of_neighbours(conv.weight).transpose(0, 1).flip(2, 3)
+    return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
+
+
+def halved_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """2x2 average of the conv3x3 of x (B, C, H, W) -> (B, out, H/2, W/2), with 4/9 of its products."""
+    return F.conv2d(x, mean_of_neighbours(conv.weight), conv.bias, stride=2, padding=1)
+
+
 class Block(nn.Module):
     """Residual block: [LeakyReLU, (x2),] conv3x3, LeakyReLU, conv3x3, (average pool) + shortcut with conv1x1.
 
-    The shortcut's conv1x1 commutes with pooling and nearest-neighbour doubling, so it runs at the lower resolution.
+    What neighbours share is computed once: pooling and doubling are part of the conv3x3 beside them, and the shortcut's
+    conv1x1, which commutes with both, runs at the lower resolution.
     """
 
     def __init__(self, inp: int, out: int, *, variance: float, up: bool = False, first: bool = False):
@@ -90,11 +112,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inp, H, W) -> (B, out, H/2, W/2), or (B, out, 2H, 2W) if `up`."""
         main = x if self.first else F.leaky_relu(x, SLOPE)
-        main = F.interpolate(main, scale_factor=2.0) if self.up else main
-        main = self.conv2(F.leaky_relu(self.conv1(main), SLOPE))
+        main = F.leaky_relu(doubled_conv(self.conv1, main) if self.up else self.conv1(main), SLOPE)
+        main = self.conv2(main) if self.up else halved_conv(self.conv2, main)
         skip = x if self.up else F.avg_pool2d(x, 2)
         skip = skip if self.conv_s is None else self.conv_s(skip)
-        return main + F.interpolate(skip, scale_factor=2.0) if self.up else F.avg_pool2d(main, 2) + skip
+        return main + (F.interpolate(skip, scale_factor=2.0) if self.up else skip)
 
 
 class Discriminator(nn.Module):
@@ -129,7 +151,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, y_hat: Tensor | None = None) -> Tensor:
         """x (B, 3, H, W) in 0..255, y_hat (B, M, H/16, W/16) or None (unconditioned) -> logits (B, classes, H, W)."""
-        skips = []
+        skips, x = [], x.contiguous(memory_format=torch.channels_last)
         for block in self.down:
             x = block(x)
             skips.append(x)

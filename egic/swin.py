@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from egic.attention import LearnedBiasAttention
 from egic.linear import linear
 
 HEAD_DIM = 32
@@ -47,7 +48,9 @@ class WindowAttention(nn.Module):
 
 def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
     """(3, n, heads, w^2, d) -> (n, heads, w^2, d)."""
-    if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu" or torch.is_grad_enabled():
+    if qkv.device.type == "cpu" and torch.is_grad_enabled():
+        return LearnedBiasAttention.apply(qkv, bias)
+    if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu":
         q, k, v = qkv
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(qkv.dtype))
     # on CPUs the fused kernel gains nothing from bfloat16: products in it and softmax in float32 take 0.6 of its time

@@ -156,6 +156,9 @@ class ComputeConfig:
     threads: int = 0
     """Torch threads per worker (0 = the node's cores shared among the workers that run on it). Default: automatic, so
     that workers do not get into each other's way."""
+    compile: bool = False
+    """Compile the blocks of codec and discriminator with torch.compile. Default: off, since every start of a stage then
+    waits for the compiler for a minute or more; for GPUs and long runs."""
     max_failures: int = 3
     """Restarts of a stage's workers, each from the last checkpoint, before it counts as failed; the end of a spot node
     that was announced does not count. Default: a round number; an error that comes every time still ends the run

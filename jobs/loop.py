@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from egic import checkpoint
+from egic.discriminator import Block
 from egic.steps import Batch, Nets, NonFiniteError
+from egic.swin import SwinBlock
 from jobs.config import Config, Training
 from jobs.shards import file_sha256
 from jobs.stage import Components, Stage, load_stage
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 5.0
 LOOK_EVERY_S = 2.0
 """How often the workers look whether a checkpoint is wanted now: a spot node that goes gives 30 s."""
+COMPILER = "inductor"
 SMALLER = 0.5
 """Factor on the learning rate for each time that training went back from a non-finite loss."""
 
@@ -110,6 +113,15 @@ def parts_of(nets: Nets) -> dict[str, nn.Module]:
     g_s = nets.codec and nets.codec.g_s
     found = {"codec": nets.codec, "g_s": g_s, "discriminator": nets.discriminator, "orp": nets.orp}
     return {name: module for name, module in found.items() if module is not None}
+
+
+def compile_blocks(nets: Nets) -> None:
+    """Let torch.compile make each kind of block once, for all blocks of that kind. Names of weights stay."""
+    torch._dynamo.config.recompile_limit = 128  # shapes of blocks, with gradients and without; beyond it, it gives up
+    for part in (nets.codec, nets.discriminator, nets.orp):
+        for module in part.modules() if part is not None else ():
+            if isinstance(module, SwinBlock | Block):
+                module.compile(dynamic=False, backend=COMPILER)
 
 
 def make_optimizers(stage: Stage, nets: Nets, settings: Training) -> dict[str, torch.optim.Optimizer]:
@@ -317,6 +329,8 @@ def train(stage_name: str, config: Config, components: Components, session: Sess
     torch.manual_seed(config.seed)
     nets = stage.build(config, components)
     nets.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
+    if config.compute.compile:
+        compile_blocks(nets)
     state = prepare_training(stage, nets, session, settings)
     restore_newest(stage, state, session)
     if session.rollbacks:

@@ -199,3 +199,26 @@ def test_a_worker_too_many_only_keeps_the_rhythm(tmp_path):
     session.idle, session.stream = True, None  # asking for data would fail
     run("orp", config, session)
     assert session.reports == [{}, {}]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same(tmp_path, monkeypatch):
+    """Traced and differentiated as for a GPU, but run by torch's own kernels: no C++ is compiled here."""
+    from torch._dynamo.utils import counters  # takes seconds
+
+    monkeypatch.setattr(loop, "COMPILER", "aot_eager")
+    torch._dynamo.reset()
+    counters.clear()
+    config = small("segmentation", steps=2)
+    compiled = dataclasses.replace(config, compute=dataclasses.replace(config.compute, compile=True))
+    losses = []
+    for name, chosen in (("eager", config), ("compiled", compiled)):
+        session = LocalSession(tmp_path / name)
+        run("segmentation", chosen, session)
+        losses.append([row["train/seg"] for row in session.reports[0]["rows"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert counters["stats"]["unique_graphs"] >= len(config.discriminator.down)
+    assert not counters["graph_break"]
+    assert weights(tmp_path / "eager", "segmentation", config).keys() == weights(
+        tmp_path / "compiled", "segmentation", compiled
+    ).keys()

@@ -22,7 +22,7 @@ def run(charm: ChARM, means: torch.Tensor, scales: torch.Tensor, offset: torch.T
     seen = []
 
     def code(k, mu, index):
-        seen.append((mu, index))
+        seen.append((mu, index()))
         return mu + offset[:, k * charm.width : (k + 1) * charm.width]
 
     y_hat = charm(means, scales, code)
@@ -63,7 +63,7 @@ def test_slices_come_back_in_their_order():
 
     def code(k, mu, index):
         order.append(k)
-        assert mu.shape == index.shape == (2, 3, 4, 4)
+        assert mu.shape == index().shape == (2, 3, 4, 4)
         return decoded[:, 3 * k : 3 * k + 3]
 
     assert torch.equal(charm(torch.randn(2, 12, 4, 4), torch.randn(2, 12, 4, 4), code), decoded)

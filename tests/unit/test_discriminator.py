@@ -52,7 +52,7 @@ def test_the_condition_adds_the_same_map_to_all_logits(small):
 
 
 def naive_block(block: Block, x: torch.Tensor) -> torch.Tensor:
-    """The block as the method words it: the shortcut is doubled before its conv1x1, and pooled after it."""
+    """The block as the method words it: doubled before its convolutions, pooled after them."""
     main = x if block.first else F.leaky_relu(x, SLOPE)
     main = F.interpolate(main, scale_factor=2.0, mode="nearest") if block.up else main
     main = block.conv2(F.leaky_relu(block.conv1(main), SLOPE))
@@ -64,7 +64,7 @@ def naive_block(block: Block, x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("up", [False, True])
 @pytest.mark.parametrize("inp, out", [(12, 12), (12, 20)])
-def test_the_shortcut_at_low_resolution_equals_the_one_at_high_resolution(up, inp, out):
+def test_what_is_computed_once_for_neighbours_equals_the_block_as_it_is_worded(up, inp, out):
     torch.manual_seed(1)
     block, x = Block(inp, out, variance=1.0, up=up), torch.randn(2, inp, 12, 8)
     assert (block.conv_s is None) == (inp == out)

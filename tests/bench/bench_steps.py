@@ -1,0 +1,235 @@
+"""Seconds of each training step with full-size networks on 256x256 crops; one JSON line per step and precision.
+
+    python tests/bench/bench_steps.py [mse_codec gan_warmup gan orp segmentation] [--precision float32 bfloat16]
+        [--threads 2] [--rounds 7] [--device cpu] [--batch N] [--compile] [--profile FOLDER]
+        [--reference FOLDER --reference-python PYTHON]                      (what these are: reference_steps.py)
+
+Networks, optimizers, allocator and steps are the training loop's; pictures and labels are random. Precisions, and the
+reference's step where it is given, take turns in every round: `of_reference` is the ratio of the medians. `gflop` is
+the step's matrix products, convolutions and attention; `flop_share` is their speed over that of large bfloat16 matrix
+products in the same run. On a machine that others use, too, CPU times (`cpu_of_reference`) say more than wall times;
+OMP_WAIT_POLICY=PASSIVE then keeps waiting threads from counting.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from egic.codec import Codec  # noqa: E402
+from egic.discriminator import Discriminator  # noqa: E402
+from egic.memory import keep_freed_memory  # noqa: E402
+from egic.perceptual import LPIPS  # noqa: E402
+from egic.steps import Batch  # noqa: E402
+from jobs import loop, presets  # noqa: E402
+from jobs.stage import load_stage  # noqa: E402
+
+STEPS = {  # stage, pictures on a CPU (the adversarial step gives half of them to D and half to g_s)
+    "mse_codec": ("mse-codec", 2),
+    "gan_warmup": ("gan", 1),
+    "gan": ("gan", 2),
+    "orp": ("orp", 2),
+    "segmentation": ("segmentation", 2),
+}
+SIZE = 256
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class NoLPIPS(nn.Module):
+    """In place of LPIPS in the warm-up on a CPU, since the goal there is without it."""
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        return x.new_zeros(())
+
+
+def random_batch(num: int, device: torch.device) -> Batch:
+    """Noise, labels in tiles of 32 pixels with void among them, weight 3 on some."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(num, 3, SIZE, SIZE, generator=g) * 255
+    label = torch.randint(0, 134, (num, SIZE // 32, SIZE // 32), generator=g)
+    label = label.repeat_interleave(32, 1).repeat_interleave(32, 2)
+    weight = torch.where(label % 5 == 0, 3.0, 1.0)
+    return Batch(x.to(device), label.to(device), weight.to(device), list(range(num)))
+
+
+def step_of(
+    name: str, precision: str, device: torch.device, num: int, compiled: bool = False
+) -> Callable[[], dict[str, Tensor]]:
+    """A function that takes one optimizer step, and returns its losses, as the training loop does."""
+    config, stage = dataclasses.replace(presets.workstation(), precision=precision), load_stage(STEPS[name][0])
+    torch.manual_seed(0)
+    without = name == "gan_warmup" and device.type == "cpu"
+    makers = {
+        "codec": lambda: Codec(config.codec),
+        "discriminator": lambda: Discriminator(config.discriminator),
+        "lpips": lambda: NoLPIPS() if without else LPIPS(None),
+    }
+    wanted = (*stage.takes, "lpips") if stage.name == "gan" else stage.takes
+    nets = stage.build(config, {part: makers[part]() for part in wanted})
+    nets.precision = PRECISIONS[precision]
+    if compiled:
+        loop.compile_blocks(nets)
+    session = SimpleNamespace(device=device, world_size=1, idle=False)
+    state = loop.prepare_training(stage, nets, session, stage.settings(config))
+    batch, number = random_batch(num, device), config.gan.warmup_steps if name == "gan" else 0
+    return lambda: stage.step(nets, state.optimizers, batch, config, number)
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Time of one call, with what it left running on the device."""
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Best speed of a square matrix product, as large as the device takes in a moment."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(6)) / 1e9
+
+
+def gflop(step: Callable[[], object]) -> float:
+    """Multiplications and additions of one step, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / 1e9
+
+
+class Reference:
+    """The TensorFlow reference in a process of its own, that waits while we run."""
+
+    def __init__(self, args: argparse.Namespace):
+        script = Path(__file__).with_name("reference_steps.py")
+        command = [args.reference_python, script, args.reference, "--threads", str(args.threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, *words: str) -> str:
+        print(*words, file=self.process.stdin, flush=True)
+        if not (answer := self.process.stdout.readline()):
+            raise SystemExit("bench_steps: the reference ended; its error stands above")
+        return answer.strip()
+
+    def times(self, name: str) -> tuple[float, float]:
+        """Wall and CPU time of one step; the first call of a step builds it and warms it up, too."""
+        wall, cpu = self.ask(name).split()
+        return float(wall), float(cpu)
+
+
+def times(step: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Wall and CPU time of one step."""
+    cpu = time.process_time()
+    return seconds(step, device), time.process_time() - cpu
+
+
+def measure(name: str, args: argparse.Namespace, reference: Reference | None) -> list[dict]:
+    """One line per precision, all measured in turn, and the reference between them."""
+    device, num = torch.device(args.device), args.batch or STEPS[name][1]
+    steps = {p: step_of(name, p, device, num, args.compile) for p in args.precision}
+    lines = {p: {"precision": p, "compiled": args.compile} | first_calls(steps[p], device) for p in steps}
+    calls = {p: lambda step=step: times(step, device) for p, step in steps.items()}
+    if reference:
+        reference.times(name)
+        calls["reference"] = lambda: reference.times(name)
+    found = {who: [] for who in calls}
+    for _ in range(args.rounds):
+        for who, call in calls.items():
+            found[who].append(call())
+    median = {who: np.median(pairs, 0) for who, pairs in found.items()}
+    peak = matmul_gflops(device, torch.bfloat16)
+    for who, line in lines.items():
+        wall, cpu = median[who]
+        line |= {
+            "time_s": round(wall, 4), "p10_p90_s": np.quantile(found[who], (0.1, 0.9), 0)[:, 0].round(4).tolist(),
+            "cpu_s": round(cpu, 3), "n": args.rounds, "images_per_s": round(num / wall, 3),
+            "matmul_gflops": round(matmul_gflops(device, PRECISIONS[who]), 1),
+            "flop_share": round(line["gflop"] / wall / peak, 3),
+        }  # fmt: skip
+        if reference:
+            ratios = median[who] / median["reference"]
+            line |= {"of_reference": round(ratios[0], 3), "cpu_of_reference": round(ratios[1], 3)}
+            line["reference_s"], line["reference_cpu_s"] = median["reference"].round(4).tolist()
+    return [{"bench": "steps", "step": name, "batch": num} | line for line in lines.values()]
+
+
+def first_calls(step: Callable[[], dict], device: torch.device) -> dict:
+    """Warm up; the first call's time, the step's work, and on a GPU its peak memory."""
+    line = {"first_s": round(seconds(step, device), 2), "gflop": round(gflop(step), 1)}
+    seconds(step, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        seconds(step, device)
+        line["peak_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    return line
+
+
+def profile(name: str, args: argparse.Namespace, folder: Path) -> None:
+    """Write the step's operators, those that take longest first, one table per precision."""
+    device = torch.device(args.device)
+    for precision in args.precision:
+        step = step_of(name, precision, device, args.batch or STEPS[name][1], args.compile)
+        seconds(step, device)
+        with torch.profiler.profile() as found:
+            seconds(step, device)
+        key = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        table = found.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=60)
+        (folder / f"profile_{name}_{precision}.txt").write_text(table)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("steps", nargs="*", metavar="STEP", help=f"{', '.join(STEPS)}; all without")
+    arguments.add_argument("--precision", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--batch", type=int, help="pictures of a step")
+    arguments.add_argument("--compile", action="store_true", help="torch.compile, as with compute.compile")
+    arguments.add_argument("--profile", type=Path, help="write tables of operators into this folder instead")
+    arguments.add_argument("--reference", help="folder with the reference's code")
+    arguments.add_argument("--reference-python", help="Python that has TensorFlow")
+    args = arguments.parse_args()
+    names = args.steps or list(STEPS)
+    if unknown := [name for name in names if name not in STEPS]:
+        arguments.error(f"there is no step {unknown[0]}; choose from {', '.join(STEPS)}")
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    if args.profile:
+        for name in names:
+            profile(name, args, args.profile)
+        return
+    reference = Reference(args) if args.reference else None
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else platform.machine()
+    for name in names:
+        for line in measure(name, args, reference):
+            line |= {
+                "threads": args.threads, "device": device, "commit": commit.stdout.strip(),
+                "date": datetime.date.today().isoformat(), "torch": torch.__version__,
+                "load": round(os.getloadavg()[0], 1),
+                "max_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+            }  # fmt: skip
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
