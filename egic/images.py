@@ -122,15 +122,13 @@ def apply_plan(sample: Sample, plan: Plan, crop: CropConfig) -> tuple[np.ndarray
     """Make the planned crop: x (S, S, 3) uint8 RGB, label (S, S) uint8 class or 0 void, weight (S, S) uint8 1 or 3."""
     rows = slice(max(0, plan.top), min(plan.height, plan.top + crop.size))
     cols = slice(max(0, plan.left), min(plan.width, plan.left + crop.size))
-    inside = np.s_[rows.start - plan.top : rows.stop - plan.top, cols.start - plan.left : cols.stop - plan.left]
+    first = plan.left + crop.size - cols.stop if plan.flip else cols.start - plan.left
+    inside = np.s_[rows.start - plan.top : rows.stop - plan.top, first : first + cols.stop - cols.start]
     x = np.full((crop.size, crop.size, 3), PAD_VALUE, np.uint8)
     x[inside] = _resized_window(sample.jpeg, plan, rows, cols)
     index = np.zeros((crop.size, crop.size), sample.segments.dtype)
     index[inside] = _nearest_window(sample.segments, plan, rows, cols)
-    if plan.flip:
-        x, index = x[:, ::-1], index[:, ::-1]
-    label = sample.segment_class[index]
-    return x, label, _weights(index, sample, crop)[index]
+    return x, sample.segment_class.take(index), _weights(index, sample, crop).take(index)
 
 
 def decode_jpeg(jpeg: bytes) -> np.ndarray:
@@ -201,7 +199,10 @@ def _offset(length: int, size: int, uniform: float) -> int:
 
 
 def _resized_window(jpeg: bytes, plan: Plan, rows: slice, cols: slice) -> np.ndarray:
-    """Pixels [rows, cols] of the picture resized to the plan's size, (h, w, 3) uint8, bilinear with antialiasing."""
+    """Pixels [rows, cols] of the picture resized to the plan's size, (h, w, 3) uint8, bilinear with antialiasing.
+
+    Flipped and coloured as planned.
+    """
     with _open(jpeg, "JPEG") as image:
         image.draft(image.mode, (plan.width, plan.height))  # the decoder itself halves while this stays large enough
         _load(image)
@@ -212,6 +213,8 @@ def _resized_window(jpeg: bytes, plan: Plan, rows: slice, cols: slice) -> np.nda
         window = rgb.resize(size, Image.Resampling.BILINEAR, box=box)
     if (plan.brightness, plan.contrast, plan.saturation) != (1, 1, 1):
         window = window.convert("RGB", _colour_matrix(plan))
+    if plan.flip:
+        window = window.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(window)
 
 
@@ -226,7 +229,7 @@ def _nearest_window(index: np.ndarray, plan: Plan, rows: slice, cols: slice) -> 
     """The same window of the label map, nearest neighbour at pixel centres."""
     y = ((np.arange(rows.start, rows.stop) + 0.5) * (index.shape[0] / plan.height)).astype(np.intp)
     x = ((np.arange(cols.start, cols.stop) + 0.5) * (index.shape[1] / plan.width)).astype(np.intp)
-    return index.take(y, axis=0).take(x, axis=1)
+    return index.take(y, axis=0).take(x[::-1] if plan.flip else x, axis=1)
 
 
 def _weights(index: np.ndarray, sample: Sample, crop: CropConfig) -> np.ndarray:

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import cycle
+from threading import Lock
 
 import numpy as np
 import ray.data
+from ray.data import ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback  # DataContext takes no other
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -27,13 +31,19 @@ from egic.images import CropConfig, Sample, apply_plan, plan_center_crop, plan_t
 from jobs.shards import Manifest, read_index, read_samples
 
 Batch = dict[str, np.ndarray]
-CROPS_PER_TASK = 32
-"""About 10 MB of 256x256 crops: enough to make a task's overhead small, few enough for a 150 MB object store."""
-TASKS_PER_SEGMENT = 512
+CROPS_PER_BLOCK = 32
+"""About 10 MB of 256x256 crops: what crosses the object store at once."""
+BLOCKS_PER_TASK = 4
+"""Between two tasks a core idles for some 20 ms. A task never waits for its blocks to be read, so it also ends."""
+BLOCKS_PER_SEGMENT = 512
 """A Ray Dataset is planned as a whole, so an endless run is a chain of datasets."""
+BLOCKS_AHEAD = 12
+"""The next datasets start when this many blocks of the current ones are unread: that takes about a second."""
+BLOCKS_UNREAD = 6
+"""Each dataset runs at most about this far ahead of training: 60 MB of the object store."""
 PAUSE_S = 0.01
-TASKS_AHEAD = 12
-"""The next dataset starts when this many tasks of the current one are unread: its start takes about a second."""
+_context_lock = Lock()
+"""Ray Data's current context is one for the whole process; lanes start their datasets in threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +81,23 @@ class TrainingSequence:
         return (self.last_step - self.first_step) * self.local_batch
 
     @property
-    def crops_per_task(self) -> int:
-        """A multiple of the local batch, so that batches are views of what one task returned."""
-        return self.local_batch * max(1, CROPS_PER_TASK // self.local_batch)
+    def crops_per_block(self) -> int:
+        """A multiple of the local batch, so that batches are views of a block."""
+        return self.local_batch * max(1, CROPS_PER_BLOCK // self.local_batch)
 
     @property
-    def num_tasks(self) -> int:
-        return -(-self.num_crops // self.crops_per_task)
+    def crop_bytes(self) -> int:
+        """Size of one crop on the wire."""
+        return 5 * self.crop.size**2 + 16
 
-    def task_positions(self, task: int) -> np.ndarray:
-        """Positions of one task's crops, int64. The rank's i-th crop stands at first_step * G + rank + i * W."""
-        first = task * self.crops_per_task
-        local = np.arange(first, min(first + self.crops_per_task, self.num_crops), dtype=np.int64)
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_crops // self.crops_per_block)
+
+    def positions(self, block: int) -> np.ndarray:
+        """Positions of one block's crops, int64. The rank's i-th crop stands at first_step * G + rank + i * W."""
+        first = block * self.crops_per_block
+        local = np.arange(first, min(first + self.crops_per_block, self.num_crops), dtype=np.int64)
         return self.first_step * self.global_batch + self.rank + local * self.world_size
 
 
@@ -124,8 +139,8 @@ def _put(batch: Batch, row: int, manifest: Manifest, stored: Sample, plan, crop:
 
 def local_stream(sequence: TrainingSequence) -> Iterator[Batch]:
     """The same batches as `training_stream`, made here, one after the other, without Ray."""
-    for task in range(sequence.num_tasks):
-        yield from _split(make_crops(sequence, sequence.task_positions(task)), sequence.local_batch)
+    for block in range(sequence.num_blocks):
+        yield from _split(make_crops(sequence, sequence.positions(block)), sequence.local_batch)
 
 
 def _split(crops: Batch, size: int) -> Iterator[Batch]:
@@ -176,49 +191,61 @@ def training_stream(
         rank=rank,
         world_size=world_size,
     )
-    return _chained(sequence, num_cpus, num_tasks_at_once)
+    return _in_turn(sequence, num_cpus, num_tasks_at_once)
 
 
-def _chained(sequence: TrainingSequence, num_cpus: float, num_tasks_at_once: int) -> Iterator[Batch]:
-    """One segment after the other; a thread starts the next while the current one still has tasks unread."""
-    firsts = range(0, sequence.num_tasks, TASKS_PER_SEGMENT)
-    batches_per_task = sequence.crops_per_task // sequence.local_batch
+def _in_turn(sequence: TrainingSequence, num_cpus: float, num_lanes: int) -> Iterator[Batch]:
+    """Batches of the sequence's blocks, which lanes make in turn: lane i makes blocks i, i + num_lanes, and so on.
 
-    def start(first: int) -> _Started:
-        return _Started(_segment(sequence, first, num_cpus, num_tasks_at_once))
+    Each lane runs one task at a time. A single dataset that runs several looks after them only when all of them have
+    something new, or ten times a second, and its tasks start together and wait for the slowest: cores idle.
+    """
+    num_lanes = min(num_lanes, sequence.num_blocks)
+    if not num_lanes:
+        return
+    blocks = [range(lane, sequence.num_blocks, num_lanes) for lane in range(num_lanes)]
+    with ThreadPoolExecutor(num_lanes) as starter, ExitStack() as open_lanes:
+        lanes = [_Started(_lane(sequence, mine, num_cpus), starter) for mine in blocks]
+        for lane in lanes:
+            open_lanes.callback(lane.close)
+        turns = cycle([iter(lane) for lane in lanes])
+        for _ in range(sequence.num_blocks):
+            yield from _split(next(next(turns)), sequence.local_batch)
+
+
+def _lane(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Generator[Batch, None, None]:
+    """Whole blocks, one segment after the other; the next starts while the current one still has blocks unread."""
+    segments = [blocks[first : first + BLOCKS_PER_SEGMENT] for first in range(0, len(blocks), BLOCKS_PER_SEGMENT)]
 
     with ThreadPoolExecutor(1) as starter:
-        upcoming: Future | None = starter.submit(start, firsts[0]) if firsts else None
-        current: _Started | None = None
+        started = [_Started(_segment(sequence, segments[0], num_cpus), starter)]
         try:
-            for first in firsts:
-                assert upcoming is not None  # asked for while the one before was read
-                current, upcoming = upcoming.result(), None
-                num_tasks = min(TASKS_PER_SEGMENT, sequence.num_tasks - first)
-                start_at = max(0, num_tasks - TASKS_AHEAD) * batches_per_task
-                for number, batch in enumerate(current):
-                    if number == start_at and first + TASKS_PER_SEGMENT in firsts:
-                        upcoming = starter.submit(start, first + TASKS_PER_SEGMENT)
-                    yield batch
+            for segment, following in zip(segments, [*segments[1:], None], strict=True):
+                start_at = max(0, len(segment) - BLOCKS_AHEAD)
+                for number, block in enumerate(started[0]):
+                    if number == start_at and following:
+                        started.append(_Started(_segment(sequence, following, num_cpus), starter))
+                    yield block
+                started.pop(0).close()
         finally:
-            for open_segment in (current, upcoming.result() if upcoming else None):
-                if open_segment is not None:
-                    open_segment.close()
+            for each in started:
+                each.close()
 
 
 class _Started:
-    """An iterator whose first batch was already asked for, so that its tasks run."""
+    """An iterator whose first item a thread asks for at once, so that its tasks run."""
 
-    def __init__(self, batches: Generator[Batch, None, None]) -> None:
-        self._batches = batches
-        self._first = next(batches)
+    def __init__(self, items: Generator[Batch, None, None], starter: ThreadPoolExecutor) -> None:
+        self._items = items
+        self._first = starter.submit(next, items)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield self._first
-        yield from self._batches
+        yield self._first.result()
+        yield from self._items
 
     def close(self) -> None:
-        self._batches.close()
+        wait([self._first])
+        self._items.close()
 
 
 class _Paced(ExecutionCallback):
@@ -229,53 +256,58 @@ class _Paced(ExecutionCallback):
 
 
 class _CropTasks(Datasource):
-    """Some tasks of a sequence as a Ray datasource: reading a block IS decoding and cropping, one operator in all."""
+    """Some blocks of a sequence as a Ray datasource: reading a block IS decoding and cropping, one operator in all."""
 
-    def __init__(self, sequence: TrainingSequence, tasks: range) -> None:
+    def __init__(self, sequence: TrainingSequence, blocks: range) -> None:
         super().__init__()
-        self._sequence, self._tasks = sequence, tasks
+        positions = [sequence.positions(block) for block in blocks]
+        self._sequence = sequence
+        self.tasks = [positions[first : first + BLOCKS_PER_TASK] for first in range(0, len(blocks), BLOCKS_PER_TASK)]
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(self._num_bytes(len(self._sequence.task_positions(task))) for task in self._tasks)
+        return self._sequence.crop_bytes * sum(len(positions) for task in self.tasks for positions in task)
 
     def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None) -> list[ReadTask]:
         sequence = ray.put(self._sequence)  # once, instead of inside every task
 
-        def read(positions: np.ndarray) -> list:
-            return [BlockAccessor.batch_to_block(make_crops(ray.get(sequence), positions))]
+        def read(task: list[np.ndarray]) -> Iterator:
+            for positions in task:
+                yield BlockAccessor.batch_to_block(make_crops(ray.get(sequence), positions))
 
-        chunks = [self._sequence.task_positions(task) for task in self._tasks]
-        return [ReadTask(partial(read, positions), self._metadata(len(positions))) for positions in chunks]
+        return [ReadTask(partial(read, task), self._metadata(task)) for task in self.tasks]
 
-    def _metadata(self, num: int) -> BlockMetadata:
-        return BlockMetadata(num_rows=num, size_bytes=self._num_bytes(num), input_files=None, exec_stats=None)
-
-    def _num_bytes(self, num: int) -> int:
-        return num * (5 * self._sequence.crop.size**2 + 16)
+    def _metadata(self, task: list[np.ndarray]) -> BlockMetadata:
+        num = sum(map(len, task))
+        num_bytes = num * self._sequence.crop_bytes
+        return BlockMetadata(num_rows=num, size_bytes=num_bytes, input_files=None, exec_stats=None)
 
 
-def _segment(
-    sequence: TrainingSequence, first: int, num_cpus: float, num_tasks_at_once: int
-) -> Generator[Batch, None, None]:
-    """One Ray Dataset of at most TASKS_PER_SEGMENT tasks, each a block of finished crops, in order."""
-    tasks = range(first, min(first + TASKS_PER_SEGMENT, sequence.num_tasks))
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [_Paced]
-    with ray.data.DataContext.current(context):
-        dataset = ray.data.read_datasource(
-            _CropTasks(sequence, tasks),
-            num_cpus=num_cpus,
-            compute=ray.data.TaskPoolStrategy(size=min(num_tasks_at_once, len(tasks))),
-            override_num_blocks=len(tasks),
+def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Generator[Batch, None, None]:
+    """One Ray Dataset: blocks of finished crops, in order."""
+    source, block_bytes = _CropTasks(sequence, blocks), sequence.crops_per_block * sequence.crop_bytes
+    with _context_lock:
+        context = ray.data.DataContext.get_current().copy()
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=BLOCKS_UNREAD * block_bytes
         )
-    batches = iter(dataset.iter_batches(batch_size=sequence.local_batch, batch_format="numpy", prefetch_batches=2))
+        context.target_max_block_size = block_bytes * 3 // 4  # else Ray joins blocks up to 128 MB; it cuts at 1.5 x
+        context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_PER_TASK
+        context.enable_progress_bars = False
+        context.custom_execution_callback_classes = [_Paced]
+        with ray.data.DataContext.current(context):
+            dataset = ray.data.read_datasource(
+                source,
+                num_cpus=num_cpus,
+                compute=ray.data.TaskPoolStrategy(size=1),
+                override_num_blocks=len(source.tasks),
+            )
+    found = iter(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
     try:
-        yield from batches
+        yield from found
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, ValueError):
             raise
         raise ValueError(str(error.cause).splitlines()[0]) from error  # Ray appends lines of its own advice
     finally:
-        batches.close()
+        found.close()

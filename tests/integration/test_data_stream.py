@@ -1,18 +1,24 @@
 """The Ray Data stream equals the plain loop bit for bit, whatever the workers, the segment, or where it resumes."""
 
+import io
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
+from PIL import Image
+from ray._private import internal_api
 
+from egic.images import CropConfig
 from jobs import data
 from jobs.data import TrainingSequence, local_stream, training_stream
 from jobs.prepare import PrepareConfig, prepare
 from jobs.scenes import SceneConfig, write_scenes
-from jobs.shards import Manifest, load_manifest
+from jobs.shards import Manifest, Row, load_manifest, read_samples, write_index, write_shard
 from tests.unit.test_data import CROP, assert_equal, joined
 
 pytestmark = pytest.mark.ray
@@ -43,9 +49,11 @@ def local(manifest: Manifest, **changes) -> dict[str, np.ndarray]:
 
 
 def test_equals_the_plain_loop_over_several_segments(manifest, monkeypatch):
-    """160 crops = 5 tasks of 32, in segments of 2 tasks; epochs of 10 end in the middle of everything."""
-    monkeypatch.setattr(data, "TASKS_PER_SEGMENT", 2)
-    monkeypatch.setattr(data, "TASKS_AHEAD", 1)
+    """160 crops = 20 blocks, made in 2 lanes, in segments of 4 blocks and tasks of 3; epochs of 10 end anywhere."""
+    monkeypatch.setattr(data, "CROPS_PER_BLOCK", 8)
+    monkeypatch.setattr(data, "BLOCKS_PER_SEGMENT", 4)
+    monkeypatch.setattr(data, "BLOCKS_PER_TASK", 3)
+    monkeypatch.setattr(data, "BLOCKS_AHEAD", 1)
     batches = list(stream(manifest))
     assert [len(batch["x"]) for batch in batches] == [4] * 40
     assert_equal(joined(batches), local(manifest))
@@ -79,6 +87,60 @@ def test_stopping_early_leaves_no_thread_and_no_task(manifest):
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
+
+
+@pytest.fixture
+def large(tmp_path, manifest, request) -> Manifest:
+    """The shards of `manifest` again and again, `request.param` bytes: pictures of noise, since COCO is not at hand."""
+    noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", quality=95, subsampling=0)
+    (stored,) = read_samples(manifest, [0])
+    row = Row(
+        image_id=0, file_name="noise.jpg", jpeg=buffer.getvalue(), segments=np.ones((640, 640), np.uint8),
+        segment_class=stored.segment_class[:2], segment_thing=stored.segment_thing[:2],
+    )  # fmt: skip
+    entries, parts, num = [], [], 0
+    while sum(entry["bytes"] for entry in entries) < request.param:
+        rows = [replace(row, image_id=num + i) for i in range(128)]
+        entry, part = write_shard(tmp_path, len(entries), rows)
+        entries, parts, num = [*entries, entry], [*parts, part], num + len(rows)
+    write_index(tmp_path, parts)
+    return replace(manifest, folder=str(tmp_path), num_samples=num, shards=tuple(e["file"] for e in entries))
+
+
+def store_stats():
+    return internal_api.get_memory_info_reply(internal_api.get_state_from_address(None)).store_stats
+
+
+def own_memory() -> dict[int, int]:
+    """Bytes that this process and each of Ray's workers hold for themselves, without the shared object store."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    infos = {p.pid: p.memory_info() for p in processes if p == processes[0] or p.name().startswith("ray::")}
+    return {pid: info.rss - info.shared for pid, info in infos.items()}
+
+
+@pytest.mark.parametrize(
+    "large",
+    [100_000_000, pytest.param(2_000_000_000, marks=[pytest.mark.slow, pytest.mark.faults])],
+    ids=["0.1 GB", "2 GB"],
+    indirect=True,
+)
+def test_memory_is_bounded_whatever_the_data(large):
+    """Crops of 256x256 for twice the object store and more, read by a consumer that is the slower part at first."""
+    crop, num = CropConfig(), max(1024, large.num_samples)
+    batches = training_stream(large, crop, seed=0, global_batch=16, first_step=0, last_step=num // 16)
+    used, memory = [], []
+    for step, _ in enumerate(batches):
+        if step % 8 == 0:
+            time.sleep(2 if step == 0 else 0.05)  # the tasks run ahead as far as they may
+            used.append(store_stats().object_store_bytes_used)
+            memory.append(own_memory())
+    assert 256 * 256 * 5 * num > 2 * 150_000_000
+    assert store_stats().spilled_bytes_total == 0
+    assert max(used) < 150_000_000
+    before, after = memory[len(memory) // 2], memory[-1]  # half of the crops are 170 MB and more
+    assert sum(after[pid] - before[pid] for pid in before.keys() & after.keys()) < 60_000_000, memory
 
 
 def test_no_steps_left(manifest):

@@ -80,7 +80,7 @@ def test_seed_changes_order_and_crops(manifest):
 def test_a_crop_does_not_depend_on_its_neighbours(manifest):
     """The same positions through other task sizes."""
     odd = sequence(manifest, global_batch=3, last_step=16)
-    assert odd.crops_per_task != sequence(manifest).crops_per_task
+    assert odd.crops_per_block != sequence(manifest).crops_per_block
     assert_equal(joined(local_stream(odd)), joined(local_stream(sequence(manifest))))
 
 
