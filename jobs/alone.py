@@ -38,7 +38,10 @@ def start(name: str, argv: list[str] | None) -> None:
 
 def run_alone(name: str, config: StageConfig) -> None:
     """The stage from the artifacts that `init_from` names; prints what it made."""
-    from jobs.cluster import interruptible, start_ray  # Ray takes seconds to import: not to print a configuration
+    from jobs import forks  # with Ray, which takes seconds to import: not to print a configuration
+
+    forks.start()
+    from jobs.cluster import interruptible, start_ray
     from jobs.prepare import open_data
     from jobs.run import check_data, find_lpips, run_stage
 

@@ -16,7 +16,7 @@ import ray.train.torch
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs import storage, tracking
+from jobs import forks, storage, tracking
 from jobs.config import ComputeConfig
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,10 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
-    ray.init(logging_level=logging.WARNING)
+    local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    if forks.executable:
+        local["runtime_env"] = {"py_executable": forks.executable}
+    ray.init(logging_level=logging.WARNING, **local)
     quiet_ray()
 
 

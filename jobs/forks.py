@@ -1,0 +1,127 @@
+"""Ray's workers on this machine as forks of the driver: one takes a moment instead of 3 to 6 s of imports.
+
+Before it has any thread, the driver forks a twin that does nothing but fork. Ray starts each worker with the
+`py_executable` of its runtime environment, here this file as a script: it hands arguments, environment and standard
+streams to the twin through a socket, and ends; the twin's child is the worker. The twin ends with the driver; where it
+is gone, the script becomes an ordinary worker. On a cluster that runs already, nodes start workers by themselves.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+from typing import NoReturn
+
+MAX_REQUEST = 1 << 20
+FIRST_JOB = "01000000"
+"""Ray's name of the first driver of a cluster."""
+
+executable = ""
+"""The `py_executable` that has the twin fork a worker; empty without a twin."""
+
+
+def start() -> None:
+    """Import what workers need and fork the twin, if this process is going to start Ray; first of all things it does.
+
+    Ray reads the job and the process that a worker must not survive as it is imported, from variables that it sets for
+    workers: the twin's have them from here.
+    """
+    global executable
+    if executable or os.environ.get("RAY_ADDRESS") or "ray" in sys.modules:
+        return
+    os.environ |= {"RAY_JOB_ID": FIRST_JOB, "RAY_RAYLET_PID": str(os.getpid())}
+    import jobs.train  # noqa: F401
+
+    del os.environ["RAY_JOB_ID"], os.environ["RAY_RAYLET_PID"]
+    executable = fork_twin()
+
+
+def fork_twin() -> str:
+    """The twin of this process as it is now; returns its `py_executable`."""
+    folder = tempfile.mkdtemp(prefix="egic-forks-")  # closed to other users, since who reaches the socket runs code
+    path = os.path.join(folder, "socket")
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.bind(path)
+    server.listen(128)
+    driver_is_gone, driver_lives = os.pipe()  # the other end closes with this process, however it ends
+    if os.fork() == 0:
+        os.close(driver_lives)
+        serve(server, driver_is_gone, path)
+    server.close()
+    os.close(driver_is_gone)
+    return f"{sys.executable} -I -S {os.path.abspath(__file__)} {path}"
+
+
+def serve(server: socket.socket, driver_is_gone: int, path: str) -> NoReturn:
+    """The twin: a fork for every request, until the driver is gone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries the dead
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the driver answers it
+    while driver_is_gone not in select.select([server, driver_is_gone], [], [])[0]:
+        connection, _ = server.accept()
+        with connection:
+            request, streams, _, _ = socket.recv_fds(connection, MAX_REQUEST, 3)
+        if request and os.fork() == 0:
+            server.close()
+            os.close(driver_is_gone)
+            become_worker(**json.loads(request), streams=streams)
+        for stream in streams:
+            os.close(stream)
+    os.unlink(path)
+    os.rmdir(os.path.dirname(path))
+    os._exit(0)
+
+
+def become_worker(argv: list[str], env: dict[str, str], folder: str, streams: list[int]) -> NoReturn:
+    """Run a script as a new Python would, but for what is imported already."""
+    import logging
+    import runpy
+
+    import torch
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    status = 1
+    try:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = argv
+        logging.getLogger().handlers.clear()
+        logging.getLogger("jobs").setLevel(logging.NOTSET)
+        torch.set_num_threads(1)  # as Ray has it for workers, with a variable that torch has read by now
+        Config.initialize(json.dumps({"AUTH_MODE": env.get("RAY_AUTH_MODE", "")}))
+        AuthenticationTokenLoader.instance().reset_cache()
+        runpy.run_path(argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        logging.getLogger(__name__).exception("worker")
+    finally:  # whatever happens, nothing of the driver's own goes on here
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main(path: str, argv: list[str]) -> None:
+    """What Ray runs: ask the twin for a worker."""
+    request = {"argv": argv, "env": dict(os.environ), "folder": os.getcwd()}
+    try:
+        if os.environ.get("RAY_JOB_ID") != FIRST_JOB:
+            raise ConnectionError("another job than the twin is made for")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.connect(path)
+            socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+    except OSError:
+        os.execv(sys.executable, [sys.executable, *argv])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
