@@ -13,7 +13,11 @@ from pathlib import Path
 import ray
 import ray.train
 import ray.train.torch
+from ray import PlacementGroupID
+from ray._private.state import state
 from ray.autoscaler.sdk import request_resources
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import forks, storage, tracking
@@ -138,6 +142,14 @@ def _unseen(files: list[str]) -> list[str]:
     while (unseen := [file for file in files if not os.path.exists(file)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     return unseen
+
+
+def free_orphaned() -> None:
+    """Free what actors that died had reserved: Ray keeps it until the whole program ends."""
+    for stored in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(stored)
+        if group.creator_actor_dead and group.creator_actor_id.strip(b"\xff"):
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 def stages_side_by_side(compute: ComputeConfig) -> int:

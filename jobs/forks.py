@@ -7,6 +7,7 @@ is gone, the script becomes an ordinary worker. On a cluster that runs already, 
 """
 
 import json
+import logging
 import os
 import select
 import signal
@@ -14,6 +15,8 @@ import socket
 import sys
 import tempfile
 from typing import NoReturn
+
+log = logging.getLogger(__name__)
 
 MAX_REQUEST = 1 << 20
 FIRST_JOB = "01000000"
@@ -26,17 +29,44 @@ executable = ""
 def start() -> None:
     """Import what workers need and fork the twin, if this process is going to start Ray; first of all things it does.
 
-    Ray reads the job and the process that a worker must not survive as it is imported, from variables that it sets for
-    workers: the twin's have them from here.
+    As it is imported, Ray reads a worker's job and the process that it must not survive, from variables which it sets
+    for workers; they are set here for all of them. And it draws from its random numbers, of which forks would all
+    draw the same from there on: `os.urandom` stands in.
     """
     global executable
     if executable or os.environ.get("RAY_ADDRESS") or "ray" in sys.modules:
         return
     os.environ |= {"RAY_JOB_ID": FIRST_JOB, "RAY_RAYLET_PID": str(os.getpid())}
+    import ray.actor
+    from ray._raylet import ActorClassID
+
+    class Drawn(ActorClassID):
+        @classmethod
+        def from_random(cls) -> ActorClassID:
+            return ActorClassID(os.urandom(ActorClassID.size()))
+
+    ray.actor.ActorClassID = Drawn
     import jobs.train  # noqa: F401
 
+    ray.actor.ActorClassID = ActorClassID
     del os.environ["RAY_JOB_ID"], os.environ["RAY_RAYLET_PID"]
+    if _drawn_in_a_fork() == _drawn_in_a_fork():
+        log.warning("forks would draw the same random numbers: Ray starts its workers one by one, which takes longer")
+        return
     executable = fork_twin()
+
+
+def _drawn_in_a_fork() -> bytes:
+    from ray._raylet import UniqueID
+
+    reading, writing = os.pipe()
+    if (fork := os.fork()) == 0:
+        os.write(writing, UniqueID.from_random().binary())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(fork, 0)
+    with open(reading, "rb") as file:
+        return file.read()
 
 
 def fork_twin() -> str:
@@ -76,7 +106,6 @@ def serve(server: socket.socket, driver_is_gone: int, path: str) -> NoReturn:
 
 def become_worker(argv: list[str], env: dict[str, str], folder: str, streams: list[int]) -> NoReturn:
     """Run a script as a new Python would, but for what is imported already."""
-    import logging
     import runpy
 
     import torch
@@ -103,7 +132,7 @@ def become_worker(argv: list[str], env: dict[str, str], folder: str, streams: li
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
-        logging.getLogger(__name__).exception("worker")
+        log.exception("worker")
     finally:  # whatever happens, nothing of the driver's own goes on here
         sys.stdout.flush()
         sys.stderr.flush()
