@@ -41,6 +41,7 @@ def start_ray() -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
     local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
     if forks.executable:
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # those would not be forks
         local["runtime_env"] = {"py_executable": forks.executable}
     ray.init(logging_level=logging.WARNING, **local)
     quiet_ray()

@@ -87,6 +87,7 @@ def fork_twin() -> str:
 
 def serve(server: socket.socket, driver_is_gone: int, path: str) -> NoReturn:
     """The twin: a fork for every request, until the driver is gone."""
+    import_the_rest()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries the dead
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the driver answers it
     while driver_is_gone not in select.select([server, driver_is_gone], [], [])[0]:
@@ -102,6 +103,15 @@ def serve(server: socket.socket, driver_is_gone: int, path: str) -> NoReturn:
     os.unlink(path)
     os.rmdir(os.path.dirname(path))
     os._exit(0)
+
+
+def import_the_rest() -> None:
+    """What workers use, but the driver at this moment does not: imported while it starts Ray."""
+    import torch._dynamo  # seconds, at the first optimizer  # noqa: F401
+
+    from jobs import tracking
+
+    tracking.mlflow()
 
 
 def become_worker(argv: list[str], env: dict[str, str], folder: str, streams: list[int]) -> NoReturn:
