@@ -39,11 +39,10 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Ray Train's workers could not use those
     local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-    if forks.executable:
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # those would not be forks
-        local["runtime_env"] = {"py_executable": forks.executable}
-    ray.init(logging_level=logging.WARNING, **local)
+    with forks.in_use() as runtime_env:
+        ray.init(logging_level=logging.WARNING, runtime_env=runtime_env or None, **local)
     quiet_ray()
 
 

@@ -1,19 +1,23 @@
 """Ray's workers on this machine as forks of the driver: one takes a moment instead of 3 to 6 s of imports.
 
-Before it has any thread, the driver forks a twin that does nothing but fork. Ray starts each worker with the
-`py_executable` of its runtime environment, here this file as a script: it hands arguments, environment and standard
-streams to the twin through a socket, and ends; the twin's child is the worker. The twin ends with the driver; where it
-is gone, the script becomes an ordinary worker. On a cluster that runs already, nodes start workers by themselves.
+Before it has any thread, the driver forks a twin that does nothing but fork. Ray starts workers with a Python that is
+this file as a script: it hands arguments, environment and standard streams to the twin through a socket, and ends; the
+twin's child is the worker. The twin ends with the driver; where it is gone, the script becomes an ordinary worker. On a
+cluster that runs already, nodes start workers by themselves.
 """
 
 import json
 import logging
 import os
 import select
+import shlex
+import shutil
 import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 log = logging.getLogger(__name__)
@@ -23,7 +27,7 @@ FIRST_JOB = "01000000"
 """Ray's name of the first driver of a cluster."""
 
 executable = ""
-"""The `py_executable` that has the twin fork a worker; empty without a twin."""
+"""In place of Python: has the twin fork a worker, and is Python for all else. Empty without a twin."""
 
 
 def start() -> None:
@@ -53,7 +57,7 @@ def start() -> None:
     if _drawn_in_a_fork() == _drawn_in_a_fork():
         log.warning("forks would draw the same random numbers: Ray starts its workers one by one, which takes longer")
         return
-    executable = fork_twin()
+    executable = fork_twin(import_the_rest)
 
 
 def _drawn_in_a_fork() -> bytes:
@@ -69,8 +73,19 @@ def _drawn_in_a_fork() -> bytes:
         return file.read()
 
 
-def fork_twin() -> str:
-    """The twin of this process as it is now; returns its `py_executable`."""
+@contextmanager
+def in_use() -> Iterator[dict]:
+    """While the block starts Ray, it gets to know of the forks; gives the runtime environment that its job needs."""
+    python = sys.executable
+    sys.executable = executable or python  # what Ray's node manager starts workers with
+    try:
+        yield {"py_executable": shlex.quote(executable)} if executable else {}
+    finally:
+        sys.executable = python
+
+
+def fork_twin(prepare: Callable[[], object] = int) -> str:
+    """The twin of this process as it is now, which calls `prepare` first; returns what to use in place of Python."""
     folder = tempfile.mkdtemp(prefix="egic-forks-")  # closed to other users, since who reaches the socket runs code
     path = os.path.join(folder, "socket")
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -78,18 +93,26 @@ def fork_twin() -> str:
     server.listen(128)
     driver_is_gone, driver_lives = os.pipe()  # the other end closes with this process, however it ends
     if os.fork() == 0:
-        os.close(driver_lives)
-        serve(server, driver_is_gone, path)
+        try:
+            os.close(driver_lives)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the driver answers it
+            prepare()
+            serve(server, driver_is_gone)
+        finally:  # whatever happens, nothing of the driver's own goes on here
+            shutil.rmtree(folder, ignore_errors=True)
+            os._exit(0)
     server.close()
     os.close(driver_is_gone)
-    return f"{sys.executable} -I -S {os.path.abspath(__file__)} {path}"
+    python, command = os.path.join(folder, "python"), [sys.executable, "-I", "-S", os.path.abspath(__file__), path]
+    with open(python, "w") as file:
+        file.write(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    os.chmod(python, 0o700)
+    return python
 
 
-def serve(server: socket.socket, driver_is_gone: int, path: str) -> NoReturn:
+def serve(server: socket.socket, driver_is_gone: int) -> None:
     """The twin: a fork for every request, until the driver is gone."""
-    import_the_rest()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries the dead
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the driver answers it
     while driver_is_gone not in select.select([server, driver_is_gone], [], [])[0]:
         connection, _ = server.accept()
         with connection:
@@ -100,9 +123,6 @@ def serve(server: socket.socket, driver_is_gone: int, path: str) -> NoReturn:
             become_worker(**json.loads(request), streams=streams)
         for stream in streams:
             os.close(stream)
-    os.unlink(path)
-    os.rmdir(os.path.dirname(path))
-    os._exit(0)
 
 
 def import_the_rest() -> None:
@@ -143,18 +163,18 @@ def become_worker(argv: list[str], env: dict[str, str], folder: str, streams: li
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         log.exception("worker")
-    finally:  # whatever happens, nothing of the driver's own goes on here
+    finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
 def main(path: str, argv: list[str]) -> None:
-    """What Ray runs: ask the twin for a worker."""
+    """What Ray runs: ask the twin for a worker, or be Python."""
     request = {"argv": argv, "env": dict(os.environ), "folder": os.getcwd()}
     try:
-        if os.environ.get("RAY_JOB_ID") != FIRST_JOB:
-            raise ConnectionError("another job than the twin is made for")
+        if not argv or not argv[0].endswith("_worker.py") or os.environ.get("RAY_JOB_ID") != FIRST_JOB:
+            raise ConnectionError("not what the twin is made for")
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.connect(path)
             socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])

@@ -29,17 +29,17 @@ def executable():
         [sys.executable, "-c", f"import ray._raylet, torch; {DRIVER}"], cwd=ROOT, env=os.environ | {"EGIC_OLD": "1"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    yield driver.stdout.readline().split()
+    yield driver.stdout.readline().strip()
     driver.kill()
     driver.wait()
 
 
-def ask(executable: list[str], folder: Path, job: str = forks.FIRST_JOB) -> tuple[dict, subprocess.CompletedProcess]:
-    script = folder / "worker.py"
+def ask(executable: str, folder: Path, job: str = forks.FIRST_JOB) -> tuple[dict, subprocess.CompletedProcess]:
+    script = folder / "some_worker.py"
     script.write_text(SCRIPT)
     env = {k: v for k, v in os.environ.items() if k != "EGIC_OLD"} | {"RAY_JOB_ID": job, "EGIC_TEST": "it's"}
     done = subprocess.run(
-        [*executable, str(script), "--a", "b c"], cwd=folder, env=env, capture_output=True, text=True, timeout=60
+        [executable, str(script), "--a", "b c"], cwd=folder, env=env, capture_output=True, text=True, timeout=60
     )
     return json.loads(done.stdout), done
 
@@ -55,8 +55,8 @@ def test_a_fork_has_arguments_environment_folder_and_streams_of_the_one_that_ask
     told, done = ask(executable, tmp_path)
     pid = told.pop("pid")
     assert told == {
-        "argv": [str(tmp_path / "worker.py"), "--a", "b c"], "name": "__main__", "env": "it's", "here": str(tmp_path),
-        "old": None, "forked": True,
+        "argv": [str(tmp_path / "some_worker.py"), "--a", "b c"], "name": "__main__", "env": "it's", "old": None,
+        "here": str(tmp_path), "forked": True,
     }  # fmt: skip
     assert done.stderr == "said\n"
     wait_until(lambda: not Path("/proc", str(pid)).exists(), "the worker is not buried")
@@ -71,18 +71,27 @@ def test_a_worker_of_another_job_is_an_ordinary_process(executable, tmp_path):
     assert not told["forked"] and told["argv"][1:] == ["--a", "b c"] and done.returncode == 3
 
 
-def test_the_twin_ends_with_a_driver_that_is_killed_and_the_script_then_starts_an_ordinary_process(tmp_path):
+def test_without_the_twin_the_script_is_python(executable, tmp_path):
+    Path(executable).with_name("socket").rename(tmp_path / "away")
+    try:
+        told, done = ask(executable, tmp_path)
+    finally:
+        (tmp_path / "away").rename(Path(executable).with_name("socket"))
+    assert not told["forked"] and done.returncode == 3
+    said = subprocess.run([executable, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True)
+    assert said.stdout.strip() == sys.executable
+
+
+def test_the_twin_ends_with_a_driver_that_is_killed():
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    executable = driver.stdout.readline().split()
-    folder = Path(executable[-1]).parent
+    executable = driver.stdout.readline().strip()
+    folder = Path(executable).parent
     assert folder.stat().st_mode & 0o777 == 0o700
     driver.kill()
     driver.wait()
     wait_until(lambda: not folder.exists(), "the twin is still there")
-    told, done = ask(executable, tmp_path)
-    assert not told["forked"] and done.returncode == 3
 
 
 def test_a_driver_on_a_cluster_makes_no_twin(monkeypatch):
