@@ -2,8 +2,10 @@
 
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 
 from jobs import alone, cluster
 from jobs.config import ComputeConfig
@@ -49,6 +51,22 @@ def test_nodes_that_are_to_come_are_waited_for_and_asked_for(two_cpus, monkeypat
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": nodes}])
     cluster.check_resources(ComputeConfig(workers="2:4", wait_s=30))
     assert asked == [[{"CPU": 1.0}] * 4, []]
+
+
+def test_what_a_dead_actor_reserved_is_freed_and_nothing_else(monkeypatch):
+    ids = {name: os.urandom(18) for name in ("dead", "alive", "driver")}
+    stored = [
+        PlacementGroupTableData(
+            placement_group_id=ids[name], creator_actor_id=(b"\xff" if name == "driver" else b"a") * 16,
+            creator_actor_dead=name != "alive",
+        ).SerializeToString()
+        for name in ids
+    ]  # fmt: skip
+    accessor, freed = SimpleNamespace(get_placement_group_table=lambda: stored), []
+    monkeypatch.setattr(cluster.state, "_connect_and_get_accessor", lambda: accessor)
+    monkeypatch.setattr(cluster, "remove_placement_group", lambda group: freed.append(group.id.binary()))
+    cluster.free_orphaned()
+    assert freed == [ids["dead"]]
 
 
 @pytest.mark.parametrize("cpus, stages", [(0.5, 2), (1.0, 1), (2.0, 1)])
