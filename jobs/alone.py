@@ -38,8 +38,11 @@ def start(name: str, argv: list[str] | None) -> None:
 
 def run_alone(name: str, config: StageConfig) -> None:
     """The stage from the artifacts that `init_from` names; prints what it made."""
+    from jobs import forks  # with Ray, which takes seconds to import: not to print a configuration
+
+    forks.start()
     from jobs.categories import check_parent, open_fitted
-    from jobs.cluster import interruptible, start_ray  # Ray takes seconds to import: not to print a configuration
+    from jobs.cluster import interruptible, start_ray
     from jobs.run import find_lpips, local_copy, run_stage
 
     stage = load_stage(name)

@@ -20,7 +20,7 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[a
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs import storage, tracking
+from jobs import forks, storage, tracking
 from jobs.config import ComputeConfig
 
 log = logging.getLogger(__name__)
@@ -43,9 +43,15 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Ray Train's workers could not use those
     logging.getLogger(AUTHENTICATION).addFilter(_not_enabled)
     try:
-        ray.init(logging_level=logging.WARNING)
+        with forks.in_use() as runtime_env:
+            ray.init(
+                logging_level=logging.WARNING,
+                runtime_env=runtime_env or None,
+                include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
+            )
     except Exception as e:  # Ray has no type for it, and no setting for the time
         if "timed out during startup" not in str(e):
             raise

@@ -137,19 +137,23 @@ class Worker:
         self.coder = Coder(models=models, quality=measures, features=features, **coder)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        chosen = [self.pictures[int(i)] for i in batch["id"]]
-        return {"name": [p.name for p in chosen], "reason": [self.coder(p) for p in chosen]}
+        chosen, began = [self.pictures[int(i)] for i in batch["id"]], time.perf_counter()
+        reasons = [self.coder(p) for p in chosen]
+        return {"name": [p.name for p in chosen], "reason": reasons, "time_s": [time.perf_counter() - began]}
 
 
-def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[str]) -> list[dict]:
-    """Make the parts that are missing; returns {name, reason} of the pictures that could not be finished."""
+def code_pictures(
+    job: Job, parts: Parts, measures: Measures, shown: frozenset[str]
+) -> tuple[list[dict], float]:  # fmt: skip
+    """Make the parts that are missing; returns {name, reason} of the pictures that could not be finished, and seconds
+    of work per worker."""
     digests = {artifact.sha256: artifact for artifact in job.models.values()}
     with storage.fetched(parts.folder) as folder:
         near = Parts(folder=folder)
         missing = [p for p in job.pictures if not all(near.is_done(d, p, p.name in shown) for d in digests)]
     log.info("%d pictures, %d of them to code", len(job.pictures), len(missing))
     if not missing:
-        return []
+        return [], 0.0
     import ray
     import ray.data
 
@@ -177,14 +181,15 @@ def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[s
         num_cpus=compute.cpus_per_worker,
         num_gpus=1 if compute.use_gpu else None,
     )  # fmt: skip
-    failed, told = [], time.monotonic()
+    failed, busy_s, told = [], 0.0, time.monotonic()
     for done, row in enumerate(dataset.iter_rows(), 1):
+        busy_s += row["time_s"] / compute.max_workers
         if row["reason"]:
             failed.append({"name": row["name"], "reason": row["reason"]})
         if time.monotonic() - told > 30 and done < num:
             told = time.monotonic()
             log.info("%d of %d pictures", done, num)
-    return failed
+    return failed, busy_s
 
 
 def run(config: Config, artifact: Artifact, manifest: Manifest, *, parent_run: str | None = None) -> dict:
@@ -276,7 +281,7 @@ def measure(job: Job, measures: Measures, facts: dict, folder: str, parent_run: 
 def write_results(job: Job, folder: Path, parts: Parts, measures: Measures) -> dict[str, float]:
     """Code what is missing and write the tables and pictures; returns the summary."""
     candidates = first_readable(job.pictures, job.evaluate.shown, job.manifest)
-    failed = code_pictures(job, parts, measures, frozenset(p.name for p in candidates))
+    failed, busy_s = code_pictures(job, parts, measures, frozenset(p.name for p in candidates))
     skipped = sorted([*map(dict, job.skipped), *failed], key=lambda s: s["name"])
     for each in skipped:
         log.warning("%s is left out: %s", each["name"], each["reason"])
@@ -294,7 +299,7 @@ def write_results(job: Job, folder: Path, parts: Parts, measures: Measures) -> d
     storage.write(folder / "rows.parquet", file.getvalue())
     storage.write(folder / "sets.json", (json.dumps(found, indent=2) + "\n").encode())
     storage.write(folder / "skipped.json", (json.dumps(skipped, indent=2) + "\n").encode())
-    return tables.summarise(table, found)
+    return tables.summarise(table, found) | {"busy_s": busy_s}
 
 
 def add_anchors(job: Job, folder: Path, measures: Measures) -> None:

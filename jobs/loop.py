@@ -87,6 +87,8 @@ class State:
     step: int = 0
     time_s: float = 0.0
     """Time spent on data and steps so far, over all attempts."""
+    validation_s: float = 0.0
+    """Time spent on validation, likewise."""
     ema: dict[str, Tensor] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
 
@@ -168,7 +170,8 @@ def save(folder: Path, stage: Stage, state: State, rows: list[dict]) -> None:
         "ema": {k: v.cpu() for k, v in state.ema.items()},
     }
     torch.save(content, folder / "resume.pt")
-    meta = {"step": state.step, "time_s": state.time_s, "rows": rows, "sha256": file_sha256(folder / "resume.pt")}
+    meta = {"step": state.step, "time_s": state.time_s, "validation_s": state.validation_s, "rows": rows}
+    meta["sha256"] = file_sha256(folder / "resume.pt")
     (folder / "meta.json").write_text(json.dumps(meta | {"digest": digest_of(meta)}))
 
 
@@ -212,7 +215,8 @@ def restore(folder: Path, stage: Stage, state: State) -> None:
     for name, opt in state.optimizers.items():
         opt.load_state_dict(content["optimizers"][name])
     state.ema = {k: v.to(next(iter(weights.values())).device) for k, v in content["ema"].items()}
-    state.step, state.time_s, state.rows = meta["step"], meta["time_s"], meta["rows"]
+    state.step, state.rows = meta["step"], meta["rows"]
+    state.time_s, state.validation_s = meta["time_s"], meta["validation_s"]
 
 
 def reduce_sum(values: dict[str, Tensor], session: Session) -> dict[str, Tensor]:
@@ -345,7 +349,7 @@ def run_steps(
 
     A checkpoint comes also when the node is about to go, or when the run is told to stop, which then ends it.
     """
-    meter, spoken, next_look = Meter(session), 0.0, state.step + 1
+    meter, spoken, first, next_look = Meter(session), 0.0, state.step + 1, state.step + 1
     unsent = list(state.rows)  # rows a killed run may not have delivered
     since: list[dict] = []  # rows since the last checkpoint
     if state.step >= settings.steps:  # finished, but its end was not heard: say it again
@@ -356,6 +360,8 @@ def run_steps(
         if stream is not None:
             take_step(stage, config, settings, state, session, stream, meter)
         state.step += 1
+        if state.step == first and session.rank == 0:
+            print(f"{stage.name:<13} step {state.step}/{settings.steps}", flush=True)
         last, wish = state.step == settings.steps, ""
         if state.step >= next_look and not last:
             wish, next_look = session.look(state.step, state.step + steps_in(LOOK_EVERY_S, meter.last_s))
@@ -418,7 +424,9 @@ def finish_interval(
     if session.idle:
         session.report({}, None)
         return
+    began = time.perf_counter()
     values, pictures = validate(stage, state, config, session) if validated else ({}, {})
+    state.validation_s += time.perf_counter() - began
     row = {"step": state.step} | values
     if since:
         since[-1] |= values
@@ -431,7 +439,8 @@ def finish_interval(
         if state.step == settings.steps:
             with swapped(state):
                 parts = {name: getattr(state.nets, name) for name in stage.publishes}
-                facts = {"steps": state.step, "batch": settings.batch, "time_s": state.time_s, "metrics": row}
+                facts = {"steps": state.step, "batch": settings.batch, "metrics": row}
+                facts |= {"time_s": state.time_s, "validation_s": state.validation_s}
                 checkpoint.save(folder / "artifact", parts, provenance | facts)
 
     session.report({"step": state.step, "rows": unsent + rows, "pictures": sorted(pictures)}, write)

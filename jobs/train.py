@@ -17,6 +17,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from egic import checkpoint
 from egic.errors import NonFiniteError
@@ -141,6 +142,15 @@ class RaySession:
             raise GoingBack(f"{error}; going back to the last checkpoint, and on with half the learning rate") from None
 
 
+class Trainer(ray.train.torch.TorchTrainer):
+    """Without the actor that frees what a dead controller had reserved: it asks the dashboard, which a Ray started here
+    does not have; `fit_again` does the same."""
+
+    def _create_default_callbacks(self) -> list:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+
 class GoingBack(RuntimeError):
     """Ends the workers, so that Ray Train starts them again from the last checkpoint."""
 
@@ -179,7 +189,7 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
     allowed_rollbacks = MAX_ROLLBACKS if job.config.on_nan == "rollback" else 0
     settings = load_stage(job.stage).settings(job.config)
     elastic = compute.min_workers < compute.max_workers
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config=job,
         scaling_config=ScalingConfig(
@@ -216,7 +226,7 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
     return result
 
 
-def fit_again(trainer: ray.train.torch.TorchTrainer, max_failures: int) -> ray.train.Result:
+def fit_again(trainer: Trainer, max_failures: int) -> ray.train.Result:
     """`trainer.fit()`, started again when Ray Train's controller dies: Ray restarts workers, but not that."""
     for failure in range(max_failures + 1):
         try:

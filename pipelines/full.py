@@ -10,12 +10,14 @@ where they do not depend on each other and the cluster has room.
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, and as a submitted job
 
@@ -25,7 +27,10 @@ from jobs import command
 from jobs.config import Config
 from jobs.stage import load_stage
 
+T = TypeVar("T")
 STAGES = ("segmentation", "mse-codec", "gan", "orp", "evaluate")
+GROUPS = (("segmentation", "mse-codec"), ("gan",), ("orp",), ("evaluate",))
+"""Stages of a group do not depend on each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +78,29 @@ def start(argv: Sequence[str] | None = None) -> None:
 
 def main(preset: str, config: Pipeline) -> None:
     """Run the pipeline and print its table; the last line is the path of summary.json."""
+    from jobs import forks
+
+    began = time.perf_counter()
+    forks.start()
     from jobs import cluster, run, storage, tracking
     from jobs.categories import open_fitted
 
-    began = time.perf_counter()
     storage.check(config.output, writable=True)
     lpips = run.find_lpips(config) if "gan" in config.wanted else ("", None)
-    config, manifests = open_fitted(config, config.wanted)
-    run_id = tracking.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
+    fitted = in_background(lambda: open_fitted(config, config.wanted))
+    store = in_background(lambda: tracking.experiment_id(config.experiment))  # making an sqlite file takes seconds
+    with suppress(TimeoutError):
+        fitted.result(timeout=0.5)  # a wrong folder is told before Ray starts
     cluster.start_ray()
+    (config, manifests), _ = fitted.result(), store.result()
+    run_id = tracking.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
     with tracking.ending(run_id), ThreadPoolExecutor(2) as pool, cluster.interruptible(config.compute.grace_s):
         cluster.check_resources(config.compute)
         rows = run_stages(config, manifests, lpips, run_id, pool)
     took = time.perf_counter() - began
-    summary = {"preset": preset, "run_id": run_id, "time_s": took, "lpips": lpips[0], "stages": rows}
+    between = 1 - busy_s(rows) / took
+    summary = {"preset": preset, "run_id": run_id, "time_s": took, "between_steps": between, "lpips": lpips[0]}
+    summary["stages"] = rows
     path = storage.join(storage.absolute(config.output), "summary.json")
     storage.write(path, (json.dumps(summary, indent=2) + "\n").encode())
     print(table(rows))
@@ -97,7 +111,7 @@ def main(preset: str, config: Pipeline) -> None:
             print("PSNR of files: " + ", ".join(f"{v:.2f} dB at alpha {alpha}" for alpha, v in row["psnr_db"].items()))
             print(f"picture to look at: {row['sheet']}")
     print(f"curves, pictures and models: {mlflow_page(config.experiment)}")
-    print(f"took {took:.0f} s")
+    print(f"took {took:.0f} s, {100 * between:.0f} % of it between the steps (starting, checkpoints, MLflow)")
     print(path)
 
 
@@ -109,8 +123,15 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
     side_by_side = min(2, cluster.stages_side_by_side(config.compute))
     first = STAGES.index(config.start)
     done: dict[str, Any] = {}  # Outcome, or evaluation's facts
+    walls: dict[str, float] = {}
 
     def result_of(name: str, together: int) -> Any:
+        began = time.perf_counter()
+        result = run_one(name, together)
+        walls[name] = time.perf_counter() - began
+        return result
+
+    def run_one(name: str, together: int) -> Any:
         may_train = STAGES.index(name) >= first
         if name == "evaluate":
             return evaluate.run(config, done["orp"].artifact, manifests["val"], parent_run=run_id)
@@ -121,15 +142,29 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
         )  # fmt: skip
 
     rows = []
-    for group in (("segmentation", "mse-codec"), ("gan",), ("orp",), ("evaluate",)):
+    for group in GROUPS:
         names = [n for n in group if n in config.wanted]
         size = side_by_side if len(names) > 1 else 1
         for part in (names[i : i + size] for i in range(0, len(names), size)):
             futures = {n: pool.submit(result_of, n, len(part)) for n in part}
             wait(futures.values())
             done |= {n: f.result() for n, f in futures.items()}
-        rows += [row_of(n, done[n]) for n in names]
+        rows += [row_of(n, done[n]) | {"wall_s": walls[n]} for n in names]
     return rows
+
+
+def in_background(work: Callable[[], T]) -> "Future[T]":
+    """Do it in a thread that does not keep an interrupted program from ending."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def wait(futures: Collection[Future]) -> None:
@@ -153,6 +188,7 @@ def row_of(name: str, result) -> dict:
             "stage": name,
             "steps": result["num_pictures"],
             "time_s": result["time_s"],
+            "busy_s": 0.0 if result["reused"] else result["busy_s"],
             "images_per_s": result["num_pictures"] / result["time_s"],
             "headline": f"{result['bpp']:.3f} bpp, {list(psnr.values())[-1]:.2f} dB",
             "psnr_db": psnr,
@@ -161,17 +197,24 @@ def row_of(name: str, result) -> dict:
             "sheet": storage.join(result["folder"], "sheet.png"),
         }
     facts, stage = result.provenance, load_stage(name)
+    busy = 0.0 if result.reused else facts["time_s"] + facts["validation_s"]
     metric = stage.headline
     headline = f"{metric} {facts['metrics'][metric]:.4g}"
     if "random" in facts["lpips"] and "lpips" in metric:
         headline += " *"
     return {
-        "stage": name, "steps": facts["steps"], "time_s": facts["time_s"],
+        "stage": name, "steps": facts["steps"], "time_s": facts["time_s"], "busy_s": busy,
         "images_per_s": facts["steps"] * facts["batch"] / max(facts["time_s"], 1e-9), "headline": headline,
         "metrics": {k: v for k, v in facts["metrics"].items() if k.startswith("val/")},
         "run_id": result.artifact.run_id, "model": f"egic-{name} version {result.artifact.model_version}",
         "sha256": result.artifact.sha256, "reused": result.reused,
     }  # fmt: skip
+
+
+def busy_s(rows: list[dict]) -> float:
+    """Seconds that this run spent on data, steps and validation; of stages side by side, those of the longest."""
+    busy = {row["stage"]: row["busy_s"] for row in rows}
+    return sum(max(busy.get(name, 0.0) for name in group) for group in GROUPS)
 
 
 def table(rows: list[dict]) -> str:

@@ -51,6 +51,8 @@ def test_every_stage_trains_and_the_table_says_so(finished):
     assert not any(r["reused"] for r in rows)
     for row in rows:
         assert row["run_id"][:8] in done.stdout
+        assert 0 < row["busy_s"] < row["wall_s"]
+    assert 0 < summary(done)["between_steps"] < 1
 
 
 def test_models_are_registered_and_decode_at_any_alpha(finished, monkeypatch):
@@ -103,7 +105,7 @@ def test_the_second_run_trains_nothing(finished):
     again = run(folder, *args)
     assert again.returncode == 0, again.stderr[-3000:]
     rows = summary(again)["stages"]
-    assert all(r["reused"] for r in rows)
+    assert all(r["reused"] for r in rows) and summary(again)["between_steps"] == 1
     assert [r.get("sha256") for r in rows] == [r.get("sha256") for r in summary(first)["stages"]]
 
 

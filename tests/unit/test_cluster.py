@@ -5,8 +5,10 @@ import logging
 import os
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 
 from jobs import alone, cluster, reports
 from jobs.config import ComputeConfig
@@ -52,6 +54,20 @@ def test_nodes_that_are_to_come_are_waited_for_and_asked_for(two_cpus, monkeypat
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": nodes}])
     cluster.check_resources(ComputeConfig(workers="2:4", wait_s=30))
     assert asked == [[{"CPU": 1.0}] * 4, []]
+
+
+def test_what_a_dead_actor_reserved_is_given_back_and_nothing_else(monkeypatch):
+    actors = {"dead": b"a" * 16, "another": b"b" * 16, "driver": b"\xff" * 16}
+    ids = {name: os.urandom(18) for name in actors}
+    stored = [
+        PlacementGroupTableData(placement_group_id=ids[name], creator_actor_id=actor).SerializeToString()
+        for name, actor in actors.items()
+    ]
+    accessor, freed = SimpleNamespace(get_placement_group_table=lambda: stored), []
+    monkeypatch.setattr(cluster.ray._private.state.state, "_connect_and_get_accessor", lambda: accessor)
+    monkeypatch.setattr(cluster, "remove_placement_group", lambda group: freed.append(group.id.binary()))
+    cluster.release_reserved(actors["dead"].hex())
+    assert freed == [ids["dead"]]
 
 
 @pytest.mark.parametrize("cpus, stages", [(0.5, 2), (1.0, 1), (2.0, 1)])
