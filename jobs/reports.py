@@ -89,10 +89,10 @@ def keep(values: list[Value], place: Folder) -> None:
     place.write(UNDELIVERED, json.dumps(values).encode())
 
 
-def deliver_rest(run_id: str, place: Folder) -> None:
-    """Send what is still in the stage's folder. Raises ConnectionError when MLflow does not take it."""
+def deliver_rest(run_id: str, place: Folder, timeout_s: float = 30) -> None:
+    """Send what is still in the stage's folder. Raises ConnectionError when MLflow does not take it in time."""
     if place.exists(UNDELIVERED):
-        finish_log(resumed_log(run_id, place), place, 30)
+        finish_log(resumed_log(run_id, place), place, timeout_s)
         if place.exists(UNDELIVERED):
             raise ConnectionError("MLflow does not take the curves")
 

@@ -11,6 +11,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "reference: needs TensorFlow, which writes checkpoints as the reference does")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes (`pytest -n`), a file stays in one, and Ray's clusters follow each other."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def _folder(variable: str) -> Path:
     value = os.environ.get(variable)
     if not value:

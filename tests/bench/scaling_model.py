@@ -2,7 +2,7 @@
 
     python tests/bench/scaling_model.py
 
-Measured: parameters and FLOPs (counted by torch's FlopCounterMode, one 256x256 picture, forward, backward and frozen
+Measured: parameters and FLOPs (pipelines/cost.py, one 256x256 picture, forward, backward and frozen
 parts). Assumed: GPU speed and links, below.
 """
 
@@ -37,11 +37,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("MSE codec", 32_556_240, 220.6, 2 / 3),
-    Stage("segmentation", 22_265_799, 282.2, 2 / 3),
-    Stage("GAN warm-up", 9_139_300, 147.6, 0.5),
-    Stage("GAN adversarial", 9_139_300 + 22_450_247, 628.5, 0.5),
-    Stage("ORP", 399_892, 101.6, 0.05),
+    Stage("MSE codec", 32_556_240, 222.5, 2 / 3),
+    Stage("segmentation", 22_265_799, 166.9, 2 / 3),
+    Stage("GAN warm-up", 9_139_300, 148.5, 0.5),
+    Stage("GAN adversarial", 9_139_300 + 22_450_247, 417.5, 0.5),
+    Stage("ORP", 399_892, 100.1, 0.05),
 )
 
 

@@ -58,7 +58,7 @@ def forward_flop(codec: Codec, x: torch.Tensor) -> float:
 def test_a_step_counts_as_three_forward_passes(config):
     forward = forward_flop(Codec(config.codec), torch.zeros(1, 3, config.crop.size, config.crop.size))
     step = cost.flop_per_picture("mse-codec", config, 0)
-    assert 2.9 * forward < step <= 3 * forward  # the picture itself needs no gradient
+    assert 2.9 * forward < step <= 3.1 * forward  # the picture needs no gradient; attention makes its scores again
 
 
 def test_a_speed_of_nothing_is_refused(config):

@@ -1,8 +1,6 @@
 """Places on disk and on an S3 server that runs here: the same functions and data, one line for what cannot work."""
 
-import os
 import socket
-import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,14 +10,17 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
+from egic.errors import run_main
 from jobs import storage
 from jobs.config import Config
 from jobs.evaluate import FoldersConfig, run_alone
 from jobs.evaluate_parts import ORIGINAL, Parts, Picture, write_array
 from jobs.prepare import PrepareConfig, open_data, prepare
+from jobs.prepare import main as prepare_main
 from jobs.presets import tiny
 from jobs.scenes import SceneConfig, write_scenes
 from jobs.shards import load_manifest, read_index, read_samples
+from pipelines import full
 from tests.fake_s3 import BUCKET, place_on, s3_server
 
 
@@ -258,18 +259,16 @@ def test_a_server_that_never_answers_is_given_up(server, monkeypatch, scheme):
     assert "does not answer within 3 s" in message
 
 
-def test_the_pipeline_says_so_before_it_trains(server, tmp_path):
+def test_the_pipeline_says_so_before_it_trains(server, tmp_path, monkeypatch, capsys):
     missing = place_on(server, "x").replace(BUCKET, "missing")
-    root = Path(__file__).parents[2]
-    for command in (
-        ["pipelines/full.py", "tiny", "--output", missing],
-        ["pipelines/full.py", "tiny", "--data", missing],
-        ["-m", "jobs.prepare", str(tmp_path), missing],
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr("jobs.cluster.start_ray", lambda: pytest.fail("too late"))
+    monkeypatch.setattr(sys, "argv", ["jobs.prepare", str(tmp_path), missing])
+    for program in (
+        lambda: full.start(["tiny", "--output", missing]),
+        lambda: full.start(["tiny", "--data", missing]),
+        prepare_main,
     ):
-        env = os.environ | {"PYTHONPATH": str(root), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-        command = [str(root / c) if c.endswith(".py") else c for c in command]
-        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)
-        last = done.stderr.strip().splitlines()[-1]
-        assert (
-            done.returncode == 2 and last.startswith(f"error: {missing} cannot be ") and "Traceback" not in done.stderr
-        )
+        assert run_main(program) == 2
+        assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"error: {missing} cannot be ")

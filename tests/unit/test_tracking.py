@@ -625,7 +625,7 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_back(store, run_id, tmp_p
         first.log([{"step": step, "train/loss": 1.0 / step} for step in (1, 2)])
         reports.finish_log(first, place, 0.2)
         with pytest.raises(ConnectionError):
-            reports.deliver_rest(run_id, place)
+            reports.deliver_rest(run_id, place, timeout_s=0.2)
     second = reports.resumed_log(run_id, place)
     second.log([{"step": 2, "train/loss": 0.5}, {"step": 3, "train/loss": 0.25}])  # a resumed run tells some again
     reports.finish_log(second, place, 30)
