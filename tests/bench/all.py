@@ -19,23 +19,20 @@ RESULTS = HERE / "results"
 ARGUMENTS = {
     "codec": ("{EGIC_GOLDEN}", "{EGIC_KODAK}/kodim01.png"),
     "portability": ("{EGIC_GOLDEN}", "{EGIC_KODAK}"),
-    "steps": ("--reference", "{EGIC_REFERENCE_CODE}", "--reference-python", "{EGIC_REFERENCE_PYTHON}"),
 }
 """What a benchmark is called with, {VARIABLE} from the environment; the others need nothing."""
-OPTIONAL = {"steps"}
-"""Benchmarks that run without their arguments, too, and then compare with nothing."""
+REFERENCE = ("--reference", "{EGIC_REFERENCE_CODE}", "--reference-python", "{EGIC_REFERENCE_PYTHON}")
+COMPARED = {"codec", "steps"}
+"""Benchmarks that take turns with the reference, where the variables name it."""
 SAME = ("bench", "step", "stage", "precision", "device", "height", "batch", "coder", "compiled")
 """Lines that agree in these measure the same thing; the last one counts."""
 
 
 def arguments_of(name: str) -> list[str]:
     """The benchmark's arguments. Raises KeyError with the variable that is not set."""
-    try:
-        return [argument.format_map(os.environ) for argument in ARGUMENTS.get(name, ())]
-    except KeyError:
-        if name in OPTIONAL:
-            return []
-        raise
+    with_reference = name in COMPARED and "EGIC_REFERENCE_CODE" in os.environ
+    arguments = ARGUMENTS.get(name, ()) + (REFERENCE if with_reference else ())
+    return [argument.format_map(os.environ) for argument in arguments]
 
 
 def run(name: str) -> list[str]:

@@ -1,9 +1,11 @@
 """Time and memory of compress and decompress at full size; one JSON line per precision.
 
     python tests/bench/bench_codec.py GOLDEN_FOLDER PICTURE [--threads 2] [--repeat 7] [--device cpu]
+        [--reference FOLDER --reference-python PYTHON]                      (what these are: reference_steps.py)
 
-`matmul_gflops` is the machine's own float32 speed (2 M N K / s, the shape of a block's MLP) in the same run: divide by
-it to compare runs on a machine that others use too. Times include everything from array to bytes and back.
+Times include everything from array to bytes and back. Precisions, and the reference's networks where they are given,
+take turns; `of_reference` is the ratio of the medians. `matmul_gflops` is the machine's own speed in that precision
+(the shape of a block's MLP) in the same run: where bfloat16 is no faster than float32, it gains nothing.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,27 +31,34 @@ sys.path.insert(0, str(ROOT))
 from egic import rangecoder  # noqa: E402
 from egic.metrics import psnr_db  # noqa: E402
 from egic.model import Model  # noqa: E402
+from tests.bench.reference import Reference  # noqa: E402
 from tests.codec_models import full_model  # noqa: E402
 
-REFERENCE_S = {"compress": 1.14, "decompress": 1.04}  # the TensorFlow reference, 512x768, 2 threads, such a machine
+WAYS = ("compress", "decompress")
 
 
-def times(function: Callable[[], object], repeat: int) -> list[float]:
-    """Seconds of each call, after one to warm up."""
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
     function()
-    out = []
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def matmul_gflops(precision: str) -> float:
+    a, b = (torch.randn(shape).to(getattr(torch, precision)) for shape in ((3072, 128), (128, 512)))
+    return 2 * 3072 * 128 * 512 / min(seconds(lambda: a @ b) for _ in range(50)) / 1e9
+
+
+def measure(calls: dict[str, Callable[[], float]], repeat: int) -> dict[str, list[float]]:
+    """Seconds of all of them in turn, after one call each to warm up."""
+    for call in calls.values():
+        call()
+    found = {who: [] for who in calls}
     for _ in range(repeat):
-        start = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        out.append(time.perf_counter() - start)
-    return sorted(out)
-
-
-def matmul_gflops() -> float:
-    a, b = torch.randn(3072, 128), torch.randn(128, 512)
-    return 2 * 3072 * 128 * 512 / min(times(lambda: a @ b, 50)) / 1e9
+        for who, call in calls.items():
+            found[who].append(call())
+    return found
 
 
 class CoderClock:
@@ -86,6 +96,8 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--repeat", type=int, default=7)
     arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--reference", help="folder with the reference's code")
+    arguments.add_argument("--reference-python", help="Python that has TensorFlow")
     arguments.add_argument("--size", type=int, help="tile or crop the picture to a square of this side")
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
@@ -95,22 +107,33 @@ def main() -> None:
     base, clock = full_model(args.golden).to(args.device), CoderClock()
     exact = base.decompress(base.compress(x)) if not args.size else None
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    for precision in ("float32", "bfloat16"):
-        model = Model(base.codec, base.orp, precision)
-        data = model.compress(x)
-        line = {"bench": "codec", "precision": precision, "height": x.shape[0], "width": x.shape[1], "bytes": len(data)}
-        line["matmul_gflops"] = round(matmul_gflops(), 1)
-        for name, function in (("compress", lambda: model.compress(x)), ("decompress", lambda: model.decompress(data))):  # noqa: B023
-            seconds = times(function, args.repeat)
-            line[f"{name}_s"] = round(statistics.median(seconds), 4)
-            line[f"{name}_p10_p90_s"] = [round(v, 4) for v in np.quantile(seconds, (0.1, 0.9))]
-            line[f"{name}_coder_s"] = round(min(clock.during(function) for _ in range(3)), 4)
-            if x.shape[:2] in ((512, 768), (768, 512)):
-                line[f"{name}_of_reference"] = round(line[f"{name}_s"] / REFERENCE_S[name], 3)
+    reference = Reference(args.reference_python, args.reference, args.threads) if args.reference else None
+    models = {precision: Model(base.codec, base.orp, precision) for precision in ("float32", "bfloat16")}
+    files = {precision: model.compress(x) for precision, model in models.items()}
+    lines = {precision: {"bench": "codec", "precision": precision} for precision in models}
+    for way in WAYS:
+        given = {precision: x if way == "compress" else files[precision] for precision in models}
+        work = {precision: partial(getattr(model, way), given[precision]) for precision, model in models.items()}
+        calls = {precision: partial(seconds, function) for precision, function in work.items()}
+        if reference:
+            calls["reference"] = lambda way=way: reference.times(way)[0]
+        found = measure(calls, args.repeat)
+        for precision, line in lines.items():
+            median = statistics.median(found[precision])
+            line[f"{way}_s"] = round(median, 4)
+            line[f"{way}_p10_p90_s"] = [round(v, 4) for v in np.quantile(found[precision], (0.1, 0.9))]
+            line[f"{way}_coder_s"] = round(min(clock.during(work[precision]) for _ in range(3)), 4)
+            if reference:
+                line[f"{way}_reference_s"] = round(statistics.median(found["reference"]), 4)
+                line[f"{way}_of_reference"] = round(median / statistics.median(found["reference"]), 3)
+    for precision, line in lines.items():
         if exact is not None:
-            tensors = [torch.from_numpy(a.copy()).permute(2, 0, 1)[None] for a in (exact, model.decompress(data), x)]
+            pictures = (exact, models[precision].decompress(files[precision]), x)
+            tensors = [torch.from_numpy(a.copy()).permute(2, 0, 1)[None] for a in pictures]
             line["psnr_loss_db"] = round((psnr_db(tensors[0], tensors[2]) - psnr_db(tensors[1], tensors[2])).item(), 4)
         line |= {
+            "height": x.shape[0], "width": x.shape[1], "bytes": len(files[precision]),
+            "matmul_gflops": round(matmul_gflops(precision), 1),
             "n": args.repeat, "threads": args.threads, "device": args.device,
             "max_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
             "date": datetime.date.today().isoformat(), "commit": commit.stdout.strip(), "torch": torch.__version__,

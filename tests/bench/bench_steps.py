@@ -40,6 +40,7 @@ from egic.perceptual import LPIPS  # noqa: E402
 from egic.steps import Batch  # noqa: E402
 from jobs import loop, presets  # noqa: E402
 from jobs.stage import load_stage  # noqa: E402
+from tests.bench.reference import Reference  # noqa: E402
 
 STEPS = {  # stage, pictures on a CPU (the adversarial step gives half of them to D and half to g_s)
     "mse_codec": ("mse-codec", 2),
@@ -113,26 +114,6 @@ def gflop(step: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops() / 1e9
-
-
-class Reference:
-    """The TensorFlow reference in a process of its own, that waits while we run."""
-
-    def __init__(self, args: argparse.Namespace):
-        script = Path(__file__).with_name("reference_steps.py")
-        command = [args.reference_python, script, args.reference, "--threads", str(args.threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, *words: str) -> str:
-        print(*words, file=self.process.stdin, flush=True)
-        if not (answer := self.process.stdout.readline()):
-            raise SystemExit("bench_steps: the reference ended; its error stands above")
-        return answer.strip()
-
-    def times(self, name: str) -> tuple[float, float]:
-        """Wall and CPU time of one step; the first call of a step builds it and warms it up, too."""
-        wall, cpu = self.ask(name).split()
-        return float(wall), float(cpu)
 
 
 def times(step: Callable[[], object], device: torch.device) -> tuple[float, float]:
@@ -217,7 +198,7 @@ def main() -> None:
         for name in names:
             profile(name, args, args.profile)
         return
-    reference = Reference(args) if args.reference else None
+    reference = Reference(args.reference_python, args.reference, args.threads) if args.reference else None
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else platform.machine()
     for name in names:

@@ -1,13 +1,14 @@
-"""The TensorFlow reference's training steps, timed one at a time when asked to; bench_steps.py starts and asks it.
+"""The TensorFlow reference's training steps and codec, timed one at a time when asked to; benchmarks start and ask it.
 
-    PYTHON tests/bench/reference_steps.py FOLDER [--threads 2]    names of steps on stdin -> wall and CPU time of each
+    PYTHON tests/bench/reference_steps.py FOLDER [--threads 2]    names on stdin -> wall and CPU time of each
 
 FOLDER has checkouts of the authors' public code, github.com/Nikolai10/EGIC and github.com/Nikolai10/SwinT-ChARM, named
 EGIC and SwinT-ChARM. PYTHON has TensorFlow 2.14, tensorflow-compression 2.14.1 and protobuf 3.20 (so it is 3.11 or
 older), in an environment of its own. Networks, losses and train_step are theirs, as a tf.function, with Adam; only
 LPIPS, whose graph is a download, counts as zero. For the segmentation stage, whose script is not published, their
-discriminator takes such a step without its condition. Pictures and labels are random. The first call of a step builds
-and warms it.
+discriminator takes such a step without its condition. Pictures and labels are random. The codec is their networks
+as a tf.function on 512x768 pixels, from the picture to the rounded latents and back; nothing is coded. The first call
+of a name builds and warms it.
 """
 
 import argparse
@@ -123,6 +124,40 @@ def segmentation() -> Callable[[], object]:
     return taking(train_step, batch(2))
 
 
+def codec(way: str) -> Callable[[], object]:
+    """The networks that encoding runs, or those of decoding."""
+    import tensorflow as tf
+    from zyc2022 import ZYC2022Model
+
+    model = ZYC2022Model(patchsize=SIZE, lmbda=0.003, num_filters=192, **CODEC)
+    x = tf.random.uniform((1, 512, 768, 3), 0, 255)
+    z_hat, rest = tf.round(tf.random.normal((1, 8, 12, 192))), tf.round(tf.random.normal((1, 32, 48, LATENT)))
+
+    def latents(z_hat: tf.Tensor, residual: Callable[[int, tf.Tensor], tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        means, scales = tf.split(model.hyper_synthesis_mean_scale_transform(z_hat), 2, axis=-1)
+        num, size = model.num_slices, model.slice_size
+        found, indices = [], []
+        for k in range(num):
+            part = slice(k * size, (k + 1) * size)
+            mu = model.cc_mean_transforms[k](tf.concat([means[..., part], *found], -1))
+            indices.append(tf.round(model.cc_scale_transforms[k](tf.concat([scales[..., part], *found], -1))))
+            found.append(residual(k, mu) + mu)
+        return tf.concat(found, -1), tf.concat(indices, -1)
+
+    def compress(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        slices = tf.split(y := model.analysis_transform(x), model.num_slices, axis=-1)
+        z_hat = tf.round(model.hyper_analysis_transform(y))
+        return latents(z_hat, lambda k, mu: tf.round(slices[k] - mu))
+
+    def decompress(given: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        z_hat, rest = given
+        slices = tf.split(rest, model.num_slices, axis=-1)
+        y_hat, indices = latents(z_hat, lambda k, mu: slices[k])
+        return model.synthesis_transform(y_hat), indices
+
+    return taking(compress, x) if way == "compress" else taking(decompress, (z_hat, rest))
+
+
 def taking(train_step: Callable, data: object) -> Callable[[], object]:
     """The step as a graph on the same data; waits for its result."""
     import tensorflow as tf
@@ -133,7 +168,7 @@ def taking(train_step: Callable, data: object) -> Callable[[], object]:
 
 STEPS = {
     "mse_codec": mse_codec, "gan_warmup": lambda: gan(warm_up=True), "gan": gan, "orp": orp,
-    "segmentation": segmentation,
+    "segmentation": segmentation, "compress": lambda: codec("compress"), "decompress": lambda: codec("decompress"),
 }  # fmt: skip
 
 
