@@ -22,7 +22,7 @@ demo: $(STAMP)
 	$(PY) pipelines/full.py tiny $(DEMO_ARGS)
 
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --dist loadgroup $(TEST_ARGS)
+	$(PY) tests/in_two.py $(TEST_ARGS)
 
 test-faults: $(STAMP)
 	$(PY) -m pytest -m faults $(TEST_ARGS)

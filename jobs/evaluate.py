@@ -377,6 +377,9 @@ def evaluate_folders(argv: Sequence[str]) -> None:
 
 def run_alone(config: AloneConfig | FoldersConfig) -> None:
     """Evaluate `config.model` and print the table, what was left out, and where the rows are."""
+    from jobs import forks
+
+    forks.start()
     from jobs.cluster import interruptible
     from jobs.run import local_copy
 

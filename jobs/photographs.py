@@ -51,7 +51,8 @@ def read_tree(folder: Path, split: str, *, val_share: float) -> Tree:
     chosen = choose(found, split, val_share, folder)
     others = Counter(Path(name).suffix.lower() or name for name in files.keys() - found)
     if others and split == "train":  # said once
-        shown = ", ".join(f"{num} {suffix}" for suffix, num in others.most_common(5))
+        kinds = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
+        shown = ", ".join(f"{num} {suffix}" for suffix, num in kinds[:5])
         log.info("%s: %d files of other kinds are left out (%s)", folder, others.total(), shown)
     return Tree(
         split=split,

@@ -1,6 +1,8 @@
 """Folders of real data, given by environment variables; a test that needs one skips where it is absent."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "reference: needs TensorFlow, which writes checkpoints as the reference does")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes (`pytest -n`), a file stays in one, and Ray's clusters follow each other."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", choices=("ray", "rest"), help="only tests that start Ray, or only the others")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if part := config.getoption("--part"):
+        others = [item for item in items if bool(item.get_closest_marker("ray")) != (part == "ray")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 def _folder(variable: str) -> Path:
@@ -46,6 +52,13 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def weights() -> Path:
     return _folder("EGIC_WEIGHTS")
+
+
+@pytest.fixture(scope="module")
+def short_folder() -> Iterator[Path]:
+    """For Ray, which puts sockets below it: their whole names hold 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="egic") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -104,9 +104,9 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(short_folder):
     """A head and two worker nodes with Ray, and a spare host without."""
-    with hosts.cluster(tmp_path_factory.mktemp("h"), num_spare=1) as made:
+    with hosts.cluster(short_folder, num_spare=1) as made:
         yield made
 
 

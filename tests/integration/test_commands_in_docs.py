@@ -109,7 +109,7 @@ def parse(words: list[str], folder: Path, monkeypatch) -> None:
     """Take a command as far as its parser; fails when that refuses."""
     name, *rest = words
     if name == "egic":
-        if rest[0] == "evaluate":
+        if rest[0] in ("evaluate", "compare"):
             told(lambda: cli.main(rest), monkeypatch)
         else:
             cli.parser().parse_args(rest)

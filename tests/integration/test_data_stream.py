@@ -33,9 +33,8 @@ def manifest(tmp_path_factory) -> Manifest:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory):
-    temp_dir = tmp_path_factory.mktemp("ray")
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=150_000_000, _temp_dir=str(temp_dir))
+def cluster(short_folder):
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=150_000_000, _temp_dir=str(short_folder))
     yield
     ray.shutdown()
 

@@ -12,14 +12,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def serve(tmp_path_factory):
+def serve(short_folder):
     pytest.importorskip("gradio")  # of the same extra as ray[serve]
     import ray
 
     from jobs import serve
 
-    temp_dir = tmp_path_factory.mktemp("ray")
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=150_000_000, _temp_dir=str(temp_dir))
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=150_000_000, _temp_dir=str(short_folder))
     yield serve
     serve.serve.shutdown()
     ray.shutdown()

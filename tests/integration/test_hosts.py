@@ -36,8 +36,8 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with hosts.cluster(tmp_path_factory.mktemp("h")) as made:
+def cluster(short_folder):
+    with hosts.cluster(short_folder) as made:
         yield made
 
 
