@@ -24,9 +24,11 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from egic.coco import CATEGORIES
 from egic.codec import Codec
 from egic.discriminator import Discriminator
 from egic.memory import keep_freed_memory
+from jobs.categories import with_categories
 from jobs.loop import prepare_training, to_batch
 from jobs.presets import paper
 from jobs.stage import load_stage
@@ -43,7 +45,7 @@ def work(stage_name: str, rank: int, world_size: int, address: str, steps: int) 
     dist.init_process_group(
         "gloo", f"tcp://{address}:{PORT}", timeout=timedelta(seconds=120), rank=rank, world_size=world_size
     )  # fmt: skip
-    config, stage = paper(), load_stage(stage_name)
+    config, stage = with_categories(paper(), len(CATEGORIES)), load_stage(stage_name)
     session = SimpleNamespace(world_size=world_size, idle=False, device=torch.device("cpu"), group=None)
     torch.manual_seed(0)
     parts = {"codec": Codec(config.codec), "discriminator": Discriminator(config.discriminator)}

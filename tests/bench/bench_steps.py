@@ -33,12 +33,14 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from egic.coco import CATEGORIES  # noqa: E402
 from egic.codec import Codec  # noqa: E402
 from egic.discriminator import Discriminator  # noqa: E402
 from egic.memory import keep_freed_memory  # noqa: E402
 from egic.perceptual import LPIPS  # noqa: E402
 from egic.steps import Batch  # noqa: E402
 from jobs import loop, presets  # noqa: E402
+from jobs.categories import with_categories  # noqa: E402
 from jobs.stage import load_stage  # noqa: E402
 from tests.bench.reference import Reference  # noqa: E402
 
@@ -74,7 +76,8 @@ def step_of(
     name: str, precision: str, device: torch.device, num: int, compiled: bool = False
 ) -> Callable[[], dict[str, Tensor]]:
     """A function that takes one optimizer step, and returns its losses, as the training loop does."""
-    config, stage = dataclasses.replace(presets.workstation(), precision=precision), load_stage(STEPS[name][0])
+    config, stage = with_categories(presets.workstation(), len(CATEGORIES)), load_stage(STEPS[name][0])
+    config = dataclasses.replace(config, precision=precision)
     torch.manual_seed(0)
     without = name == "gan_warmup" and device.type == "cpu"
     makers = {

@@ -145,7 +145,8 @@ def codec(way: str) -> Callable[[], object]:
         return tf.concat(found, -1), tf.concat(indices, -1)
 
     def compress(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        slices = tf.split(y := model.analysis_transform(x), model.num_slices, axis=-1)
+        y = model.analysis_transform(x)
+        slices = tf.split(y, model.num_slices, axis=-1)
         z_hat = tf.round(model.hyper_analysis_transform(y))
         return latents(z_hat, lambda k, mu: tf.round(slices[k] - mu))
 
