@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -27,6 +28,7 @@ def _one_line(parse: Callable[[], T], prog: str | None) -> T:
             raise
         lines = [line.strip("│╭╮╰╯─ ") for line in complaint.getvalue().splitlines()[1:]]
         first = " ".join(itertools.takewhile(bool, lines)).replace("__tyro-dummy-inner__.", "")
+        first = re.sub(r"^Error parsing \S+: ", "", first)
         print(f"error: {first} (see {prog or sys.argv[0]} --help)", file=sys.stderr)
         raise SystemExit(2) from None
 

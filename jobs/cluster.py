@@ -44,6 +44,7 @@ def start_ray() -> None:
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Ray Train's workers could not use those
+    log.info("%s Ray", "joining" if os.environ.get("RAY_ADDRESS") else "starting")
     logging.getLogger(AUTHENTICATION).addFilter(_not_enabled)
     try:
         with forks.in_use() as runtime_env:
@@ -55,7 +56,8 @@ def start_ray() -> None:
     except Exception as e:  # Ray has no type for it, and no setting for the time
         if "timed out during startup" not in str(e):
             raise
-        raise ValueError(f"{BUSY}; give the same command again when less runs beside it") from e
+        ways = "give the same command again when less runs beside it, or `ray start --head` first and RAY_ADDRESS=auto"
+        raise ValueError(f"{BUSY}; {ways}") from e
     quiet_ray()
 
 

@@ -51,7 +51,10 @@ class Training:
             value = getattr(self, field_name)
             _check(value >= 1, f"{name}.{field_name} is {value}; give 1 or more")
         _check(self.lr > 0 and self.last_lr > 0, f"{name}.lr and last_lr must be positive")
-        _check(0 <= self.last_steps <= self.steps, f"{name}.last_steps must lie in 0..steps, got {self.last_steps}")
+        _check(
+            0 <= self.last_steps <= self.steps,
+            f"{name}.last_steps must lie in 0..steps, got {self.last_steps}; change both",
+        )
         _check(self.clip_norm >= 0, f"{name}.clip_norm is {self.clip_norm}; give 0 (off) or a positive norm")
 
     def lr_at(self, step: int) -> float:
@@ -93,7 +96,10 @@ class GanConfig(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(0 <= self.warmup_steps <= self.steps, f"GanConfig.warmup_steps must lie in 0..steps ({self.steps})")
+        _check(
+            0 <= self.warmup_steps <= self.steps,
+            f"GanConfig.warmup_steps must lie in 0..steps ({self.steps}); change both",
+        )
         _check(self.last_steps <= self.warmup_steps, "GanConfig.last_steps must lie in 0..warmup_steps")
         _check(self.batch % 2 == 0, f"GanConfig.batch is {self.batch}; D and g_s need half each: give an even number")
         _check(0 <= self.ema < 1, f"GanConfig.ema is {self.ema}; give 0 (off) or a decay below 1, such as 0.999")
