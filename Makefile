@@ -22,7 +22,7 @@ demo: $(STAMP)
 	$(PY) pipelines/full.py tiny $(DEMO_ARGS)
 
 test: $(STAMP)
-	$(PY) tests/in_two.py $(TEST_ARGS)
+	$(PY) -m pytest $(TEST_ARGS)
 
 test-faults: $(STAMP)
 	$(PY) -m pytest -m faults $(TEST_ARGS)

@@ -135,7 +135,9 @@ def import_the_rest() -> None:
     tracking.mlflow()
 
 
-def become_worker(argv: list[str], env: dict[str, str], folder: str, streams: list[int]) -> NoReturn:
+def become_worker(
+    argv: list[str], env: dict[str, str], folder: str, blocked: list[int], streams: list[int]
+) -> NoReturn:
     """Run a script as a new Python would, but for what is imported already."""
     import runpy
 
@@ -149,6 +151,7 @@ def become_worker(argv: list[str], env: dict[str, str], folder: str, streams: li
             os.close(stream)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # Ray blocks SIGINT: Ctrl-C is for the driver
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(env)
@@ -172,7 +175,8 @@ def become_worker(argv: list[str], env: dict[str, str], folder: str, streams: li
 
 def main(path: str, argv: list[str]) -> None:
     """What Ray runs: ask the twin for a worker, or be Python."""
-    request = {"argv": argv, "env": dict(os.environ), "folder": os.getcwd()}
+    blocked = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+    request = {"argv": argv, "env": dict(os.environ), "folder": os.getcwd(), "blocked": blocked}
     try:
         if not argv or not argv[0].endswith("_worker.py") or os.environ.get("RAY_JOB_ID") != FIRST_JOB:
             raise ConnectionError("not what the twin is made for")

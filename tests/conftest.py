@@ -13,17 +13,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "reference: needs TensorFlow, which writes checkpoints as the reference does")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", choices=("ray", "rest"), help="only tests that start Ray, or only the others")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if part := config.getoption("--part"):
-        others = [item for item in items if bool(item.get_closest_marker("ray")) != (part == "ray")]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in others]
-
-
 def _folder(variable: str) -> Path:
     value = os.environ.get(variable)
     if not value:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,9 +14,10 @@ from jobs import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
-import json, os, sys
+import json, os, signal, sys
 print(json.dumps({"argv": sys.argv, "name": __name__, "env": os.environ.get("EGIC_TEST"), "here": os.getcwd(),
-                  "old": os.environ.get("EGIC_OLD"), "forked": "torch" in sys.modules, "pid": os.getpid()}))
+                  "old": os.environ.get("EGIC_OLD"), "forked": "torch" in sys.modules, "pid": os.getpid(),
+                  "blocked": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))}))
 print("said", file=sys.stderr)
 sys.exit(3)
 """
@@ -38,9 +40,13 @@ def ask(executable: str, folder: Path, job: str = forks.FIRST_JOB) -> tuple[dict
     script = folder / "some_worker.py"
     script.write_text(SCRIPT)
     env = {k: v for k, v in os.environ.items() if k != "EGIC_OLD"} | {"RAY_JOB_ID": job, "EGIC_TEST": "it's"}
-    done = subprocess.run(
-        [executable, str(script), "--a", "b c"], cwd=folder, env=env, capture_output=True, text=True, timeout=60
-    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as Ray does for what it starts
+    try:
+        done = subprocess.run(
+            [executable, str(script), "--a", "b c"], cwd=folder, env=env, capture_output=True, text=True, timeout=60
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return json.loads(done.stdout), done
 
 
@@ -51,12 +57,12 @@ def wait_until(condition, otherwise: str) -> None:
         time.sleep(0.02)
 
 
-def test_a_fork_has_arguments_environment_folder_and_streams_of_the_one_that_asked(executable, tmp_path):
+def test_a_fork_has_what_the_one_that_asked_has(executable, tmp_path):
     told, done = ask(executable, tmp_path)
     pid = told.pop("pid")
     assert told == {
         "argv": [str(tmp_path / "some_worker.py"), "--a", "b c"], "name": "__main__", "env": "it's", "old": None,
-        "here": str(tmp_path), "forked": True,
+        "here": str(tmp_path), "forked": True, "blocked": [int(signal.SIGINT)],
     }  # fmt: skip
     assert done.stderr == "said\n"
     wait_until(lambda: not Path("/proc", str(pid)).exists(), "the worker is not buried")
