@@ -142,9 +142,7 @@ class Worker:
         return {"name": [p.name for p in chosen], "reason": reasons, "time_s": [time.perf_counter() - began]}
 
 
-def code_pictures(
-    job: Job, parts: Parts, measures: Measures, shown: frozenset[str]
-) -> tuple[list[dict], float]:  # fmt: skip
+def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[str]) -> tuple[list[dict], float]:
     """Make the parts that are missing; returns {name, reason} of the pictures that could not be finished, and seconds
     of work per worker."""
     digests = {artifact.sha256: artifact for artifact in job.models.values()}

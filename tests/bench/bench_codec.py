@@ -14,7 +14,6 @@ import json
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,23 +30,16 @@ sys.path.insert(0, str(ROOT))
 from egic import rangecoder  # noqa: E402
 from egic.metrics import psnr_db  # noqa: E402
 from egic.model import Model  # noqa: E402
+from tests.bench.common import commit, seconds  # noqa: E402
 from tests.bench.reference import Reference  # noqa: E402
 from tests.codec_models import full_model  # noqa: E402
 
 WAYS = ("compress", "decompress")
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def matmul_gflops(precision: str) -> float:
     a, b = (torch.randn(shape).to(getattr(torch, precision)) for shape in ((3072, 128), (128, 512)))
-    return 2 * 3072 * 128 * 512 / min(seconds(lambda: a @ b) for _ in range(50)) / 1e9
+    return 2 * 3072 * 128 * 512 / min(seconds(lambda: a @ b, "cpu") for _ in range(50)) / 1e9
 
 
 def measure(calls: dict[str, Callable[[], float]], repeat: int) -> dict[str, list[float]]:
@@ -106,7 +98,6 @@ def main() -> None:
         x = np.tile(x, (-(-args.size // x.shape[0]), -(-args.size // x.shape[1]), 1))[: args.size, : args.size]
     base, clock = full_model(args.golden).to(args.device), CoderClock()
     exact = base.decompress(base.compress(x)) if not args.size else None
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     reference = Reference(args.reference_python, args.reference, args.threads) if args.reference else None
     models = {precision: Model(base.codec, base.orp, precision) for precision in ("float32", "bfloat16")}
     files = {precision: model.compress(x) for precision, model in models.items()}
@@ -114,7 +105,7 @@ def main() -> None:
     for way in WAYS:
         given = {precision: x if way == "compress" else files[precision] for precision in models}
         work = {precision: partial(getattr(model, way), given[precision]) for precision, model in models.items()}
-        calls = {precision: partial(seconds, function) for precision, function in work.items()}
+        calls = {precision: partial(seconds, function, args.device) for precision, function in work.items()}
         if reference:
             calls["reference"] = lambda way=way: reference.times(way)[0]
         found = measure(calls, args.repeat)
@@ -136,7 +127,7 @@ def main() -> None:
             "matmul_gflops": round(matmul_gflops(precision), 1),
             "n": args.repeat, "threads": args.threads, "device": args.device,
             "max_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-            "date": datetime.date.today().isoformat(), "commit": commit.stdout.strip(), "torch": torch.__version__,
+            "date": datetime.date.today().isoformat(), "commit": commit(), "torch": torch.__version__,
             "machine": platform.processor() or platform.machine(),
         }  # fmt: skip
         print(json.dumps(line), flush=True)

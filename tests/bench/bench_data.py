@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,12 +31,15 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from egic.images import CropConfig, plan_training_crop
 from jobs.coco import read_tree
 from jobs.data import TrainingSequence, local_stream, training_stream
 from jobs.prepare import PrepareConfig, prepare
 from jobs.scenes import SceneConfig, write_scenes
 from jobs.shards import load_manifest
+from tests.bench.common import commit
 
 BATCH, CORES = 16, 2
 
@@ -135,8 +137,6 @@ def main(num: int = 1024, rounds: int = 3) -> None:
 
 
 def summary(rows: list[dict], num: int, pixels: float, pictures: str) -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-
     def median(key: str) -> dict[str, float]:
         return {name: round(statistics.median(row[name][key] for row in rows), 2) for name in rows[0]}
 
@@ -145,7 +145,7 @@ def summary(rows: list[dict], num: int, pixels: float, pictures: str) -> dict:
 
     return {
         "bench": "data",
-        "commit": commit,
+        "commit": commit(),
         "device": f"CPU, {CORES} cores",
         "versions": {"ray": ray.__version__, "torch": torch.__version__, "pillow": PIL.__version__},
         "pictures": pictures,

@@ -7,7 +7,6 @@ import argparse
 import datetime
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from egic.bitstream import BitstreamError  # noqa: E402
 from egic.model import load  # noqa: E402
+from tests.bench.common import commit  # noqa: E402
 from tests.codec_models import full_model  # noqa: E402
 from tests.perturbed import variants  # noqa: E402
 
@@ -58,14 +58,11 @@ def main() -> None:
                 failed[name] += 1
         done += 1
         print(done, failed, file=sys.stderr)
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     for name in failed:
         line = {
             "bench": "portability", "arithmetic": name, "crops": done, "failed": failed[name],
             "max_drift_of_y_hat": worst.get(name), "weights": str(args.model.name) if args.model else "reference",
-            "date": datetime.date.today().isoformat(), "commit": commit, "torch": torch.__version__,
+            "date": datetime.date.today().isoformat(), "commit": commit(), "torch": torch.__version__,
             "machine": platform.processor() or platform.machine(),
         }  # fmt: skip
         print(json.dumps(line))

@@ -32,6 +32,7 @@ from jobs.categories import with_categories
 from jobs.loop import prepare_training, to_batch
 from jobs.presets import paper
 from jobs.stage import load_stage
+from tests.bench.common import commit
 from tests.integration import hosts
 
 WARM = 2
@@ -101,7 +102,6 @@ def main(steps: int = 6, stage: str = "mse-codec") -> None:
     }
     reduce_s = statistics.median(s for told in shared for s in told["reduce_s"])
     num = shared[0]["parameters"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(json.dumps({
         "bench": "scaling", "stage": stage, "pictures_per_worker": 1, "parameters": num,
         "step_s": {name: round(s, 3) for name, s in median.items()},
@@ -110,7 +110,7 @@ def main(steps: int = 6, stage: str = "mse-codec") -> None:
         "efficiency_of_communication": round(median["apart"] / median["shared"], 3),
         "all_reduce_s": round(reduce_s, 3), "all_reduce_gb_per_s": round(4 * num / reduce_s / 1e9, 2),
         "n": steps, "threads_per_worker": 1, "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 1),
-        "device": "cpu", "date": date.today().isoformat(), "commit": commit, "torch": torch.__version__,
+        "device": "cpu", "date": date.today().isoformat(), "commit": commit(), "torch": torch.__version__,
         "machine": platform.machine(),
     }))  # fmt: skip
 

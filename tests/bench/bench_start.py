@@ -21,6 +21,10 @@ import ray
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.bench.common import commit  # noqa: E402
+
 FIRST_STEP = re.compile(r"(\S+)\s+step 1/")
 
 
@@ -47,13 +51,12 @@ def main() -> None:
         first, summary = run(folder, sys.argv[1:])
     shares = {row["stage"]: round(1 - row["busy_s"] / row["wall_s"], 3) for row in summary["stages"]}
     walls = {row["stage"]: round(row["wall_s"], 1) for row in summary["stages"]}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     print(json.dumps({
         "bench": "start", "first_step_s": round(min(first.values()), 1), "pipeline_s": round(summary["time_s"], 1),
         "between_steps": round(summary["between_steps"], 3), "between_steps_of_stage": shares, "stage_s": walls,
         "first_steps_s": {name: round(s, 1) for name, s in first.items()}, "cores": os.cpu_count(),
         "load_before": round(load, 1), "args": sys.argv[1:], "date": date.today().isoformat(),
-        "commit": commit.strip(), "ray": ray.__version__, "torch": torch.__version__, "machine": platform.machine(),
+        "commit": commit(), "ray": ray.__version__, "torch": torch.__version__, "machine": platform.machine(),
     }))  # fmt: skip
 
 

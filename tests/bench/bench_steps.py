@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from egic.steps import Batch  # noqa: E402
 from jobs import loop, presets  # noqa: E402
 from jobs.categories import with_categories  # noqa: E402
 from jobs.stage import load_stage  # noqa: E402
+from tests.bench.common import commit, seconds  # noqa: E402
 from tests.bench.reference import Reference  # noqa: E402
 
 STEPS = {  # stage, pictures on a CPU (the adversarial step gives half of them to D and half to g_s)
@@ -94,15 +94,6 @@ def step_of(
     state = loop.prepare_training(stage, nets, session, stage.settings(config))
     batch, number = random_batch(num, device), config.gan.warmup_steps if name == "gan" else 0
     return lambda: stage.step(nets, state.optimizers, batch, config, number)
-
-
-def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Time of one call, with what it left running on the device."""
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
@@ -202,12 +193,11 @@ def main() -> None:
             profile(name, args, args.profile)
         return
     reference = Reference(args.reference_python, args.reference, args.threads) if args.reference else None
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else platform.machine()
     for name in names:
         for line in measure(name, args, reference):
             line |= {
-                "threads": args.threads, "device": device, "commit": commit.stdout.strip(),
+                "threads": args.threads, "device": device, "commit": commit(),
                 "date": datetime.date.today().isoformat(), "torch": torch.__version__,
                 "load": round(os.getloadavg()[0], 1),
                 "max_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
