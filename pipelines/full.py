@@ -89,8 +89,8 @@ def main(preset: str, config: Pipeline) -> None:
     lpips = run.find_lpips(config) if "gan" in config.wanted else ("", None)
     fitted = in_background(lambda: open_fitted(config, config.wanted))
     store = in_background(lambda: tracking.experiment_id(config.experiment))  # making an sqlite file takes seconds
-    with suppress(TimeoutError):
-        fitted.result(timeout=0.5)  # a wrong folder is told before Ray starts
+    with suppress(TimeoutError):  # a wrong place is told before Ray starts; drawing scenes goes on beside it
+        fitted.result(timeout=None if storage.is_remote(config.data) else 0.5)
     cluster.start_ray()
     (config, manifests), _ = fitted.result(), store.result()
     run_id = tracking.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
