@@ -12,6 +12,9 @@ from collections.abc import Callable
 class NonFiniteError(RuntimeError):
     """A loss or gradient is NaN or infinite; the weights are still those of the step before."""
 
+    step: int | None = None
+    """Index of the step, where it was not the latest one."""
+
 
 def run_main(main: Callable[[], object]) -> int | None:
     """Run a tool's main function and return its exit status: `raise SystemExit(run_main(lambda: main(config)))`.

@@ -4,9 +4,10 @@ A step gets networks, optimizers, a batch and settings, and returns its losses a
 modules to call where gradients flow to weights: the network itself, or its DistributedDataParallel wrapper.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,14 @@ class Batch:
     label: Tensor
     weight: Tensor
     position: list[int]
+    drawn: dict[tuple, Tensor] = field(default_factory=dict)
+    """Random numbers that steps have asked for, by function and arguments: a captured step gets them from outside."""
+
+    def draw(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """function(self, *args), computed once."""
+        if (function, *args) not in self.drawn:
+            self.drawn[function, *args] = function(self, *args)
+        return self.drawn[function, *args]
 
     def part(self, which: slice) -> "Batch":
         """Some of the batch's samples."""
@@ -81,13 +90,17 @@ def coins(batch: Batch, classes: int, seed: int) -> Tensor:
 def update(opt: Optimizer, loss: Tensor, clip_norm: float, **terms: Tensor) -> Tensor:
     """Backward pass, gradient clipping (0 = off) and one optimizer step; returns the gradient norm before clipping.
 
-    Raises NonFiniteError before anything is changed, naming the term.
+    Raises NonFiniteError before anything is changed, naming the term. While a step is captured nothing can be asked:
+    then `opt.found_inf` is set, a tensor by which Adam itself leaves out the update (see jobs/graphs.py).
     """
     opt.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [p for group in opt.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm if clip_norm > 0 else float("inf"), foreach=True)
-    if not torch.isfinite(norm + loss.detach()):
+    finite = torch.isfinite(norm + loss.detach())
+    if (found_inf := getattr(opt, "found_inf", None)) is not None:
+        found_inf.logical_or_(~finite)
+    elif not finite:
         bad = [name for name, term in terms.items() if not torch.isfinite(term)] or ["gradient"]
         raise NonFiniteError(f"non-finite {', '.join(bad)} (loss {loss.item():g}, gradient norm {norm.item():g})")
     opt.step()
@@ -108,8 +121,8 @@ def mse_codec_step(
 ) -> dict[str, Tensor]:
     """Rate and distortion: mse255 + beta * bits per image, with noisy rates (SwinT-ChARM, section 3)."""
     c, (h, w) = nets.codec.config, batch.x.shape[2:]
-    noise_y = uniform_noise(batch, (c.dims[-1], h // 16, w // 16), seed, 0)
-    noise_z = uniform_noise(batch, (c.hyper_dims[-1], h // 64, w // 64), seed, 1)
+    noise_y = batch.draw(uniform_noise, (c.dims[-1], h // 16, w // 16), seed, 0)
+    noise_z = batch.draw(uniform_noise, (c.hyper_dims[-1], h // 64, w // 64), seed, 1)
     with nets.autocast(batch.x.device):
         coded = nets.trained["codec"](batch.x, noise_y, noise_z)
     mse, bits = losses.mse255(coded.x_hat, batch.x), coded.bits.mean()
@@ -176,10 +189,10 @@ def discriminator_step(
     *,
     loss: GanLoss,
     clip_norm: float,
-    seed: int,
+    flips: Tensor,
 ) -> dict[str, Tensor]:
     """seg(real) + seg(fake) + lambda_LM * LabelMix, D seeing real, fake and mixed images in one batch."""
-    mask = losses.labelmix_mask(batch.label, coins(batch, nets.discriminator.config.num_classes, seed))
+    mask = losses.labelmix_mask(batch.label, flips)
     mixed = torch.where(mask[:, None], batch.x, x_hat)
     with nets.autocast(batch.x.device):
         logits = nets.trained["discriminator"](torch.cat([batch.x, x_hat, mixed]), y_hat.repeat(3, 1, 1, 1))
@@ -207,8 +220,9 @@ def gan_step(
         with torch.no_grad():
             fake = nets.codec.synthesise(y_hat[:half])
     for_d, for_g = batch.part(slice(0, half)), batch.part(slice(half, None))
+    flips = batch.draw(coins, nets.discriminator.config.num_classes, seed)[:half]
     logs = discriminator_step(
-        nets, opt["discriminator"], for_d, y_hat[:half], fake, loss=loss, clip_norm=clip_norm, seed=seed
+        nets, opt["discriminator"], for_d, y_hat[:half], fake, loss=loss, clip_norm=clip_norm, flips=flips
     )
     nets.discriminator.requires_grad_(False)
     try:

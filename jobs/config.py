@@ -165,6 +165,9 @@ class ComputeConfig:
     compile: bool = False
     """Compile the blocks of codec and discriminator with torch.compile. Default: off, since every start of a stage then
     waits for the compiler for a minute or more; for GPUs and long runs."""
+    cuda_graphs: bool = True
+    """On a GPU: capture the step once, and start its kernels together from then on; with one worker only. Default: on,
+    since a full-size step then takes half the time or less."""
     max_failures: int = 3
     """Restarts of a stage's workers, each from the last checkpoint, before it counts as failed; the end of a spot node
     that was announced does not count. Default: a round number; an error that comes every time still ends the run

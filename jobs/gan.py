@@ -16,9 +16,13 @@ def build(config: Config, components: Components) -> Nets:
     return Nets(codec=components["codec"], discriminator=components["discriminator"], lpips=components["lpips"])
 
 
+def phase(config: Config, step: int) -> str:
+    return "warm-up" if step < config.gan.warmup_steps else "adversarial"
+
+
 def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
     c = config.gan
-    if step < c.warmup_steps:
+    if phase(config, step) == "warm-up":
         return steps.warmup_step(nets, optimizers, batch, loss=c.loss, clip_norm=c.clip_norm)
     return steps.gan_step(nets, optimizers, batch, loss=c.loss, clip_norm=c.clip_norm, seed=config.seed)
 
@@ -60,6 +64,7 @@ STAGE = Stage(
     reads=("gan", "codec", "discriminator", "crop", "seed", "precision", "lpips_weights"),
     settings=lambda config: config.gan,
     build=build,
+    phase=phase,
     step=step,
     validate=validate,
     summarise=means,

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,7 @@ from egic.discriminator import Block
 from egic.steps import Batch, Nets, NonFiniteError
 from egic.swin import SwinBlock
 from jobs.config import Config, Training
+from jobs.graphs import GraphedSteps
 from jobs.shards import file_sha256
 from jobs.stage import Components, Stage, load_stage
 
@@ -84,6 +86,8 @@ class State:
 
     nets: Nets
     optimizers: dict[str, torch.optim.Optimizer]
+    graphed: GraphedSteps | None = None
+    """The stage's steps as CUDA graphs, where they are wanted."""
     step: int = 0
     time_s: float = 0.0
     """Time spent on data and steps so far, over all attempts."""
@@ -335,7 +339,11 @@ def train(stage_name: str, config: Config, components: Components, session: Sess
     nets.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
     if config.compute.compile:
         compile_blocks(nets)
+    # TF32 keeps 10 bits of mantissa, bfloat16 7: where those do, these do for what stays in float32 (ChARM, h_s)
+    torch.backends.cuda.matmul.allow_tf32 = config.precision == "bfloat16"
     state = prepare_training(stage, nets, session, settings)
+    if config.compute.cuda_graphs and session.device.type == "cuda" and session.world_size == 1:
+        state.graphed = GraphedSteps(stage, nets, state.optimizers, config, session.device)
     restore_newest(stage, state, session)
     if session.rollbacks:
         provenance = provenance | {"rollbacks": session.rollbacks}
@@ -367,6 +375,9 @@ def run_steps(
             wish, next_look = session.look(state.step, state.step + steps_in(LOOK_EVERY_S, meter.last_s))
         due = last or state.step % settings.checkpoint_every == 0
         if stream is not None and (due or wish or state.step % settings.log_every == 0):
+            if state.graphed:
+                with said_where(stage, state.step, session):
+                    state.graphed.check()
             since.append(meter.row(state.step, settings.batch, learning_rate(settings, state.step - 1, session)))
             if session.rank == 0 and (time.monotonic() - spoken > PROGRESS_EVERY_S or last):
                 spoken = time.monotonic()
@@ -402,18 +413,28 @@ def take_step(
     for opt in state.optimizers.values():
         for group in opt.param_groups:
             group["lr"] = learning_rate(settings, state.step, session)
-    try:
-        meter.add(stage.step(state.nets, state.optimizers, batch, config, state.step))
-    except NonFiniteError as e:
-        where = f"{stage.name} step {state.step + 1}, rank {session.rank}"
-        error = NonFiniteError(f"{where}: {e}; the update was not made")
-        session.went_wrong(state.step + 1, error)
-        raise error from None
+    with said_where(stage, state.step, session):
+        if state.graphed:
+            meter.add(state.graphed(batch, state.step))
+        else:
+            meter.add(stage.step(state.nets, state.optimizers, batch, config, state.step))
     if decay := getattr(settings, "ema", 0.0):
         update_ema(state, decay)
     meter.time_s["step"] += time.perf_counter() - began
     meter.last_s = time.perf_counter() - begun
     state.time_s += meter.last_s
+
+
+@contextmanager
+def said_where(stage: Stage, step: int, session: Session) -> Iterator[None]:
+    """Raise a NonFiniteError of the step with this index again, with where it was; the session notes it."""
+    try:
+        yield
+    except NonFiniteError as e:
+        number = 1 + (step if e.step is None else e.step)
+        error = NonFiniteError(f"{stage.name} step {number}, rank {session.rank}: {e}; the update was not made")
+        session.went_wrong(number, error)
+        raise error from None
 
 
 def finish_interval(

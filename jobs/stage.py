@@ -29,8 +29,8 @@ CODE_TAG = "egic.code"
 CODE = (
     "egic/attention.py", "egic/charm.py", "egic/codec.py", "egic/discriminator.py", "egic/entropy.py",
     "egic/images.py", "egic/linear.py", "egic/losses.py", "egic/orp.py", "egic/perceptual.py", "egic/steps.py",
-    "egic/strips.py", "egic/swin.py", "egic/transforms.py", "jobs/config.py", "jobs/data.py", "jobs/loop.py",
-    "jobs/shards.py",
+    "egic/strips.py", "egic/swin.py", "egic/transforms.py", "jobs/config.py", "jobs/data.py", "jobs/graphs.py",
+    "jobs/loop.py", "jobs/shards.py",
 )  # fmt: skip
 # What evaluation reads on top: everything that turns a picture into a file and back.
 CODE_OF_FILES = (
@@ -72,6 +72,8 @@ class Stage:
     """Those sums -> val/ metrics."""
     pictures: Callable[[Nets, Batch, Config], dict[str, bytes]]
     """PNG files to look at."""
+    phase: Callable[[Config, int], str] = lambda config, step: ""
+    """(config, step) -> a name; between steps of the same name, `step` does the same with other numbers."""
     headline: str
     """The val/ metric that stands for the stage, and by which alias `best` moves."""
     higher_is_better: bool = True
