@@ -25,6 +25,7 @@ from egic import checkpoint
 from egic.discriminator import Block
 from egic.steps import Batch, Nets, NonFiniteError
 from egic.swin import SwinBlock
+from egic.transforms import PatchMerging, PatchSplitting
 from jobs.config import Config, Training
 from jobs.graphs import GraphedSteps
 from jobs.shards import file_sha256
@@ -126,7 +127,7 @@ def compile_blocks(nets: Nets) -> None:
     torch._dynamo.config.recompile_limit = 128  # shapes of blocks, with gradients and without; beyond it, it gives up
     for part in (nets.codec, nets.discriminator, nets.orp):
         for module in part.modules() if part is not None else ():
-            if isinstance(module, SwinBlock | Block):
+            if isinstance(module, SwinBlock | Block | PatchMerging | PatchSplitting):
                 module.compile(dynamic=False, backend=COMPILER)
 
 
@@ -145,6 +146,8 @@ def make_optimizers(stage: Stage, nets: Nets, settings: Training) -> dict[str, t
 
 def prepare_training(stage: Stage, nets: Nets, session: Session, settings: Training) -> State:
     """Networks on the device, optimizers for what the stage trains, and that wrapped for several workers."""
+    # TF32 keeps 10 bits of mantissa, bfloat16 7: where those do, these do for what stays in float32 (ChARM, h_s)
+    torch.backends.cuda.matmul.allow_tf32 = nets.precision == torch.bfloat16
     for module in (nets.codec, nets.discriminator, nets.orp, nets.lpips):
         if module is not None:
             module.to(session.device).eval()  # no network here behaves otherwise in training, but LPIPS's dropout
@@ -339,8 +342,6 @@ def train(stage_name: str, config: Config, components: Components, session: Sess
     nets.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
     if config.compute.compile:
         compile_blocks(nets)
-    # TF32 keeps 10 bits of mantissa, bfloat16 7: where those do, these do for what stays in float32 (ChARM, h_s)
-    torch.backends.cuda.matmul.allow_tf32 = config.precision == "bfloat16"
     state = prepare_training(stage, nets, session, settings)
     if config.compute.cuda_graphs and session.device.type == "cuda" and session.world_size == 1:
         state.graphed = GraphedSteps(stage, nets, state.optimizers, config, session.device)

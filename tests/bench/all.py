@@ -24,7 +24,7 @@ ARGUMENTS = {
 REFERENCE = ("--reference", "{EGIC_REFERENCE_CODE}", "--reference-python", "{EGIC_REFERENCE_PYTHON}")
 COMPARED = {"codec", "steps"}
 """Benchmarks that take turns with the reference, where the variables name it."""
-SAME = ("bench", "step", "stage", "precision", "device", "height", "batch", "coder", "compiled")
+SAME = ("bench", "step", "stage", "precision", "device", "height", "batch", "coder", "how")
 """Lines that agree in these measure the same thing; the last one counts."""
 
 
@@ -58,8 +58,9 @@ def steps_row(line: dict) -> tuple[str, str, str]:
     memory = f"{line['peak_memory_gb']} GB of GPU memory" if "peak_memory_gb" in line else ""
     share = f"{100 * line['flop_share']:.0f} % of bfloat16 products' speed"
     what = f"{line['step']} step, {line['batch']} pictures, {line['precision']}"
-    what += ", compiled" if line.get("compiled") else ""
-    return what, f"{line['time_s']:.2f} s", ", ".join(filter(None, (ratio, share, memory)))
+    what += f", {line['how']}" if line.get("how", "eager") != "eager" else ""
+    time = f"{line['time_s']:.2f} s" if line["time_s"] > 0.2 else f"{1e3 * line['time_s']:.1f} ms"
+    return what, f"{time}, {line['images_per_s']:.3g} images/s", ", ".join(filter(None, (ratio, share, memory)))
 
 
 def codec_rows(line: dict) -> list[tuple[str, str, str]]:

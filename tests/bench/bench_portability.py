@@ -1,6 +1,7 @@
 """How many files decode under other arithmetic, over many crops; one JSON line per arithmetic.
 
-python tests/bench/bench_portability.py GOLDEN_FOLDER PICTURE_FOLDER... [--crops 200] [--model FOLDER]
+python tests/bench/bench_portability.py GOLDEN_FOLDER PICTURE_FOLDER... [--crops 200] [--model FOLDER] [--keep FOLDER]
+python tests/bench/bench_portability.py GOLDEN_FOLDER --files FOLDER     (what another machine kept)
 """
 
 import argparse
@@ -18,7 +19,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from egic.bitstream import BitstreamError  # noqa: E402
-from egic.model import load  # noqa: E402
+from egic.model import Model, load  # noqa: E402
 from tests.bench.common import commit  # noqa: E402
 from tests.codec_models import full_model  # noqa: E402
 from tests.perturbed import variants  # noqa: E402
@@ -34,19 +35,31 @@ def crops(folders: list[Path], number: int, size: int = 256) -> Iterator[np.ndar
         yield x[top : top + size, left : left + size]
 
 
+def made(model: Model, args: argparse.Namespace) -> Iterator[bytes]:
+    """A file of each crop, written with one thread."""
+    for i, x in enumerate(crops(args.pictures, args.crops)):
+        torch.set_num_threads(1)
+        data = model.compress(x)
+        if args.keep:
+            args.keep.mkdir(parents=True, exist_ok=True)
+            (args.keep / f"{i:04}.egic").write_bytes(data)
+        yield data
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("golden", type=Path)
-    arguments.add_argument("pictures", type=Path, nargs="+")
+    arguments.add_argument("pictures", type=Path, nargs="*")
     arguments.add_argument("--crops", type=int, default=200)
     arguments.add_argument("--model", type=Path, help="artifact folder instead of the reference's weights")
+    arguments.add_argument("--keep", type=Path, help="write the files into this folder, too")
+    arguments.add_argument("--files", type=Path, help="decode this folder's files instead of making any")
     args = arguments.parse_args()
     model = load(args.model) if args.model else full_model(args.golden)
     failed, worst, done = {}, {}, 0
     others = list(variants(model))
-    for x in crops(args.pictures, args.crops):
+    for data in (path.read_bytes() for path in sorted(args.files.iterdir())) if args.files else made(model, args):
         torch.set_num_threads(1)
-        data = model.compress(x)
         y_hat, _ = model.decode_latents(data)
         for name, other, threads in others:
             torch.set_num_threads(threads)

@@ -1,13 +1,14 @@
 """Seconds of each training step with full-size networks on 256x256 crops; one JSON line per step and precision.
 
     python tests/bench/bench_steps.py [mse_codec gan_warmup gan orp segmentation] [--precision float32 bfloat16]
-        [--threads 2] [--rounds 7] [--device cpu] [--batch N] [--compile] [--profile FOLDER]
+        [--how eager graphs compiled] [--threads 2] [--rounds 7] [--device cpu] [--batch N] [--profile FOLDER]
         [--reference FOLDER --reference-python PYTHON]                      (what these are: reference_steps.py)
 
 Networks, optimizers, allocator and steps are the training loop's; pictures and labels are random. Precisions, and the
 reference's step where it is given, take turns in every round: `of_reference` is the ratio of the medians. `gflop` is
 the step's matrix products, convolutions and attention; `flop_share` is their speed over that of large bfloat16 matrix
-products in the same run. On a machine that others use, too, CPU times (`cpu_of_reference`) say more than wall times;
+products in the same run. `how`: eager; graphs (captured, as with compute.cuda_graphs, on GPUs); compiled (blocks, as with
+compute.compile, and captured on GPUs). On a machine that others use, too, CPU times (`cpu_of_reference`) say more than wall times;
 OMP_WAIT_POLICY=PASSIVE then keeps waiting threads from counting.
 """
 
@@ -27,6 +28,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,7 @@ from egic.perceptual import LPIPS  # noqa: E402
 from egic.steps import Batch  # noqa: E402
 from jobs import loop, presets  # noqa: E402
 from jobs.categories import with_categories  # noqa: E402
+from jobs.graphs import WARM_UP, GraphedSteps  # noqa: E402
 from jobs.stage import load_stage  # noqa: E402
 from tests.bench.common import commit, seconds  # noqa: E402
 from tests.bench.reference import Reference  # noqa: E402
@@ -52,6 +55,7 @@ STEPS = {  # stage, pictures on a CPU (the adversarial step gives half of them t
     "segmentation": ("segmentation", 2),
 }
 SIZE = 256
+Step = Callable[[], dict[str, Tensor]]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -72,9 +76,7 @@ def random_batch(num: int, device: torch.device) -> Batch:
     return Batch(x.to(device), label.to(device), weight.to(device), list(range(num)))
 
 
-def step_of(
-    name: str, precision: str, device: torch.device, num: int, compiled: bool = False
-) -> Callable[[], dict[str, Tensor]]:
+def step_of(name: str, precision: str, device: torch.device, num: int, how: str = "eager") -> Step:
     """A function that takes one optimizer step, and returns its losses, as the training loop does."""
     config, stage = with_categories(presets.workstation(), len(CATEGORIES)), load_stage(STEPS[name][0])
     config = dataclasses.replace(config, precision=precision)
@@ -88,12 +90,15 @@ def step_of(
     wanted = (*stage.takes, "lpips") if stage.name == "gan" else stage.takes
     nets = stage.build(config, {part: makers[part]() for part in wanted})
     nets.precision = PRECISIONS[precision]
-    if compiled:
+    if how == "compiled":
         loop.compile_blocks(nets)
     session = SimpleNamespace(device=device, world_size=1, idle=False)
     state = loop.prepare_training(stage, nets, session, stage.settings(config))
     batch, number = random_batch(num, device), config.gan.warmup_steps if name == "gan" else 0
-    return lambda: stage.step(nets, state.optimizers, batch, config, number)
+    if how == "eager" or device.type == "cpu":
+        return lambda: stage.step(nets, state.optimizers, batch, config, number)
+    graphed = GraphedSteps(stage, nets, state.optimizers, config, device)
+    return lambda: graphed(dataclasses.replace(batch, drawn={}), number)  # draws anew, as for another batch
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
@@ -117,11 +122,41 @@ def times(step: Callable[[], object], device: torch.device) -> tuple[float, floa
 
 
 def measure(name: str, args: argparse.Namespace, reference: Reference | None) -> list[dict]:
-    """One line per precision, all measured in turn, and the reference between them."""
+    """One line per precision and way of running: on a CPU in turn, with the reference between them; on a GPU one by
+    one, so that each one's memory is its own."""
     device, num = torch.device(args.device), args.batch or STEPS[name][1]
-    steps = {p: step_of(name, p, device, num, args.compile) for p in args.precision}
-    lines = {p: {"precision": p, "compiled": args.compile} | first_calls(steps[p], device) for p in steps}
-    calls = {p: lambda step=step: times(step, device) for p, step in steps.items()}
+    variants = [(precision, how) for how in args.how for precision in args.precision]
+    work = {p: gflop(step_of(name, p, device, num)) for p in args.precision}
+    peak, lines = matmul_gflops(device, torch.bfloat16), []
+    for group in [variants] if device.type == "cpu" else [[v] for v in variants]:
+        found, firsts = rounds(name, group, args, reference)
+        median = {who: np.median(pairs, 0) for who, pairs in found.items()}
+        for precision, how in group:
+            wall, cpu = median[precision, how]
+            line = {"bench": "steps", "step": name, "batch": num, "precision": precision, "how": how}
+            line |= firsts[precision, how] | {
+                "gflop": round(work[precision], 1), "time_s": round(wall, 4),
+                "p10_p90_s": np.quantile(found[precision, how], (0.1, 0.9), 0)[:, 0].round(4).tolist(),
+                "cpu_s": round(cpu, 3), "n": args.rounds, "images_per_s": round(num / wall, 3),
+                "matmul_gflops": round(matmul_gflops(device, PRECISIONS[precision]), 1),
+                "flop_share": round(work[precision] / wall / peak, 3),
+            }  # fmt: skip
+            if reference:
+                ratios = median[precision, how] / median["reference"]
+                line |= {"of_reference": round(ratios[0], 3), "cpu_of_reference": round(ratios[1], 3)}
+                line["reference_s"], line["reference_cpu_s"] = median["reference"].round(4).tolist()
+            lines.append(line)
+    return lines
+
+
+def rounds(name: str, group: list, args: argparse.Namespace, reference: Reference | None) -> tuple[dict, dict]:
+    """Wall and CPU times of each variant, and what its first calls told."""
+    device, num = torch.device(args.device), args.batch or STEPS[name][1]
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    steps = {(p, how): step_of(name, p, device, num, how) for p, how in group}
+    firsts = {who: first_calls(step, device) for who, step in steps.items()}
+    calls = {who: lambda step=step: times(step, device) for who, step in steps.items()}
     if reference:
         reference.times(name)
         calls["reference"] = lambda: reference.times(name)
@@ -129,45 +164,63 @@ def measure(name: str, args: argparse.Namespace, reference: Reference | None) ->
     for _ in range(args.rounds):
         for who, call in calls.items():
             found[who].append(call())
-    median = {who: np.median(pairs, 0) for who, pairs in found.items()}
-    peak = matmul_gflops(device, torch.bfloat16)
-    for who, line in lines.items():
-        wall, cpu = median[who]
-        line |= {
-            "time_s": round(wall, 4), "p10_p90_s": np.quantile(found[who], (0.1, 0.9), 0)[:, 0].round(4).tolist(),
-            "cpu_s": round(cpu, 3), "n": args.rounds, "images_per_s": round(num / wall, 3),
-            "matmul_gflops": round(matmul_gflops(device, PRECISIONS[who]), 1),
-            "flop_share": round(line["gflop"] / wall / peak, 3),
-        }  # fmt: skip
-        if reference:
-            ratios = median[who] / median["reference"]
-            line |= {"of_reference": round(ratios[0], 3), "cpu_of_reference": round(ratios[1], 3)}
-            line["reference_s"], line["reference_cpu_s"] = median["reference"].round(4).tolist()
-    return [{"bench": "steps", "step": name, "batch": num} | line for line in lines.values()]
+    return found, firsts
 
 
-def first_calls(step: Callable[[], dict], device: torch.device) -> dict:
-    """Warm up; the first call's time, the step's work, and on a GPU its peak memory."""
-    line = {"first_s": round(seconds(step, device), 2), "gflop": round(gflop(step), 1)}
-    seconds(step, device)
+def first_calls(step: Step, device: torch.device) -> dict:
+    """Warm up, until a graph is captured; the first call's time, and on a GPU the peak of its memory."""
+    line = {"first_s": round(seconds(step, device), 2)}
+    for _ in range(WARM_UP if device.type == "cuda" else 1):
+        seconds(step, device)
     if device.type == "cuda":
+        line["peak_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
         torch.cuda.reset_peak_memory_stats(device)
         seconds(step, device)
-        line["peak_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
     return line
 
 
 def profile(name: str, args: argparse.Namespace, folder: Path) -> None:
-    """Write the step's operators, those that take longest first, one table per precision."""
-    device = torch.device(args.device)
-    for precision in args.precision:
-        step = step_of(name, precision, device, args.batch or STEPS[name][1], args.compile)
-        seconds(step, device)
+    """Write the step's operators, those that take longest first, as a table and a picture per variant."""
+    device, num = torch.device(args.device), args.batch or STEPS[name][1]
+    for precision, how in [(precision, how) for how in args.how for precision in args.precision]:
+        step = step_of(name, precision, device, num, how)
+        for _ in range(WARM_UP + 1):
+            seconds(step, device)
         with torch.profiler.profile() as found:
             seconds(step, device)
-        key = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-        table = found.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=60)
-        (folder / f"profile_{name}_{precision}.txt").write_text(table)
+        operators, key = found.key_averages(), f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total"
+        table = operators.table(sort_by=key.replace("device", "cuda"), row_limit=25, max_name_column_width=60)
+        stem = f"profile_{name}_{precision}_{how}_{device.type}"
+        (folder / f"{stem}.txt").write_text(table)
+        on_gpu = device.type == "cuda"  # there, kernels count and not the calls that start them
+        spent = {o.key: getattr(o, key) / 1e3 for o in operators if on_gpu == (o.device_type == DeviceType.CUDA)}
+        draw(spent, f"{name}, {num} pictures, {precision}, {how}, {device_name(device)}", folder / f"{stem}.svg")
+
+
+def draw(spent: dict[str, float], title: str, path: Path, shown: int = 20) -> None:
+    """Bars of the names that took the most milliseconds, and one of all others."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    whole, pairs = sum(spent.values()), sorted(spent.items(), key=lambda pair: -pair[1])
+    pairs = [*pairs[:shown], (f"{len(pairs[shown:])} others", sum(ms for _, ms in pairs[shown:]))]
+    figure, axes = pyplot.subplots(figsize=(10, 6))
+    bars = axes.barh([name[:70] for name, _ in pairs], [ms for _, ms in pairs], color="#4477aa")
+    axes.bar_label(bars, [f"{ms:.1f} ms, {100 * ms / whole:.0f} %" for _, ms in pairs], fontsize=7, padding=2)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel("ms of a step")
+    axes.set_title(f"{title}: {whole:.1f} ms", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def main() -> None:
@@ -178,8 +231,8 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=7)
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--batch", type=int, help="pictures of a step")
-    arguments.add_argument("--compile", action="store_true", help="torch.compile, as with compute.compile")
-    arguments.add_argument("--profile", type=Path, help="write tables of operators into this folder instead")
+    arguments.add_argument("--how", nargs="+", choices=("eager", "graphs", "compiled"), default=["eager"])
+    arguments.add_argument("--profile", type=Path, help="write tables and pictures of operators into this folder instead")
     arguments.add_argument("--reference", help="folder with the reference's code")
     arguments.add_argument("--reference-python", help="Python that has TensorFlow")
     args = arguments.parse_args()
@@ -193,11 +246,10 @@ def main() -> None:
             profile(name, args, args.profile)
         return
     reference = Reference(args.reference_python, args.reference, args.threads) if args.reference else None
-    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else platform.machine()
     for name in names:
         for line in measure(name, args, reference):
             line |= {
-                "threads": args.threads, "device": device, "commit": commit(),
+                "threads": args.threads, "device": device_name(torch.device(args.device)), "commit": commit(),
                 "date": datetime.date.today().isoformat(), "torch": torch.__version__,
                 "load": round(os.getloadavg()[0], 1),
                 "max_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
