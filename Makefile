@@ -1,9 +1,9 @@
 # Every target sets itself up: needs Python 3.11+ with pip, make and a C++ compiler (compressai's source build on Python 3.12+).
 #   make demo     train the tiny preset, all stages, on two CPU cores      (DEMO_ARGS="..." goes to pipelines/full.py)
 #   make test     the default tests                                        (TEST_ARGS="..." goes to pytest)
-#   make test-faults    kill, cut and fill things under running stages: half an hour
+#   make test-faults    kill, cut and fill things under running stages, also on three hosts: 40 minutes
 #   make bench    the benchmarks, and their table                          (BENCH_ARGS="steps --keep", BENCH_ARGS=--table)
-#   make lint | lock | clean
+#   make lint | lock | clean | help
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),$(shell command -v python3.13),python3)
 VENV ?= .venv
@@ -13,7 +13,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-faults lint bench lock clean setup
+.PHONY: demo test test-faults lint bench lock clean setup help
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -51,6 +51,9 @@ $(STAMP): requirements.txt pyproject.toml
 	    { echo "uv could not install the lock: using pip"; $(PY) -m pip install --require-hashes -r requirements.txt; }
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
+
+help:
+	@sed -n 's/^#   //p' Makefile
 
 # Environment and caches only: runs, models and pictures stay.
 clean:

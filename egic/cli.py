@@ -219,6 +219,7 @@ def _quality(model: "Model", image: "np.ndarray", data: bytes, compress_s: float
 
         quality += f", {ms_ssim(x_hat.float(), x.float(), data_range=255).item():.4f} MS-SSIM"
     bpp = metrics.bpp(len(data), *image.shape[:2])
+    quality += " at alpha 1" if model.orp else ""
     return f"{bpp:.4f} bpp, {quality}, {compress_s:.2f} s compress, {decompress_s:.2f} s decompress"
 
 

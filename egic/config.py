@@ -92,8 +92,16 @@ def parse_preset(
     An unknown preset or flag, or a value that the config refuses, ends the process with one line and status 2.
     `about` stands above the list of presets in the help.
     """
-    choices = {name: ((make.__doc__ or "").strip().splitlines()[0], make()) for name, make in presets.items()}
-    return _one_line(lambda: tyro.extras.overridable_config_cli(choices, args=argv, prog=prog, description=about), prog)
+    told = list(sys.argv[1:] if argv is None else argv)
+    chosen = told[0] if told and told[0] in presets else None  # its help has the fields
+    first_lines = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in presets.items()}
+    if chosen and about:
+        first_lines[chosen] += f" {about}"
+    choices = {name: (first_lines[name], make()) for name, make in presets.items()}
+    return _one_line(
+        lambda: tyro.extras.overridable_config_cli(choices, args=argv, prog=prog, description=about),
+        f"{prog} {chosen}" if prog and chosen else prog,
+    )
 
 
 def parse_changes(config: T, argv: Sequence[str], *, prog: str | None = None, about: str | None = None) -> T:

@@ -29,8 +29,8 @@ def run_main(main: Callable[[], object]) -> int | None:
         logging.getLogger(__name__).debug("traceback", exc_info=True)
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(("stopped", *map(str, error.args))), file=sys.stderr)
         return 130
     return status if isinstance(status, int) else None
 

@@ -196,7 +196,7 @@ _running: list[Callable[[], None]] = []
 
 @contextmanager
 def stoppable(ask: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, a SIGTERM calls `ask`, which asks for an early end; the block is expected to end then."""
+    """While the block runs, Ctrl-C or SIGTERM calls `ask`, which asks for an early end; the block shall end then."""
     _running.append(ask)
     try:
         if stopping.is_set():
@@ -209,21 +209,23 @@ def stoppable(ask: Callable[[], None]) -> Iterator[None]:
 class interruptible:
     """Ctrl-C and SIGTERM (`ray job stop`, a spot node's notice) end a run: Ray stops, MLflow's runs end as KILLED.
 
-    On the first SIGTERM the stages that train write a checkpoint first, for which they have `grace_s`; the second, and
-    Ctrl-C, end at once.
+    On the first one the stages that train write a checkpoint first, for which they have `grace_s`; the second ends at
+    once.
     """
 
     def __init__(self, grace_s: float = 0.0):
         self.grace_s, self.over = grace_s, threading.Event()
 
     def __enter__(self) -> None:
-        self.before = signal.signal(signal.SIGTERM, self._stop)
+        self.before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def _stop(self, *_) -> None:
+    def _stop(self, number: int, _) -> None:
         tracking.interrupted.set()
         if stopping.is_set() or not _running:
             raise KeyboardInterrupt
         stopping.set()
+        if number == signal.SIGINT:
+            print("stopping, with a checkpoint first; Ctrl-C again stops at once", file=sys.stderr, flush=True)
         threading.Thread(target=self._wind_down, name="stop", daemon=True).start()  # a handler must not wait
 
     def _wind_down(self) -> None:
@@ -233,10 +235,12 @@ class interruptible:
         if not self.over.wait(self.grace_s):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind, error, _) -> None:
         self.over.set()
         if kind is not None:
             if issubclass(kind, KeyboardInterrupt):
                 tracking.interrupted.set()
+                error.args = ("the same command goes on from the last checkpoint",)
             ray.shutdown()  # ends what runs beside the failed stage, too
-        signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -46,14 +46,14 @@ class Training:
     """Validation crops behind each val/ metric (at most those there are). Default: a round number."""
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__.removesuffix("Config")).lower()
         for field_name in ("steps", "batch", "log_every", "checkpoint_every", "val_samples"):
             value = getattr(self, field_name)
             _check(value >= 1, f"{name}.{field_name} is {value}; give 1 or more")
         _check(self.lr > 0 and self.last_lr > 0, f"{name}.lr and last_lr must be positive")
         _check(
             0 <= self.last_steps <= self.steps,
-            f"{name}.last_steps must lie in 0..steps, got {self.last_steps}; change both",
+            f"{name}.last_steps is {self.last_steps}, which must lie in 0..steps ({self.steps}); change both",
         )
         _check(self.clip_norm >= 0, f"{name}.clip_norm is {self.clip_norm}; give 0 (off) or a positive norm")
 
@@ -77,7 +77,7 @@ class MseCodecConfig(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.beta > 0, f"MseCodecConfig.beta is {self.beta}; give a positive weight")
+        _check(self.beta > 0, f"mse_codec.beta is {self.beta}; give a positive weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +98,14 @@ class GanConfig(Training):
         super().__post_init__()
         _check(
             0 <= self.warmup_steps <= self.steps,
-            f"GanConfig.warmup_steps must lie in 0..steps ({self.steps}); change both",
+            f"gan.warmup_steps is {self.warmup_steps}, which must lie in 0..steps ({self.steps}); change both",
         )
-        _check(self.last_steps <= self.warmup_steps, "GanConfig.last_steps must lie in 0..warmup_steps")
-        _check(self.batch % 2 == 0, f"GanConfig.batch is {self.batch}; D and g_s need half each: give an even number")
-        _check(0 <= self.ema < 1, f"GanConfig.ema is {self.ema}; give 0 (off) or a decay below 1, such as 0.999")
+        _check(
+            self.last_steps <= self.warmup_steps,
+            f"gan.last_steps is {self.last_steps}, which must lie in 0..warmup_steps ({self.warmup_steps}); change both",
+        )
+        _check(self.batch % 2 == 0, f"gan.batch is {self.batch}; D and g_s need half each: give an even number")
+        _check(0 <= self.ema < 1, f"gan.ema is {self.ema}; give 0 (off) or a decay below 1, such as 0.999")
 
     def lr_at(self, step: int) -> float:
         if step >= self.warmup_steps:
@@ -136,12 +139,12 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.metrics if name not in (*quality.NAMES, *sets.NAMES)]:
             known = ", ".join((*quality.NAMES, *sets.NAMES))
-            raise ValueError(f"EvaluateConfig.metrics has {unknown[0]}; choose from {known}")
-        _check(self.shown >= 0, f"EvaluateConfig.shown is {self.shown}; give 0 or more")
-        _check(len(set(self.alphas)) == len(self.alphas), f"EvaluateConfig.alphas repeat themselves: {self.alphas}")
+            raise ValueError(f"evaluate.metrics has {unknown[0]}; choose from {known}")
+        _check(self.shown >= 0, f"evaluate.shown is {self.shown}; give 0 or more")
+        _check(len(set(self.alphas)) == len(self.alphas), f"evaluate.alphas repeat themselves: {self.alphas}")
         inside = bool(self.alphas) and all(0 <= a <= 1 for a in self.alphas)
-        _check(inside, f"EvaluateConfig.alphas must lie in [0, 1], got {self.alphas}")
-        _check(self.max_pictures >= 1, f"EvaluateConfig.max_pictures is {self.max_pictures}; give 1 or more")
+        _check(inside, f"evaluate.alphas must lie in [0, 1], got {self.alphas}")
+        _check(self.max_pictures >= 1, f"evaluate.max_pictures is {self.max_pictures}; give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,14 +186,14 @@ class ComputeConfig:
         _check(
             bool(re.fullmatch(r"[1-9]\d{0,5}(:[1-9]\d{0,5})?", str(self.workers)))
             and self.min_workers <= self.max_workers,
-            f"ComputeConfig.workers is {self.workers}; give a number, or SMALLEST:LARGEST such as 1:4",
+            f"compute.workers is {self.workers}; give a number, or SMALLEST:LARGEST such as 1:4",
         )
-        _check(self.wait_s >= 0, f"ComputeConfig.wait_s is {self.wait_s}; give 0 or more seconds")
-        _check(self.grace_s >= 0, f"ComputeConfig.grace_s is {self.grace_s}; give 0 or more seconds")
+        _check(self.wait_s >= 0, f"compute.wait_s is {self.wait_s}; give 0 or more seconds")
+        _check(self.grace_s >= 0, f"compute.grace_s is {self.grace_s}; give 0 or more seconds")
         for name in ("cpus_per_worker", "data_cpus"):
-            _check(getattr(self, name) > 0, f"ComputeConfig.{name} is {getattr(self, name)}; give a positive number")
-        _check(self.threads >= 0, f"ComputeConfig.threads is {self.threads}; give 0 (automatic) or more")
-        _check(self.max_failures >= 0, f"ComputeConfig.max_failures is {self.max_failures}; give 0 or more")
+            _check(getattr(self, name) > 0, f"compute.{name} is {getattr(self, name)}; give a positive number")
+        _check(self.threads >= 0, f"compute.threads is {self.threads}; give 0 (automatic) or more")
+        _check(self.max_failures >= 0, f"compute.max_failures is {self.max_failures}; give 0 or more")
 
     @property
     def min_workers(self) -> int:

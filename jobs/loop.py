@@ -198,6 +198,8 @@ def restore_newest(stage: Stage, state: State, session: Session) -> None:
             continue
         if damaged and session.rank == 0:
             print(f"{stage.name}: {damaged[0]}; going on from step {state.step}, the checkpoint before it", flush=True)
+        elif session.rank == 0:
+            print(f"{stage.name:<13} goes on from the checkpoint of step {state.step}", flush=True)
         return
     if damaged:
         raise ValueError(f"{stage.name}: {damaged[0]}, and none before it is sound; remove it to train from the start")

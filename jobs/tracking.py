@@ -155,7 +155,7 @@ def start_stage(
         run_id = found[0].info.run_id
         store.update_run(run_id, status="RUNNING")
         set_tags(run_id, tags)
-        log.info("%s goes on in MLflow run %s", stage, run_id)
+        log.info("%s: its unfinished MLflow run %s goes on", stage, run_id)
     else:
         run_id = store.create_run(where, run_name=stage, tags=tags).info.run_id
         log.info("%s starts in MLflow run %s", stage, run_id)

@@ -144,11 +144,15 @@ class RaySession:
 
 class Trainer(ray.train.torch.TorchTrainer):
     """Without the actor that frees what a dead controller had reserved: it asks the dashboard, which a Ray started here
-    does not have; `fit_again` does the same."""
+    does not have; `fit_again` does the same. And without an answer to Ctrl-C, which ends the program with status 1 and
+    no word: `cluster.interruptible` has one."""
 
     def _create_default_callbacks(self) -> list:
         callbacks = super()._create_default_callbacks()
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        pass
 
 
 class GoingBack(RuntimeError):

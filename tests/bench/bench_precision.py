@@ -1,6 +1,6 @@
 """Loss curves of the MSE codec at full size in float32 and bfloat16: one JSON line, and a picture of the curves.
 
-    python tests/bench/bench_precision.py PICTURE_FOLDER FIGURE.svg [--steps 500] [--batch 8] [--device cuda] [--seeds 2]
+    python tests/bench/bench_precision.py PICTURES FIGURE.svg [--steps 500] [--batch 8] [--device cuda] [--seeds 2]
 
 Each precision trains on the same random crops once per seed, as the training loop does; the seed changes the weights
 to begin with and the order. `gap` is how far the precisions' mean losses lie apart over the second half of the steps,

@@ -7,9 +7,9 @@
 Networks, optimizers, allocator and steps are the training loop's; pictures and labels are random. Precisions, and the
 reference's step where it is given, take turns in every round: `of_reference` is the ratio of the medians. `gflop` is
 the step's matrix products, convolutions and attention; `flop_share` is their speed over that of large bfloat16 matrix
-products in the same run. `how`: eager; graphs (captured, as with compute.cuda_graphs, on GPUs); compiled (blocks, as with
-compute.compile, and captured on GPUs). On a machine that others use, too, CPU times (`cpu_of_reference`) say more than wall times;
-OMP_WAIT_POLICY=PASSIVE then keeps waiting threads from counting.
+products in the same run. `how`: eager; graphs (captured, as with compute.cuda_graphs, on GPUs); compiled (blocks, as
+with compute.compile, and captured on GPUs). On a machine that others use, too, CPU times (`cpu_of_reference`) say more
+than wall times; OMP_WAIT_POLICY=PASSIVE then keeps waiting threads from counting.
 """
 
 import argparse
@@ -154,6 +154,7 @@ def rounds(name: str, group: list, args: argparse.Namespace, reference: Referenc
     device, num = torch.device(args.device), args.batch or STEPS[name][1]
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     steps = {(p, how): step_of(name, p, device, num, how) for p, how in group}
     firsts = {who: first_calls(step, device) for who, step in steps.items()}
     calls = {who: lambda step=step: times(step, device) for who, step in steps.items()}
@@ -174,8 +175,6 @@ def first_calls(step: Step, device: torch.device) -> dict:
         seconds(step, device)
     if device.type == "cuda":
         line["peak_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
-        torch.cuda.reset_peak_memory_stats(device)
-        seconds(step, device)
     return line
 
 
@@ -220,7 +219,10 @@ def draw(spent: dict[str, float], title: str, path: Path, shown: int = 20) -> No
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    """The GPU's name, or the CPU's kind; with AMX, cores multiply bfloat16 several times as fast as float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.machine() + (", AMX" if torch.cpu._is_amx_tile_supported() else "")
 
 
 def main() -> None:
@@ -232,7 +234,7 @@ def main() -> None:
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--batch", type=int, help="pictures of a step")
     arguments.add_argument("--how", nargs="+", choices=("eager", "graphs", "compiled"), default=["eager"])
-    arguments.add_argument("--profile", type=Path, help="write tables and pictures of operators into this folder instead")
+    arguments.add_argument("--profile", type=Path, help="write operators into this folder instead")
     arguments.add_argument("--reference", help="folder with the reference's code")
     arguments.add_argument("--reference-python", help="Python that has TensorFlow")
     args = arguments.parse_args()

@@ -38,7 +38,9 @@ class Run:
             env.pop("RAY_ADDRESS", None)
         command = [sys.executable, *command.split(), *(args or ARGS)]
         self.out = self.log.open("w")
-        self.process = subprocess.Popen(command, cwd=folder, env=env, stdout=self.out, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=self.out, stderr=subprocess.STDOUT, start_new_session=True
+        )
         self.family: dict[int, psutil.Process] = {}
 
     def __enter__(self) -> "Run":

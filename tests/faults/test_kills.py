@@ -1,5 +1,6 @@
 """Processes that die: the result is that of an unbroken run, and MLflow has every step once."""
 
+import os
 import signal
 import time
 
@@ -95,15 +96,20 @@ def test_the_list_of_checkpoints_is_damaged(tmp_path, unbroken):
         assert digest(run.text()) == unbroken
 
 
-def test_sigterm_writes_a_checkpoint_first(tmp_path, monkeypatch, unbroken):
-    """What a spot node's notice or Slurm's time limit does: no finished step is lost, and the run is KILLED."""
+@pytest.mark.parametrize("by", ["notice", "Ctrl-C"])
+def test_a_checkpoint_is_written_first(tmp_path, monkeypatch, unbroken, by):
+    """Spot nodes' notices and Slurm's limits are a SIGTERM; a terminal's Ctrl-C is a SIGINT for all processes of the
+    program. No finished step is lost, and the run is KILLED."""
     with Run(tmp_path) as run:
         run.wait_for_checkpoint(EVERY)
-        run.process.send_signal(signal.SIGTERM)
+        if by == "notice":
+            run.process.send_signal(signal.SIGTERM)
+        else:
+            os.killpg(run.process.pid, signal.SIGINT)
         assert run.end(60) == 130
         ours = [line for line in run.text().splitlines() if "pid=" not in line]  # Ray's own processes may complain
         assert not [line for line in ours if "Traceback" in line], run.text()
-        assert ours[-1] == "stopped"
+        assert ours[-1] == "stopped; the same command goes on from the last checkpoint"
         step = run.committed()
     assert EVERY < step < STEPS
     steps, statuses = curves(tmp_path, monkeypatch)

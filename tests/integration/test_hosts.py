@@ -16,7 +16,7 @@ from tests.local_session import LocalSession, small
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.slow,
+    pytest.mark.faults,
     pytest.mark.timeout(900),
     pytest.mark.skipif(bool(reason := hosts.why_not()), reason=reason or "-"),
 ]

@@ -22,7 +22,7 @@ STEPS = 60
 FEW = f"--mse-codec.steps {STEPS} --mse-codec.last-steps 1 --mse-codec.batch 2 --mse-codec.val-samples 2 ".split()
 FEW += "--mse-codec.log-every 5 --mse-codec.checkpoint-every 5".split()
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -4,13 +4,16 @@ import importlib
 import logging
 import os
 import pickle
+import signal
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 
-from jobs import alone, cluster, reports
+from egic.errors import run_main
+from jobs import alone, cluster, reports, train
 from jobs.config import ComputeConfig
 from jobs.presets import extended, tiny
 from jobs.stage import load_stage
@@ -168,3 +171,32 @@ def test_the_controller_tells_nothing_of_requests_that_wait():
         assert not logger.isEnabledFor(logging.WARNING) and logger.isEnabledFor(logging.ERROR)
     finally:
         logger.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_for_a_checkpoint_and_the_second_ends(number, monkeypatch, capsys):
+    asked, ended = threading.Event(), []
+    monkeypatch.setattr(cluster, "stopping", threading.Event())
+    monkeypatch.setattr(cluster.tracking, "interrupted", threading.Event())
+    monkeypatch.setattr(cluster.tracking, "kill_open_runs", lambda: None)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: ended.append(True))
+
+    def main():
+        with cluster.interruptible(60), cluster.stoppable(asked.set):
+            os.kill(os.getpid(), number)
+            assert asked.wait(10)
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    assert run_main(main) == 130
+    assert ended and signal.getsignal(number) is before
+    *said, last = capsys.readouterr().err.splitlines()
+    assert last == "stopped; the same command goes on from the last checkpoint"
+    assert said == ["stopping, with a checkpoint first; Ctrl-C again stops at once"] * (number == signal.SIGINT)
+
+
+def test_ray_train_leaves_ctrl_c_alone():
+    """Its own handler ends the program with status 1 and no word."""
+    before = signal.getsignal(signal.SIGINT)
+    train.Trainer._register_sigint_handler(SimpleNamespace(), SimpleNamespace())
+    assert signal.getsignal(signal.SIGINT) is before

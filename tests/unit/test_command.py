@@ -104,6 +104,10 @@ compute: {workers: 1:4, use_gpu: True}
 """
 
 
+def full_command(*words: str):
+    return command.read(Pipeline, words, prog="full.py", actions=(command.DRY_RUN, command.STATUS))
+
+
 def test_the_fields_type_decides_and_what_is_left_out_has_its_default(tmp_path):
     config = from_yaml(written(tmp_path, HAND), Pipeline)
     assert (config.gan.lr, config.segmentation.steps, config.mse_codec.lr) == (1e-3, 1000, 1.0)
@@ -132,7 +136,7 @@ def test_the_fields_type_decides_and_what_is_left_out_has_its_default(tmp_path):
         ("experiment: no", "codec: {depths: [1, x, 1, 1]}", "codec.depths is 'x'; give a whole number"),
         ("orp: {steps: 7}", "orp: 7", "line 5: orp is no section; give lines such as steps: VALUE"),
         ("orp: {steps: 7}", "orp: {steps: 7, steps: 8}", "line 5: orp.steps is given twice"),
-        ("steps: 10", "steps: 3", r"line 2: gan: GanConfig.warmup_steps must lie in 0..steps \(3\)"),
+        ("steps: 10", "steps: 3", r"line 2: gan: gan.warmup_steps is 5, which must lie in 0..steps \(3\)"),
         ("experiment: no", "seed: -1", "seed is -1; give 0 or more"),
         ("orp: {steps: 7}", "orp: {steps: 7", "no YAML"),
         ("experiment: no", "experiment: \x07", "no YAML"),
@@ -247,3 +251,16 @@ def test_bash_completes_flags_and_nothing_else(tmp_path, capsys):
     path = f"{Path(sys.executable).parent}:{os.defpath}"
     done = subprocess.run(["bash", "-c", ask], env={"PATH": path}, capture_output=True, text=True)
     assert done.stdout == "--mse-codec.batch|--mse-codec.beta|", done.stderr
+
+
+def test_a_presets_help_names_what_else_there_is(capsys):
+    with pytest.raises(SystemExit):
+        full_command("tiny", "--help")
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("--dry-run", "--status", "--print-config", "--orp.batch"))
+
+
+def test_a_wrong_flag_points_to_the_help_that_has_the_flags(capsys):
+    with pytest.raises(SystemExit):
+        full_command("tiny", "--orp.bach", "3")
+    assert capsys.readouterr().err.strip().endswith("(see full.py tiny --help)")

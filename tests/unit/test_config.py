@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -148,24 +149,24 @@ GAN = GanConfig(steps=10, warmup_steps=5)
 @pytest.mark.parametrize(
     "base, changes, message",
     [
-        (OrpConfig(steps=5), {"steps": 0}, "OrpConfig.steps is 0; give 1 or more"),
-        (OrpConfig(steps=5), {"log_every": 0}, "OrpConfig.log_every is 0"),
-        (OrpConfig(steps=5), {"val_samples": 0}, "OrpConfig.val_samples is 0"),
-        (OrpConfig(steps=5), {"lr": 0.0}, "OrpConfig.lr and last_lr must be positive"),
-        (OrpConfig(steps=5), {"last_steps": 6}, "OrpConfig.last_steps must lie in 0..steps"),
-        (OrpConfig(steps=5), {"clip_norm": -1.0}, "OrpConfig.clip_norm is -1.0"),
-        (MseCodecConfig(steps=5), {"beta": 0.0}, "MseCodecConfig.beta is 0.0"),
-        (GAN, {"warmup_steps": 11}, "GanConfig.warmup_steps must lie in 0..steps"),
-        (GAN, {"last_steps": 6}, "GanConfig.last_steps must lie in 0..warmup_steps"),
-        (GAN, {"batch": 3}, "GanConfig.batch is 3; D and g_s need half each: give an even number"),
-        (GAN, {"ema": 1.0}, "GanConfig.ema is 1.0"),
-        (EvaluateConfig(), {"alphas": (0.0, 1.5)}, r"EvaluateConfig.alphas must lie in \[0, 1\]"),
-        (EvaluateConfig(), {"alphas": ()}, "EvaluateConfig.alphas"),
-        (EvaluateConfig(), {"max_pictures": 0}, "EvaluateConfig.max_pictures is 0"),
-        (ComputeConfig(), {"workers": 0}, "ComputeConfig.workers is 0"),
-        (ComputeConfig(), {"cpus_per_worker": 0.0}, "ComputeConfig.cpus_per_worker is 0.0"),
-        (ComputeConfig(), {"threads": -1}, "ComputeConfig.threads is -1"),
-        (ComputeConfig(), {"max_failures": -1}, "ComputeConfig.max_failures is -1"),
+        (OrpConfig(steps=5), {"steps": 0}, "orp.steps is 0; give 1 or more"),
+        (OrpConfig(steps=5), {"log_every": 0}, "orp.log_every is 0"),
+        (OrpConfig(steps=5), {"val_samples": 0}, "orp.val_samples is 0"),
+        (OrpConfig(steps=5), {"lr": 0.0}, "orp.lr and last_lr must be positive"),
+        (OrpConfig(steps=5), {"last_steps": 6}, "orp.last_steps is 6, which must lie in 0..steps (5); change both"),
+        (OrpConfig(steps=5), {"clip_norm": -1.0}, "orp.clip_norm is -1.0"),
+        (MseCodecConfig(steps=5), {"beta": 0.0}, "mse_codec.beta is 0.0"),
+        (GAN, {"warmup_steps": 11}, "gan.warmup_steps is 11, which must lie in 0..steps (10); change both"),
+        (GAN, {"last_steps": 6}, "gan.last_steps is 6, which must lie in 0..warmup_steps (5); change both"),
+        (GAN, {"batch": 3}, "gan.batch is 3; D and g_s need half each: give an even number"),
+        (GAN, {"ema": 1.0}, "gan.ema is 1.0"),
+        (EvaluateConfig(), {"alphas": (0.0, 1.5)}, r"evaluate.alphas must lie in \[0, 1\]"),
+        (EvaluateConfig(), {"alphas": ()}, "evaluate.alphas"),
+        (EvaluateConfig(), {"max_pictures": 0}, "evaluate.max_pictures is 0"),
+        (ComputeConfig(), {"workers": 0}, "compute.workers is 0"),
+        (ComputeConfig(), {"cpus_per_worker": 0.0}, "compute.cpus_per_worker is 0.0"),
+        (ComputeConfig(), {"threads": -1}, "compute.threads is -1"),
+        (ComputeConfig(), {"max_failures": -1}, "compute.max_failures is -1"),
         (CodecConfig(), {"dims": (128, 192, 256)}, "dims and its depths need 4 entries"),
         (CodecConfig(), {"dims": (128, 192, 256, 330)}, "dims must be positive multiples of 32"),
         (CodecConfig(), {"hyper_depths": (5, 0)}, "every depth of hyper_dims must be at least 1"),
@@ -174,7 +175,7 @@ GAN = GanConfig(steps=10, warmup_steps=5)
     ],
 )
 def test_impossible_values_are_refused_by_name(base, changes, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         replace(base, **changes)
     assert "\n" not in str(error.value)
 
@@ -233,7 +234,7 @@ def test_a_range_of_workers_need_not_divide_the_batch():
         (["huge"], "huge"),
         ([], "tiny"),
         (["tiny", "--gan.steps", "many"], "many"),
-        (["tiny", "--orp.batch", "0"], "OrpConfig.batch is 0"),
+        (["tiny", "--orp.batch", "0"], "orp.batch is 0"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(argv, words, capsys):

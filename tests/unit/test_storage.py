@@ -146,9 +146,7 @@ def test_foreign_objects_are_left_alone(tree, place):
 
 
 def test_a_missing_shard_is_named_and_a_dead_server_is_no_damage(tree, server, monkeypatch):
-    manifest = load_manifest(
-        prepare(PrepareConfig(folder=tree, out=place_on(server, "gone"), split="train"))["train"]
-    )
+    manifest = load_manifest(prepare(PrepareConfig(folder=tree, out=place_on(server, "gone"), split="train"))["train"])
     read_index(manifest)
     monkeypatch.setattr(storage, "WAITS_S", (0, 0))
     calls = []
