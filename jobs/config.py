@@ -102,7 +102,8 @@ class GanConfig(Training):
         )
         _check(
             self.last_steps <= self.warmup_steps,
-            f"gan.last_steps is {self.last_steps}, which must lie in 0..warmup_steps ({self.warmup_steps}); change both",
+            f"gan.last_steps is {self.last_steps}, which must lie in 0..warmup_steps ({self.warmup_steps}); "
+            "change both",
         )
         _check(self.batch % 2 == 0, f"gan.batch is {self.batch}; D and g_s need half each: give an even number")
         _check(0 <= self.ema < 1, f"gan.ema is {self.ema}; give 0 (off) or a decay below 1, such as 0.999")

@@ -160,7 +160,7 @@ GAN = GanConfig(steps=10, warmup_steps=5)
         (GAN, {"last_steps": 6}, "gan.last_steps is 6, which must lie in 0..warmup_steps (5); change both"),
         (GAN, {"batch": 3}, "gan.batch is 3; D and g_s need half each: give an even number"),
         (GAN, {"ema": 1.0}, "gan.ema is 1.0"),
-        (EvaluateConfig(), {"alphas": (0.0, 1.5)}, r"evaluate.alphas must lie in \[0, 1\]"),
+        (EvaluateConfig(), {"alphas": (0.0, 1.5)}, "evaluate.alphas must lie in [0, 1]"),
         (EvaluateConfig(), {"alphas": ()}, "evaluate.alphas"),
         (EvaluateConfig(), {"max_pictures": 0}, "evaluate.max_pictures is 0"),
         (ComputeConfig(), {"workers": 0}, "compute.workers is 0"),
