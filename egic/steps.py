@@ -90,8 +90,8 @@ def coins(batch: Batch, classes: int, seed: int) -> Tensor:
 def update(opt: Optimizer, loss: Tensor, clip_norm: float, **terms: Tensor) -> Tensor:
     """Backward pass, gradient clipping (0 = off) and one optimizer step; returns the gradient norm before clipping.
 
-    Raises NonFiniteError before anything is changed, naming the term. While a step is captured nothing can be asked:
-    then `opt.found_inf` is set, a tensor by which Adam itself leaves out the update (see jobs/graphs.py).
+    Raises NonFiniteError before anything is changed, naming the term; but if `opt.found_inf` is there, nothing is asked
+    of the device: it becomes 1 and stays so, and Adam itself leaves out the update (see jobs/queued.py).
     """
     opt.zero_grad(set_to_none=True)
     loss.backward()

@@ -27,7 +27,7 @@ from egic.steps import Batch, Nets, NonFiniteError
 from egic.swin import SwinBlock
 from egic.transforms import PatchMerging, PatchSplitting
 from jobs.config import Config, Training
-from jobs.graphs import GraphedSteps
+from jobs.queued import QueuedSteps, cuda_graph, uncaptured
 from jobs.shards import file_sha256
 from jobs.stage import Components, Stage, load_stage
 
@@ -87,8 +87,8 @@ class State:
 
     nets: Nets
     optimizers: dict[str, torch.optim.Optimizer]
-    graphed: GraphedSteps | None = None
-    """The stage's steps as CUDA graphs, where they are wanted."""
+    queued: QueuedSteps | None = None
+    """The stage's steps as they are taken on a GPU."""
     step: int = 0
     time_s: float = 0.0
     """Time spent on data and steps so far, over all attempts."""
@@ -345,8 +345,9 @@ def train(stage_name: str, config: Config, components: Components, session: Sess
     if config.compute.compile:
         compile_blocks(nets)
     state = prepare_training(stage, nets, session, settings)
-    if config.compute.cuda_graphs and session.device.type == "cuda" and session.world_size == 1:
-        state.graphed = GraphedSteps(stage, nets, state.optimizers, config, session.device)
+    if session.device.type == "cuda":
+        capture = cuda_graph if config.compute.cuda_graphs and session.world_size == 1 else uncaptured
+        state.queued = QueuedSteps(stage, nets, state.optimizers, config, session.device, capture)
     restore_newest(stage, state, session)
     if session.rollbacks:
         provenance = provenance | {"rollbacks": session.rollbacks}
@@ -378,9 +379,9 @@ def run_steps(
             wish, next_look = session.look(state.step, state.step + steps_in(LOOK_EVERY_S, meter.last_s))
         due = last or state.step % settings.checkpoint_every == 0
         if stream is not None and (due or wish or state.step % settings.log_every == 0):
-            if state.graphed:
+            if state.queued:
                 with said_where(stage, state.step, session):
-                    state.graphed.check()
+                    state.queued.check()
             since.append(meter.row(state.step, settings.batch, learning_rate(settings, state.step - 1, session)))
             if session.rank == 0 and (time.monotonic() - spoken > PROGRESS_EVERY_S or last):
                 spoken = time.monotonic()
@@ -417,8 +418,8 @@ def take_step(
         for group in opt.param_groups:
             group["lr"] = learning_rate(settings, state.step, session)
     with said_where(stage, state.step, session):
-        if state.graphed:
-            meter.add(state.graphed(batch, state.step))
+        if state.queued:
+            meter.add(state.queued(batch, state.step))
         else:
             meter.add(stage.step(state.nets, state.optimizers, batch, config, state.step))
     if decay := getattr(settings, "ema", 0.0):

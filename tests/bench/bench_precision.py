@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from egic.codec import Codec  # noqa: E402
 from egic.steps import Batch  # noqa: E402
 from jobs import loop, presets  # noqa: E402
-from jobs.graphs import GraphedSteps  # noqa: E402
+from jobs.queued import QueuedSteps  # noqa: E402
 from jobs.stage import load_stage  # noqa: E402
 from tests.bench.bench_steps import PRECISIONS, device_name  # noqa: E402
 from tests.bench.common import commit  # noqa: E402
@@ -58,13 +58,13 @@ def curve(pictures: list[np.ndarray], args: argparse.Namespace, precision: str, 
     nets.precision = PRECISIONS[precision]
     session = SimpleNamespace(device=device, world_size=1, idle=False)
     optimizers = loop.prepare_training(stage, nets, session, stage.settings(config)).optimizers
-    graphed = GraphedSteps(stage, nets, optimizers, config, device) if device.type == "cuda" else None
+    queued = QueuedSteps(stage, nets, optimizers, config, device) if device.type == "cuda" else None
     losses = []
     for step, batch in enumerate(batches(pictures, args, seed, device)):
-        found = graphed(batch, step) if graphed else stage.step(nets, optimizers, batch, config, step)
+        found = queued(batch, step) if queued else stage.step(nets, optimizers, batch, config, step)
         losses.append(found["loss"].clone())
-    if graphed:
-        graphed.check()
+    if queued:
+        queued.check()
     return torch.stack(losses).cpu().numpy()
 
 

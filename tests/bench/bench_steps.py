@@ -42,7 +42,7 @@ from egic.perceptual import LPIPS  # noqa: E402
 from egic.steps import Batch  # noqa: E402
 from jobs import loop, presets  # noqa: E402
 from jobs.categories import with_categories  # noqa: E402
-from jobs.graphs import WARM_UP, GraphedSteps  # noqa: E402
+from jobs.queued import WARM_UP, QueuedSteps  # noqa: E402
 from jobs.stage import load_stage  # noqa: E402
 from tests.bench.common import commit, seconds  # noqa: E402
 from tests.bench.reference import Reference  # noqa: E402
@@ -97,8 +97,8 @@ def step_of(name: str, precision: str, device: torch.device, num: int, how: str 
     batch, number = random_batch(num, device), config.gan.warmup_steps if name == "gan" else 0
     if how == "eager" or device.type == "cpu":
         return lambda: stage.step(nets, state.optimizers, batch, config, number)
-    graphed = GraphedSteps(stage, nets, state.optimizers, config, device)
-    return lambda: graphed(dataclasses.replace(batch, drawn={}), number)  # draws anew, as for another batch
+    queued = QueuedSteps(stage, nets, state.optimizers, config, device)
+    return lambda: queued(dataclasses.replace(batch, drawn={}), number)  # draws anew, as for another batch
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,10 +1,10 @@
-"""Training steps as CUDA graphs.
+"""Training steps that are queued on a GPU, which is asked for nothing in between; as CUDA graphs where that can be.
 
 A step of the full-size networks is some 5,000 kernels, most of them over in microseconds: starting them one by one from
-Python takes twice as long as they run. Captured once, a step starts with one call.
+Python takes twice as long as they run. Captured once, a step starts with one call. A captured step reads its batch
+from the same memory every time, so batches are copied there.
 
-A captured step reads its batch from the same memory every time, so batches are copied there. It can ask the GPU
-nothing, so it does not raise for a loss that is not finite: no update is made from then on, and `check` raises.
+Whether a loss was finite is not asked after each step: no update is made from one on that was not, and `check` raises.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,13 +20,13 @@ from jobs.config import Config
 from jobs.stage import Stage
 
 WARM_UP = 3
-"""Steps of a phase before it is captured: they make Adam's state, and libraries and compilers choose kernels."""
+"""Steps of a phase that run as they are before one is captured: they make Adam's state, and let compilers choose."""
 
 Function = Callable[[], object]
 
 
 def cuda_graph(function: Function) -> Function:
-    """What `function` starts on the current GPU, to be started again by one call. It does not run now."""
+    """What `function` starts on the current GPU, to be started by one call. It does not run now."""
     torch.cuda.empty_cache()  # a graph has memory of its own
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -34,7 +34,12 @@ def cuda_graph(function: Function) -> Function:
     return graph.replay
 
 
-class GraphedSteps:
+def uncaptured(function: Function) -> Function:
+    """In place of `cuda_graph`: kernels are started one by one, every time."""
+    return function
+
+
+class QueuedSteps:
     """Called as `Stage.step` is, with a batch and a step's number: the same updates, and losses until the next call."""
 
     def __init__(
@@ -72,7 +77,8 @@ class GraphedSteps:
             self.capture_step(batch, number)
         self.fill(batch)
         assert self.replay is not None
-        self.replay()
+        with self.asking_nothing():
+            self.replay()
         self.wait_for_the_last()
         return self.losses
 
@@ -87,7 +93,7 @@ class GraphedSteps:
 
     @contextmanager
     def asking_nothing(self) -> Iterator[None]:
-        """Optimizers find in tensors what they are told, as long as this lasts."""
+        """As long as this lasts, optimizers find in tensors what they are told, and leave out updates by themselves."""
         for name, opt in self.optimizers.items():
             opt.found_inf = self.stopped  # type: ignore[attr-defined]
             for group in opt.param_groups:
@@ -101,7 +107,7 @@ class GraphedSteps:
                     group["lr"], group["capturable"] = group.pop("kept"), False
 
     def step(self) -> None:
-        """What is captured."""
+        """What is captured: a step, and what `check` reads."""
         before = self.stopped.clone()
         losses = self.stage.step(self.nets, self.optimizers, self.batch, self.config, self.first)
         for name, value in losses.items():

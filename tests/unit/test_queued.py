@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from egic.steps import NonFiniteError
-from jobs import graphs, loop
+from jobs import loop, queued
 from jobs.stage import MODULES, load_stage
 from tests.local_session import LocalSession, run, small, weights
 
@@ -36,20 +36,15 @@ def with_graphs(monkeypatch):
 
     def capture(function):
         captured.append(function)
-
-        def replay():
-            with function.__self__.asking_nothing():
-                function()
-
-        return replay
+        return queued.uncaptured(function)
 
     def prepared(stage, nets, session, settings):
         state = prepare(stage, nets, session, settings)
         config = small(stage.name, **LENGTH[stage.name])
-        state.graphed = graphs.GraphedSteps(stage, nets, state.optimizers, config, session.device, capture)
+        state.queued = queued.QueuedSteps(stage, nets, state.optimizers, config, session.device, capture)
         return state
 
-    monkeypatch.setattr(graphs, "WARM_UP", 1)
+    monkeypatch.setattr(queued, "WARM_UP", 1)
     monkeypatch.setattr(loop, "prepare_training", prepared)
     return captured
 
