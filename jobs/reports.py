@@ -33,7 +33,7 @@ class Reports(UserCallback):
         """In the controller, before it starts anything: a busy machine lets its requests wait, and each wait would be
         told with a traceback; Ray asks again and says itself that it does not matter."""
         self.__dict__.update(state)
-        logging.getLogger(COORDINATOR).setLevel(logging.ERROR)
+        logging.getLogger(COORDINATOR).addFilter(_errors)  # Ray Train's configuration of logging resets levels
 
     def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
         report = metrics[0]
@@ -61,11 +61,19 @@ class Reports(UserCallback):
                 logging.getLogger("ray.train").setLevel(logging.CRITICAL)
                 kept = "the last checkpoint is kept: make room, and give the same command again"
                 raise ValueError(f"no space left for a checkpoint ({error}); {kept}")
+        for rank, error in worker_exceptions.items():
+            why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            log.warning("worker %s ended: %s. From the last checkpoint, if a restart is left", rank, why)
+            break  # those of the others follow from it
 
     def close(self, timeout_s: float) -> None:
         if self.metric_log is not None:
             finish_log(self.metric_log, self.place, timeout_s)
             self.metric_log = None
+
+
+def _errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def resumed_log(run_id: str, place: Folder) -> MetricLog:
