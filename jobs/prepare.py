@@ -313,7 +313,8 @@ def _check_classes(tree: Tree, counts: _Counts, allow_unlabelled: bool) -> None:
     if len(absent) == len(tree.categories):
         raise ValueError(f"{tree.split}: no pixel of any of the {len(absent)} classes; do the labels belong to them?")
     shown = f"{', '.join(absent[:NUM_NAMED])}{', ...' if len(absent) > NUM_NAMED else ''}"
-    log.info("%s: %d of %d classes occur nowhere (%s)", tree.split, len(absent), len(tree.categories), shown)
+    there, known = len(tree.categories) - len(absent), len(tree.categories)
+    log.info("%s: pixels of %d of %d classes, and none of %s", tree.split, there, known, shown)
 
 
 def _named(skipped: Sequence[dict]) -> str:

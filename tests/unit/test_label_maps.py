@@ -223,7 +223,7 @@ def test_a_table_of_other_labels_is_noticed(tmp_path, caplog):
     root = write_label_maps(tmp_path / "own", 3, TABLE.replace("40", "41"))
     with caplog.at_level(logging.INFO):
         prepared(root, tmp_path / "out")
-    assert "train: 1 of 5 classes occur nowhere (ball)" in caplog.text
+    assert "train: pixels of 4 of 5 classes, and none of ball" in caplog.text
     assert "names no instance maps; connected regions of things count as instances" in caplog.text
     (root / "classes.yaml").write_text("stuff: {a: 8, b: 9}")
     with pytest.raises(ValueError, match="train: no pixel of any of the 2 classes; do the labels belong to them"):
