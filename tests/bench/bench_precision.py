@@ -78,6 +78,7 @@ def draw(curves: dict[tuple[str, int], np.ndarray], title: str, path: Path) -> N
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # words, not outlines
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5))

@@ -201,6 +201,7 @@ def draw(spent: dict[str, float], title: str, path: Path, shown: int = 20) -> No
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # words, not outlines
     from matplotlib import pyplot
 
     whole, pairs = sum(spent.values()), sorted(spent.items(), key=lambda pair: -pair[1])
