@@ -32,7 +32,7 @@ OURS = ("egic", "python", "make", "pip", "sbatch", "ray")
 FOREIGN = ("jupytext", "jupyter", "docker", "kubectl", "cp", "mkdir", "chmod", "base64")
 """Programs that are taken to know what they are told. Others are not found, which fails."""
 NOTE = """#!/bin/bash
-{ printf '%s\\0' "${0##*/}" "$@"; printf '\\n'; } >> "$CALLS"
+printf '%s\\0' "${0##*/}" "$@" $'\\n' >> "$CALLS"  # in one piece: programs may run side by side
 """
 
 
@@ -102,7 +102,7 @@ def calls(script: str, folder: Path) -> list[list[str]]:
     )
     assert not unknown.exists(), f"no check for {unknown.read_text()}"
     assert "syntax error" not in done.stderr, done.stderr
-    return [line.rstrip("\0").split("\0") for line in noted.read_text().splitlines()] if noted.exists() else []
+    return [call.split("\0") for call in noted.read_text().split("\0\n\0")[:-1]] if noted.exists() else []
 
 
 def parse(words: list[str], folder: Path, monkeypatch) -> None:

@@ -167,7 +167,8 @@ def test_the_controller_tells_nothing_of_requests_that_wait(caplog):
     logger = importlib.import_module(reports.COORDINATOR).logger
     try:
         pickle.loads(pickle.dumps(reports.Reports("run", 1, None)))  # as it comes to the controller
-        logging.config.dictConfig({"version": 1, "incremental": False, "loggers": {"ray.train": {"level": "WARNING"}}})
+        levels = {"ray.train": {"level": "WARNING"}}
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "loggers": levels})
         logger.warning("a request waits")
         logger.error("a request is lost")
     finally:
