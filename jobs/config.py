@@ -30,7 +30,7 @@ class Training:
     """Adam's learning rate. Default: EGIC's (section 4); for segmentation nothing is published, and it takes the
     same."""
     last_lr: float = 1e-5
-    """Learning rate of the last steps. Default: EGIC's (section 4), a tenth of lr."""
+    """Learning rate of the last steps; it does not follow lr. Default: EGIC's (section 4)."""
     last_steps: int = 0
     """How many steps at the end use last_lr. Default: off, since it depends on steps; the paper has a tenth of
     them."""
@@ -40,8 +40,8 @@ class Training:
     log_every: int = 50
     """Steps between two rows of metrics, each the mean over its steps. Default: a round number."""
     checkpoint_every: int = 5000
-    """Steps between two checkpoints; each comes with validation and pictures, so that what is kept, measured and seen
-    are the same weights. Default: a round number; it is the most steps that a kill can cost."""
+    """Steps between two checkpoints; each comes with validation and pictures (but for those out of turn, when a run is
+    stopped), so that what is kept, measured and seen are the same weights. Default: a round number; it is the most steps that a kill can cost."""
     val_samples: int = 512
     """Validation crops behind each val/ metric (at most those there are). Default: a round number."""
 
