@@ -41,7 +41,8 @@ class Training:
     """Steps between two rows of metrics, each the mean over its steps. Default: a round number."""
     checkpoint_every: int = 5000
     """Steps between two checkpoints; each comes with validation and pictures (but for those out of turn, when a run is
-    stopped), so that what is kept, measured and seen are the same weights. Default: a round number; it is the most steps that a kill can cost."""
+    stopped), so that what is kept, measured and seen are the same weights. Default: a round number; it is the most
+    steps that a kill can cost."""
     val_samples: int = 512
     """Validation crops behind each val/ metric (at most those there are). Default: a round number."""
 
