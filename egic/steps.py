@@ -87,6 +87,12 @@ def coins(batch: Batch, classes: int, seed: int) -> Tensor:
     return torch.stack([torch.rand(classes, generator=g, device=device) < 0.5 for g in per_sample(batch, seed, 2)])
 
 
+def not_finite(terms: Mapping[str, Tensor], values: str) -> NonFiniteError:
+    """What to raise: names those of the 0-d terms that are not finite; the gradient, if all are. `values` follow."""
+    bad = [name for name, term in terms.items() if not torch.isfinite(term)] or ["gradient"]
+    return NonFiniteError(f"non-finite {', '.join(bad)} ({values})")
+
+
 def update(opt: Optimizer, loss: Tensor, clip_norm: float, **terms: Tensor) -> Tensor:
     """Backward pass, gradient clipping (0 = off) and one optimizer step; returns the gradient norm before clipping.
 
@@ -101,8 +107,7 @@ def update(opt: Optimizer, loss: Tensor, clip_norm: float, **terms: Tensor) -> T
     if (found_inf := getattr(opt, "found_inf", None)) is not None:
         found_inf.logical_or_(~finite)
     elif not finite:
-        bad = [name for name, term in terms.items() if not torch.isfinite(term)] or ["gradient"]
-        raise NonFiniteError(f"non-finite {', '.join(bad)} (loss {loss.item():g}, gradient norm {norm.item():g})")
+        raise not_finite(terms, f"loss {loss.item():g}, gradient norm {norm.item():g}")
     opt.step()
     return norm
 

@@ -419,9 +419,10 @@ def take_step(
             group["lr"] = learning_rate(settings, state.step, session)
     with said_where(stage, state.step, session):
         if state.queued:
-            meter.add(state.queued(batch, state.step))
+            losses = state.queued(batch, state.step)
         else:
-            meter.add(stage.step(state.nets, state.optimizers, batch, config, state.step))
+            losses = stage.step(state.nets, state.optimizers, batch, config, state.step)
+        meter.add(losses)
     if decay := getattr(settings, "ema", 0.0):
         update_ema(state, decay)
     meter.time_s["step"] += time.perf_counter() - began

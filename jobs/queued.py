@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from egic.errors import NonFiniteError
-from egic.steps import Batch, Nets
+from egic.steps import Batch, Nets, not_finite
 from jobs.config import Config
 from jobs.stage import Stage
 
@@ -135,13 +134,7 @@ class QueuedSteps:
     def check(self) -> None:
         """Raise NonFiniteError for the first step that was not finite, if one was: no update was made from it on."""
         if self.stopped.item():
-            found = {name: value.item() for name, value in self.losses.items()}
-            bad = [name for name, value in found.items() if not _finite(value) and not name.endswith(("loss", "norm"))]
-            values = ", ".join(f"{name} {value:g}" for name, value in found.items())
-            error = NonFiniteError(f"non-finite {', '.join(bad or ['gradient'])} ({values})")
+            terms = {name: value for name, value in self.losses.items() if not name.endswith(("loss", "norm"))}
+            error = not_finite(terms, ", ".join(f"{name} {value.item():g}" for name, value in self.losses.items()))
             error.step = self.first + int(self.sound.item())
             raise error
-
-
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")

@@ -61,10 +61,10 @@ class Reports(UserCallback):
                 logging.getLogger("ray.train").setLevel(logging.CRITICAL)
                 kept = "the last checkpoint is kept: make room, and give the same command again"
                 raise ValueError(f"no space left for a checkpoint ({error}); {kept}")
-        for rank, error in worker_exceptions.items():
+        if worker_exceptions:
+            rank, error = next(iter(worker_exceptions.items()))  # those of the others follow from it
             why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             log.warning("worker %s ended: %s. From the last checkpoint, if a restart is left", rank, why)
-            break  # those of the others follow from it
 
     def close(self, timeout_s: float) -> None:
         if self.metric_log is not None:

@@ -29,8 +29,8 @@ CODE_TAG = "egic.code"
 CODE = (
     "egic/attention.py", "egic/charm.py", "egic/codec.py", "egic/discriminator.py", "egic/entropy.py",
     "egic/images.py", "egic/linear.py", "egic/losses.py", "egic/orp.py", "egic/perceptual.py", "egic/steps.py",
-    "egic/strips.py", "egic/swin.py", "egic/transforms.py", "jobs/config.py", "jobs/data.py", "jobs/queued.py",
-    "jobs/loop.py", "jobs/shards.py",
+    "egic/strips.py", "egic/swin.py", "egic/transforms.py", "jobs/config.py", "jobs/data.py", "jobs/loop.py",
+    "jobs/queued.py", "jobs/shards.py",
 )  # fmt: skip
 # What evaluation reads on top: everything that turns a picture into a file and back.
 CODE_OF_FILES = (

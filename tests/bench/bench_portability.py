@@ -20,19 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from egic.bitstream import BitstreamError  # noqa: E402
 from egic.model import Model, load  # noqa: E402
-from tests.bench.common import commit  # noqa: E402
+from tests.bench.common import commit, picture_files, random_crop  # noqa: E402
 from tests.codec_models import full_model  # noqa: E402
 from tests.perturbed import variants  # noqa: E402
 
 
 def crops(folders: list[Path], number: int, size: int = 256) -> Iterator[np.ndarray]:
     """Random square crops of all the folders' pictures in turn, uint8 (size, size, 3)."""
-    files = [f for folder in folders for f in sorted(folder.rglob("*")) if f.suffix.lower() in (".png", ".jpg")]
+    files = [file for folder in folders for file in picture_files(folder)]
     rng = np.random.default_rng(0)
     for i in range(number):
-        x = np.asarray(Image.open(files[i % len(files)]).convert("RGB"))
-        top, left = (int(rng.integers(0, side - size + 1)) for side in x.shape[:2])
-        yield x[top : top + size, left : left + size]
+        yield random_crop(np.asarray(Image.open(files[i % len(files)]).convert("RGB")), size, rng)
 
 
 def made(model: Model, args: argparse.Namespace) -> Iterator[bytes]:

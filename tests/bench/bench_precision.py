@@ -28,8 +28,8 @@ from egic.steps import Batch  # noqa: E402
 from jobs import loop, presets  # noqa: E402
 from jobs.queued import QueuedSteps  # noqa: E402
 from jobs.stage import load_stage  # noqa: E402
-from tests.bench.bench_steps import PRECISIONS, device_name  # noqa: E402
-from tests.bench.common import commit  # noqa: E402
+from tests.bench.bench_steps import PRECISIONS  # noqa: E402
+from tests.bench.common import commit, device_name, drawing, picture_files, random_crop  # noqa: E402
 
 SIZE, SMOOTHED = 256, 25
 
@@ -38,11 +38,8 @@ def batches(pictures: list[np.ndarray], args: argparse.Namespace, seed: int, dev
     """Random crops of random pictures."""
     rng = np.random.default_rng(seed)
     for step in range(args.steps):
-        crops = []
-        for _ in range(args.batch):
-            x = pictures[rng.integers(len(pictures))]
-            top, left = (int(rng.integers(0, side - SIZE + 1)) for side in x.shape[:2])
-            crops.append(x[top : top + SIZE, left : left + SIZE])
+        chosen = (pictures[rng.integers(len(pictures))] for _ in range(args.batch))
+        crops = [random_crop(x, SIZE, rng) for x in chosen]
         x = torch.tensor(np.stack(crops)).to(device).permute(0, 3, 1, 2).contiguous().float()
         positions = list(range(step * args.batch, (step + 1) * args.batch))
         label = torch.zeros(args.batch, 1, 1, dtype=torch.int64, device=device)  # nothing that this stage looks at
@@ -68,29 +65,24 @@ def curve(pictures: list[np.ndarray], args: argparse.Namespace, precision: str, 
     return torch.stack(losses).cpu().numpy()
 
 
+def smooth(losses: np.ndarray) -> np.ndarray:
+    return np.convolve(losses, np.ones(SMOOTHED) / SMOOTHED, "valid")
+
+
 def apart(curves: list[np.ndarray]) -> float:
     """Mean distance of smoothed curves over their second half, relative to their mean."""
-    smooth = [np.convolve(c, np.ones(SMOOTHED) / SMOOTHED, "valid")[len(c) // 2 :] for c in curves]
-    return float(np.mean([np.abs(a - b).mean() for a, b in itertools.combinations(smooth, 2)]) / np.mean(smooth))
+    halves = [smooth(c)[len(c) // 2 :] for c in curves]
+    return float(np.mean([np.abs(a - b).mean() for a, b in itertools.combinations(halves, 2)]) / np.mean(halves))
 
 
 def draw(curves: dict[tuple[str, int], np.ndarray], title: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # words, not outlines
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    for (precision, seed), losses in curves.items():
-        smooth = np.convolve(losses, np.ones(SMOOTHED) / SMOOTHED, "valid")
-        colour = {"float32": "#4477aa", "bfloat16": "#cc6677"}[precision]
-        axes.plot(smooth, color=colour, linestyle=("-", "--", ":")[seed % 3], label=f"{precision}, seed {seed}")
-    axes.set(xlabel="step", ylabel=f"loss, mean of {SMOOTHED} steps", yscale="log")
-    axes.set_title(title, fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, bbox_inches="tight")
+    colours = {"float32": "#4477aa", "bfloat16": "#cc6677"}
+    with drawing(path, title, (8, 4.5)) as axes:
+        for (precision, seed), losses in curves.items():
+            style = {"color": colours[precision], "linestyle": ("-", "--", ":")[seed % 3]}
+            axes.plot(smooth(losses), label=f"{precision}, seed {seed}", **style)
+        axes.set(xlabel="step", ylabel=f"loss, mean of {SMOOTHED} steps", yscale="log")
+        axes.legend(frameon=False)
 
 
 def main() -> None:
@@ -102,8 +94,7 @@ def main() -> None:
     arguments.add_argument("--device", default="cuda")
     arguments.add_argument("--seeds", type=int, default=2)
     args = arguments.parse_args()
-    files = sorted(f for f in args.pictures.rglob("*") if f.suffix.lower() in (".png", ".jpg"))
-    pictures = [np.asarray(Image.open(f).convert("RGB")) for f in files]
+    pictures = [np.asarray(Image.open(f).convert("RGB")) for f in picture_files(args.pictures)]
     pictures = [x for x in pictures if min(x.shape[:2]) >= SIZE]
     began, curves = time.perf_counter(), {}
     for seed in range(args.seeds):

@@ -17,7 +17,6 @@ import dataclasses
 import datetime
 import json
 import os
-import platform
 import resource
 import sys
 import time
@@ -44,7 +43,7 @@ from jobs import loop, presets  # noqa: E402
 from jobs.categories import with_categories  # noqa: E402
 from jobs.queued import WARM_UP, QueuedSteps  # noqa: E402
 from jobs.stage import load_stage  # noqa: E402
-from tests.bench.common import commit, seconds  # noqa: E402
+from tests.bench.common import commit, device_name, drawing, seconds  # noqa: E402
 from tests.bench.reference import Reference  # noqa: E402
 
 STEPS = {  # stage, pictures on a CPU (the adversarial step gives half of them to D and half to g_s)
@@ -198,32 +197,15 @@ def profile(name: str, args: argparse.Namespace, folder: Path) -> None:
 
 def draw(spent: dict[str, float], title: str, path: Path, shown: int = 20) -> None:
     """Bars of the names that took the most milliseconds, and one of all others."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # words, not outlines
-    from matplotlib import pyplot
-
     whole, pairs = sum(spent.values()), sorted(spent.items(), key=lambda pair: -pair[1])
     pairs = [*pairs[:shown], (f"{len(pairs[shown:])} others", sum(ms for _, ms in pairs[shown:]))]
-    figure, axes = pyplot.subplots(figsize=(10, 6))
-    bars = axes.barh([name[:70] for name, _ in pairs], [ms for _, ms in pairs], color="#4477aa")
-    axes.bar_label(bars, [f"{ms:.1f} ms, {100 * ms / whole:.0f} %" for _, ms in pairs], fontsize=7, padding=2)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)
-    axes.tick_params(labelsize=7)
-    axes.set_xlabel("ms of a step")
-    axes.set_title(f"{title}: {whole:.1f} ms", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, bbox_inches="tight")
-    pyplot.close(figure)
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's kind; with AMX, cores multiply bfloat16 several times as fast as float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.machine() + (", AMX" if torch.cpu._is_amx_tile_supported() else "")
+    with drawing(path, f"{title}: {whole:.1f} ms", (10, 6)) as axes:
+        bars = axes.barh([name[:70] for name, _ in pairs], [ms for _, ms in pairs], color="#4477aa")
+        axes.bar_label(bars, [f"{ms:.1f} ms, {100 * ms / whole:.0f} %" for _, ms in pairs], fontsize=7, padding=2)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.tick_params(labelsize=7)
+        axes.set_xlabel("ms of a step")
 
 
 def main() -> None:

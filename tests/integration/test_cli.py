@@ -82,7 +82,7 @@ def test_folders(pictures, model, tmp_path, capsys):
         "b.egic",
         "deeper/c.egic",
     ]
-    assert "[3/3]" in out.err and out.out.count(" at alpha 1, ") == 3 and "bpp" in out.out
+    assert "[3/3]" in out.err and out.out.count("dB PSNR") == out.out.count(" at alpha 1, ") == 3 and "bpp" in out.out
     assert run("decompress", files, "-o", back, "-m", model) == 0
     assert Image.open(back / "deeper" / "c.png").size == (30, 17)
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Graphed(LocalSession):
-    """As if the device had graphs; `spoil` is the step whose first pixel is not a number."""
+    """As if the device had graphs; `spoil` is the step whose weights are not numbers."""
 
     def __init__(self, *args, spoil=None, **kwargs):
         super().__init__(*args, **kwargs)
