@@ -185,9 +185,14 @@ def digest(text: str) -> str:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders of the run, oldest step first."""
-    found = folder.glob("outputs/checkpoints/segmentation-*/checkpoint_2*")
-    return sorted(found, key=lambda p: json.loads((p / "meta.json").read_text())["step"])
+    """Whole checkpoints of the run, the earliest step first."""
+    found = [p.parent for p in folder.glob("outputs/checkpoints/segmentation-*/checkpoint_2*/meta.json")]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint folder."""
+    return json.loads((checkpoint / "meta.json").read_text())["step"]
 
 
 def curves(folder: Path, monkeypatch, metric: str = "train/seg") -> tuple[list[int], list[str]]:

@@ -61,7 +61,7 @@ class Run:
     def end(self, timeout_s: float = 600) -> str:
         """The artifact's digest, after the run has ended well."""
         assert self.process.wait(timeout_s) == 0, self.log.read_text()[-4000:]
-        return re.search(r"sha256 (\w{64})", self.log.read_text())[1]
+        return re.search(r"sha256 (\w{12})", self.log.read_text())[1]
 
     def pause_s(self) -> float:
         """The longest time between two batches."""

@@ -19,6 +19,7 @@ class Patch(importlib.abc.MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
+        sys.meta_path.insert(0, self)  # `python -m` only looks for it; forks of this process import it
         run = spec.loader.exec_module
 
         def changed(module) -> None:
