@@ -42,7 +42,7 @@ def run_alone(name: str, config: StageConfig) -> None:
 
     forks.start()
     from jobs.categories import check_parent, open_fitted
-    from jobs.cluster import interruptible, start_ray
+    from jobs.cluster import interruptible
     from jobs.run import find_lpips, local_copy, run_stage
 
     stage = load_stage(name)
@@ -52,7 +52,6 @@ def run_alone(name: str, config: StageConfig) -> None:
     config, manifests = open_fitted(config, (name,))
     for artifact in parents.values():
         check_parent(config, name, artifact.uri, local_copy(artifact, config.output))
-    start_ray()
     with interruptible(config.compute.grace_s):
         done = run_stage(name, config, parents=parents, manifests=manifests, lpips=lpips)
     metrics = done.provenance["metrics"]

@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from egic import checkpoint
 from egic.perceptual import find_backbone
 from jobs import lease, registry, storage, tracking
 from jobs.checkpoints import place_of
-from jobs.cluster import check_resources, check_shared, threads
+from jobs.cluster import check_resources, check_shared, start_ray, threads
 from jobs.config import Config
 from jobs.registry import Artifact
 from jobs.reports import Reports, deliver_rest
@@ -66,28 +67,55 @@ def run_stage(
     side_by_side: stages that share the cluster with this one. may_train: False only reuses.
     Raises ValueError for what a user can mend, RuntimeError when training failed for good.
     """
-    stage, store = load_stage(name), config.output
-    digests = {k: a.sha256 for k, a in parents.items()}
-    data_digest = f"{manifests['train'].digest} {manifests['val'].digest}"
-    facts = ingredients(stage, config, parents=digests, data=data_digest, lpips=lpips[0])
-    key = stage_key(facts)
-    found = registry.find_finished(name, key, experiment=config.experiment)
-    if not found and not may_train:
+    stage = load_stage(name)
+    reuse = partial(
+        reuse_stage, name, config, parents=parents, manifests=manifests, lpips=lpips, parent_run=parent_run
+    )  # fmt: skip
+    if found := reuse():
+        return found
+    if not may_train:
         raise ValueError(
             f"{name} is not finished with this configuration, code and data; start --from {name} or earlier"
         )
-    if not found:
-        check_resources(config.compute)
-        check_shared(config.output, *(storage.join(m.folder, MANIFEST) for m in manifests.values()))
-        place = place_of(config.output, f"{name}-{key}")
-        with lease.held(place, name):
-            found = registry.find_finished(name, key, experiment=config.experiment)  # by the run that we waited for
-            if not found:
-                artifact = train_stage(stage, config, place, facts, parents, manifests, lpips, parent_run, side_by_side)
-                return outcome(stage, artifact, store, reused=False)
+    start_ray()
+    check_resources(config.compute)
+    check_shared(config.output, *(storage.join(m.folder, MANIFEST) for m in manifests.values()))
+    facts = facts_of(stage, config, parents=parents, manifests=manifests, lpips=lpips)
+    place = place_of(config.output, f"{name}-{stage_key(facts)}")
+    with lease.held(place, name):
+        if found := reuse():  # made by the run that we waited for
+            return found
+        artifact = train_stage(stage, config, place, facts, parents, manifests, lpips, parent_run, side_by_side)
+    return outcome(stage, artifact, config.output, reused=False)
+
+
+def reuse_stage(
+    name: str,
+    config: Config,
+    *,
+    parents: Mapping[str, Artifact],
+    manifests: Mapping[str, Manifest],
+    lpips: tuple[str, dict[str, Tensor] | None],
+    parent_run: str | None = None,
+) -> Outcome | None:
+    """What a finished run with this stage's key made (see `run_stage`), or None; does without Ray."""
+    stage = load_stage(name)
+    key = stage_key(facts_of(stage, config, parents=parents, manifests=manifests, lpips=lpips))
+    found = registry.find_finished(name, key, experiment=config.experiment)
+    if found is None:
+        return None
     if parent_run:
         tracking.reuse_stage(parent_run, name, found.run_id)
-    return outcome(stage, found, store, reused=True)
+    return outcome(stage, found, config.output, reused=True)
+
+
+def facts_of(
+    stage: Stage, config: Config, *, parents: Mapping[str, Artifact], manifests: Mapping[str, Manifest],
+    lpips: tuple[str, dict[str, Tensor] | None],
+) -> dict:  # fmt: skip
+    """All that decides what the stage makes (see `stage.ingredients`)."""
+    data = f"{manifests['train'].digest} {manifests['val'].digest}"
+    return ingredients(stage, config, parents={k: a.sha256 for k, a in parents.items()}, data=data, lpips=lpips[0])
 
 
 def train_stage(
@@ -130,12 +158,16 @@ def provenance_of(
         commit = ""
     packages = ("torch", "ray", "mlflow", "lpips", "numpy")
     labelled = {"classes": list(manifest.class_names)} if "discriminator" in stage.publishes else {}
-    return dict(facts) | labelled | {
-        "key": stage_key(facts),
-        "commit": commit,
-        "parents": {name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in parents.items()},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }
+    return (
+        dict(facts)
+        | labelled
+        | {
+            "key": stage_key(facts),
+            "commit": commit,
+            "parents": {name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in parents.items()},
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        }
+    )
 
 
 def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: str) -> dict[str, ray.ObjectRef]:

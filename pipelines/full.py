@@ -89,13 +89,14 @@ def main(preset: str, config: Pipeline) -> None:
     lpips = run.find_lpips(config) if "gan" in config.wanted else ("", None)
     fitted = in_background(lambda: open_fitted(config, config.wanted))
     store = in_background(lambda: tracking.experiment_id(config.experiment))  # making an sqlite file takes seconds
-    with suppress(TimeoutError):  # a wrong place is told before Ray starts; drawing scenes goes on beside it
-        fitted.result(timeout=None if storage.is_remote(config.data) else 0.5)
-    cluster.start_ray()
+    seen_before = storage.is_remote(config.data) or storage.exists(storage.join(config.output, "data"))
+    with suppress(TimeoutError):  # a wrong place is told before Ray starts, and finished stages do without it
+        fitted.result(timeout=None if seen_before else 0.5)
+    if not fitted.done():  # data is being made: there will be stages to train
+        cluster.start_ray()
     (config, manifests), _ = fitted.result(), store.result()
     run_id = tracking.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
     with tracking.ending(run_id), ThreadPoolExecutor(2) as pool, cluster.interruptible(config.compute.grace_s):
-        cluster.check_resources(config.compute)
         rows = run_stages(config, manifests, lpips, run_id, pool)
     took = time.perf_counter() - began
     between = 1 - busy_s(rows) / took
@@ -118,35 +119,36 @@ def main(preset: str, config: Pipeline) -> None:
 def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, pool: ThreadPoolExecutor) -> list[dict]:
     """One summary row per wanted stage. Independent stages overlap when the cluster can place both."""
     from jobs import cluster, evaluate
-    from jobs.run import run_stage
+    from jobs.run import reuse_stage, run_stage
 
-    side_by_side = min(2, cluster.stages_side_by_side(config.compute))
     first = STAGES.index(config.start)
     done: dict[str, Any] = {}  # Outcome, or evaluation's facts
     walls: dict[str, float] = {}
 
-    def result_of(name: str, together: int) -> Any:
+    def timed(name: str, work: Callable[..., Any], **more: Any) -> Any:
         began = time.perf_counter()
-        result = run_one(name, together)
+        if name == "evaluate":
+            result = evaluate.run(config, done["orp"].artifact, manifests["val"], parent_run=run_id)
+        else:
+            parents = {p: done[p].artifact for p in load_stage(name).parents}
+            result = work(name, config, parents=parents, manifests=manifests, lpips=lpips, parent_run=run_id, **more)
         walls[name] = time.perf_counter() - began
         return result
-
-    def run_one(name: str, together: int) -> Any:
-        may_train = STAGES.index(name) >= first
-        if name == "evaluate":
-            return evaluate.run(config, done["orp"].artifact, manifests["val"], parent_run=run_id)
-        parents = {p: done[p].artifact for p in load_stage(name).parents}
-        return run_stage(
-            name, config, parents=parents, manifests=manifests, lpips=lpips, parent_run=run_id,
-            side_by_side=together, may_train=may_train,
-        )  # fmt: skip
 
     rows = []
     for group in GROUPS:
         names = [n for n in group if n in config.wanted]
-        size = side_by_side if len(names) > 1 else 1
+        trained, size = [n for n in names if n != "evaluate"], 1  # evaluation starts Ray by itself, if it must
+        done |= {n: found for n in trained if (found := timed(n, reuse_stage))}
+        if any(n not in done for n in trained):
+            cluster.start_ray()
+            cluster.check_resources(config.compute)
+            size = min(len(names), 2, cluster.stages_side_by_side(config.compute))
         for part in (names[i : i + size] for i in range(0, len(names), size)):
-            futures = {n: pool.submit(result_of, n, len(part)) for n in part}
+            futures = {
+                n: pool.submit(timed, n, run_stage, side_by_side=len(part), may_train=STAGES.index(n) >= first)
+                for n in part if n not in done
+            }  # fmt: skip
             wait(futures.values())
             done |= {n: f.result() for n, f in futures.items()}
         rows += [row_of(n, done[n]) | {"wall_s": walls[n]} for n in names]

@@ -106,6 +106,7 @@ def test_the_second_run_trains_nothing(finished):
     assert again.returncode == 0, again.stderr[-3000:]
     rows = summary(again)["stages"]
     assert all(r["reused"] for r in rows) and summary(again)["between_steps"] == 1
+    assert "starting Ray" in first.stderr and "starting Ray" not in again.stderr
     assert [r.get("sha256") for r in rows] == [r.get("sha256") for r in summary(first)["stages"]]
 
 
