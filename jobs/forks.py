@@ -128,6 +128,7 @@ def serve(server: socket.socket, driver_is_gone: int) -> None:
 
 def import_the_rest() -> None:
     """What workers use, but the driver at this moment does not: imported while it starts Ray."""
+    import pydantic.v1.fields  # as each worker connects  # noqa: F401
     import torch._dynamo  # seconds, at the first optimizer  # noqa: F401
 
     from jobs import tracking
