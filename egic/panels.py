@@ -1,6 +1,7 @@
 """Pictures to look at: panels of a training run, and a strip over alpha. numpy and PIL."""
 
 import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,11 +15,22 @@ def label_colours(label: np.ndarray) -> np.ndarray:
     return palette[label]
 
 
-def panel(rows: list[list[np.ndarray]], titles: list[str] | list[list[str]], gap: int = 4) -> Image.Image:
+def key(label: np.ndarray, names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Names and colours of what is in a label map (any shape), the largest first: 0 is void, 1..K the classes of
+    these names, K + 1 fake."""
+    ids, areas = np.unique(label, return_counts=True)
+    known = ("void", *names, "fake")
+    return {known[c]: tuple(label_colours(c).tolist()) for c in ids[np.argsort(-areas, kind="stable")]}
+
+
+def panel(
+    rows: list[list[np.ndarray]], titles: list[str] | list[list[str]], gap: int = 4,
+    key: Mapping[str, tuple[int, int, int]] | None = None,
+) -> Image.Image:  # fmt: skip
     """Rows of RGB uint8 pictures -> one picture on white.
 
     titles: one per column, or one per picture as a list of rows, larger on wide columns. Pictures of a row share its
-    height; columns are as wide as their widest.
+    height; columns are as wide as their widest. key: what colours mean, shown below.
     """
     per_picture = titles if isinstance(titles[0], list) else [titles] + [[""] * len(titles)] * (len(rows) - 1)
     widths = [max(row[i].shape[1] for row in rows) for i in range(len(rows[0]))]
@@ -34,7 +46,24 @@ def panel(rows: list[list[np.ndarray]], titles: list[str] | list[list[str]], gap
             sheet.paste(Image.fromarray(picture), (left, top + head))
             left += width + gap
         top += row[0].shape[0] + head + gap
-    return sheet
+    return with_key(sheet, key, size, gap) if key else sheet
+
+
+def with_key(sheet: Image.Image, key: Mapping[str, tuple[int, int, int]], size: int, gap: int) -> Image.Image:
+    """The sheet with a square of each colour and its name below, in as many lines as they need."""
+    width_of, (left, top), places = ImageDraw.Draw(sheet).textlength, (gap, sheet.height), {}
+    for name in key:
+        width = round(2 * size + gap + width_of(name, font_size=size))
+        if left > gap and left + width > sheet.width:
+            left, top = gap, top + size + gap
+        places[name], left = (left, top), left + width + gap
+    longer = Image.new("RGB", (sheet.width, top + size + 2 * gap), "white")
+    longer.paste(sheet)
+    draw = ImageDraw.Draw(longer)
+    for name, (x, y) in places.items():
+        draw.rectangle((x, y, x + size, y + size), fill=key[name])
+        draw.text((x + size + gap, y), name, fill="black", font_size=size)
+    return longer
 
 
 def png(image: Image.Image | np.ndarray) -> bytes:

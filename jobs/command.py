@@ -47,7 +47,8 @@ def read(kind: type[C], argv: Sequence[str] | None = None, *, prog: str, actions
         raise ValueError(f"{chosen[0]} and {chosen[1]} were given; choose one")
     rest, file = _without_file(rest)
     told = "; ".join(f"{name}: {HELP[name]}" for name in actions)
-    about = f"--config FILE in place of PRESET takes what --print-config prints. Instead of running: {told}."
+    about = f"--config FILE in place of PRESET takes what --print-config prints. Instead of running: {told}. "
+    about += "'Default:' says where the recipe has its value from, and '(default: ...)' what you get here."
     if file is None:
         presets = {name: extended(make, kind) for name, make in PRESETS.items()}
         if rest[:1] == [COMPLETION]:

@@ -1,6 +1,6 @@
 """Stage: g_s alone, first for distortion and LPIPS (warm-up), then against OASIS-C (EGIC section 4.2)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,16 +43,17 @@ def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     }
 
 
-def pictures(nets: Nets, batch: Batch, config: Config) -> dict[str, bytes]:
+def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
     with nets.autocast(batch.x.device):
         coded = nets.codec(batch.x)
         predicted = nets.discriminator(coded.x_hat, coded.y_hat).argmax(1)
+    label = torch.stack((batch.label, predicted)).cpu().numpy()
     rows = [
-        [as_image(a), as_image(b), panels.label_colours(c.cpu().numpy()), panels.label_colours(d.cpu().numpy())]
-        for a, b, c, d in zip(batch.x, coded.x_hat, batch.label, predicted, strict=True)
+        [as_image(a), as_image(b), panels.label_colours(c), panels.label_colours(d)]
+        for a, b, c, d in zip(batch.x, coded.x_hat, *label, strict=True)
     ]
     titles = ["original", "reconstruction", "labels", "D on reconstruction"]
-    return {"reconstruction": panels.png(panels.panel(rows, titles))}
+    return {"reconstruction": panels.png(panels.panel(rows, titles, key=panels.key(label, names)))}
 
 
 STAGE = Stage(

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,8 +265,10 @@ def update_ema(state: State, decay: float) -> None:
 
 
 @torch.no_grad()
-def validate(stage: Stage, state: State, config: Config, session: Session) -> tuple[dict[str, float], dict[str, bytes]]:
-    """val/ metrics over all workers' validation crops, and rank 0's pictures of its first batch."""
+def validate(
+    stage: Stage, state: State, config: Config, session: Session, names: Sequence[str]
+) -> tuple[dict[str, float], dict[str, bytes]]:
+    """val/ metrics over all workers' validation crops, and rank 0's pictures of its first batch. names: of classes."""
     sums: dict[str, Tensor] = {}
     pictures: dict[str, bytes] = {}
     with swapped(state):
@@ -276,7 +278,7 @@ def validate(stage: Stage, state: State, config: Config, session: Session) -> tu
                 value = value.double()
                 sums[name] = sums[name] + value if name in sums else value
             if i == 0 and session.rank == 0:
-                pictures = stage.pictures(state.nets, batch.part(slice(0, 4)), config)
+                pictures = stage.pictures(state.nets, batch.part(slice(0, 4)), config, names)
     sums = reduce_sum(dict(sorted(sums.items())), session)
     return {f"val/{k}": v for k, v in stage.summarise(sums).items()}, pictures
 
@@ -451,7 +453,8 @@ def finish_interval(
         session.report({}, None)
         return
     began = time.perf_counter()
-    values, pictures = validate(stage, state, config, session) if validated else ({}, {})
+    names = provenance.get("classes") or [f"class {c}" for c in range(1, config.discriminator.num_categories + 1)]
+    values, pictures = validate(stage, state, config, session, names) if validated else ({}, {})
     state.validation_s += time.perf_counter() - began
     row = {"step": state.step} | values
     if since:

@@ -1,6 +1,6 @@
 """Stage: the whole codec for rate and distortion (SwinT-ChARM; EGIC section 4.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     }
 
 
-def pictures(nets: Nets, batch: Batch, config: Config) -> dict[str, bytes]:
+def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
     with nets.autocast(batch.x.device):
         x_hat = nets.codec(batch.x).x_hat
     rows = [[as_image(a), as_image(b)] for a, b in zip(batch.x, x_hat, strict=True)]

@@ -1,6 +1,6 @@
 """Stage: the residual head alone, so that one file decodes at any alpha (EGIC section 3.3)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     }
 
 
-def pictures(nets: Nets, batch: Batch, config: Config) -> dict[str, bytes]:
+def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
     x_gan, x_mse = both(nets, batch.x)
     rows = [
         [as_image(x), *(as_image(blend(g, m, alpha)) for alpha in ALPHAS)]

@@ -1,6 +1,6 @@
 """Stage: OASIS-C learns to label real photographs (EGIC section 4.1; SPEC of losses in egic.losses)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -40,14 +40,16 @@ def summarise(sums: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
-def pictures(nets: Nets, batch: Batch, config: Config) -> dict[str, bytes]:
+def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
     with nets.autocast(batch.x.device):
         predicted = nets.discriminator(batch.x).argmax(1)
+    label = torch.stack((batch.label, predicted)).cpu().numpy()
     rows = [
-        [as_image(x), panels.label_colours(label.cpu().numpy()), panels.label_colours(p.cpu().numpy())]
-        for x, label, p in zip(batch.x, batch.label, predicted, strict=True)
+        [as_image(x), panels.label_colours(wanted), panels.label_colours(found)]
+        for x, wanted, found in zip(batch.x, *label, strict=True)
     ]
-    return {"segmentation": panels.png(panels.panel(rows, ["original", "labels", "D's prediction"]))}
+    titles = ["original", "labels", "D's prediction"]
+    return {"segmentation": panels.png(panels.panel(rows, titles, key=panels.key(label, names)))}
 
 
 def as_image(x: Tensor) -> np.ndarray:

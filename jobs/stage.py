@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,8 @@ class Stage:
     """Sums over the batch's pictures, `count` among them; they are added over batches and workers."""
     summarise: Callable[[dict[str, Tensor]], dict[str, float]]
     """Those sums -> val/ metrics."""
-    pictures: Callable[[Nets, Batch, Config], dict[str, bytes]]
-    """PNG files to look at."""
+    pictures: Callable[[Nets, Batch, Config, Sequence[str]], dict[str, bytes]]
+    """PNG files to look at. The last argument: names of the classes 1..K."""
     phase: Callable[[Config, int], str] = lambda config, step: ""
     """(config, step) -> a name; between steps of the same name, `step` does the same with other numbers."""
     headline: str

@@ -47,3 +47,20 @@ def test_every_picture_may_have_a_title():
     for top, x in ((2 + 16, rows[0][0]), (2 + 16 + 10 + 2 + 16, rows[1][0])):
         assert np.array_equal(sheet[top : top + 10, 2:62], x)
         assert (sheet[top - 14 : top] < 128).any()
+
+
+def test_the_key_names_what_is_there_the_largest_first():
+    label = np.array([[2, 2, 2, 0], [2, 0, 4, 4], [2, 0, 0, 2]], np.uint8)
+    assert list(panels.key(label, ["road", "sky", "tree"])) == ["sky", "void", "fake"]
+
+
+def test_a_key_is_wrapped_below_the_pictures_and_leaves_them_as_they_are():
+    x, colours = picture(20, 120, 1), {f"class number {i}": (10 * i, 0, 200) for i in range(1, 7)}
+    bare, sheet = (np.asarray(panels.panel([[x]], ["original"], key=key)) for key in (None, colours))
+    assert np.array_equal(sheet[: len(bare)], bare) and sheet.shape[1] == bare.shape[1]
+    below = sheet[len(bare) :]
+    for colour in colours.values():
+        rows, columns = np.nonzero((below == colour).all(2))
+        assert len(rows) >= 100  # a whole square of 11 x 11, but where a letter reaches into it
+    lines = {int(np.nonzero((below == c).all(2))[0].min()) for c in colours.values()}
+    assert len(lines) > 1
