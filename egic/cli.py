@@ -146,6 +146,7 @@ def _compress(args: argparse.Namespace) -> int:
     from egic import pictures
 
     tasks = cli_files.plan(args.inputs, args.output, SUFFIX, pictures.READ_SUFFIXES)
+    cli_files.check_any_free(tasks, args.force)
     model = _load(args)
 
     def work(task: Task) -> str:
@@ -174,6 +175,7 @@ def _decompress(args: argparse.Namespace) -> int:
         pictures.check_suffix(task.target.suffix if task.target else ".png")
     if args.alpha is not None and not 0 <= args.alpha <= 1:  # before the model is fetched
         raise ValueError(f"--alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {args.alpha}")
+    cli_files.check_any_free(tasks, args.force)
     model = _load(args)
     if args.alpha is not None:
         model.check_alpha(args.alpha)

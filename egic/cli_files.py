@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +89,18 @@ def check_free(task: Task, force: bool) -> None:
         raise ValueError(f"{task.target} is a folder")
     if task.target and task.target.is_file() and not force:
         raise ValueError(f"{task.target} exists; --force overwrites it")
+
+
+def check_any_free(tasks: Sequence[Task], force: bool) -> None:
+    """Raise ValueError where no output may be written, before a model is loaded for them."""
+    problems = []
+    for task in tasks:
+        try:
+            check_free(task, force)
+        except ValueError as problem:
+            problems.append(problem)
+    if problems and len(problems) == len(tasks):
+        raise problems[0]
 
 
 def check_free_folder(folder: Path, force: bool) -> Path:
