@@ -1,7 +1,9 @@
 """What a run would take, before anything is started: steps, sizes on disk, memory of a worker, data, resources."""
 
+import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from egic import attention
 from egic.codec import Codec
 from egic.discriminator import Discriminator
 from egic.perceptual import LPIPS
@@ -22,6 +25,8 @@ from jobs.config import Config, Training
 from jobs.folders import COCO, SPLITS, kind_of, read_trees
 from jobs.prepare import find_data
 from jobs.stage import EVALUATE, Components, Stage, load_stage
+
+log = logging.getLogger(__name__)
 
 HEAD = ("stage", "steps", "batch", "images seen", "parameters", "trained", "resume.pt", "artifact", "worker memory")
 
@@ -40,6 +45,16 @@ class Cost:
     artifact: int
     memory: int
     """Largest sum of a worker's tensors at any moment of a step."""
+
+
+@contextmanager
+def in_few_operations() -> Iterator[None]:
+    """Attention goes back over more scores at a time: without values it is the number of operations that takes time."""
+    before, attention.CHUNK = attention.CHUNK, 2**22
+    try:
+        yield
+    finally:
+        attention.CHUNK = before
 
 
 class Finite(TorchFunctionMode):
@@ -121,7 +136,7 @@ def networks(stage: Stage, config: Config) -> Nets:
 def peak_memory(stage: Stage, config: Config, nets: Nets, batch: int) -> int:
     """Bytes that tensors take at most in steps with `batch` pictures; see `cost_of`. nets: on the meta device."""
     settings, size = stage.settings(config), config.crop.size
-    with FakeTensorMode(), Living() as living, Finite():
+    with FakeTensorMode(), Living() as living, Finite(), in_few_operations():
         for part in (nets.codec, nets.discriminator, nets.orp, nets.lpips):
             if part is not None:
                 onto_cpu(part)
@@ -157,6 +172,7 @@ def text(config: Config, names: Sequence[str]) -> str:
     compute = config.compute
     rows: list[tuple[str, ...]] = [HEAD]
     disk = 0
+    log.info("taking a step of each stage without values, which needs up to a minute")
     for name in names:
         if name == EVALUATE:
             rows.append((name, "-", "-", f"{config.evaluate.max_pictures:,} at most", *["-"] * 5))
