@@ -112,6 +112,18 @@ def test_outputs_are_not_overwritten_without_force(pictures, model, tmp_path, ca
     assert run(*arguments, "--force") == 0 and target.read_bytes()[:4] == b"EGIC"
 
 
+@pytest.mark.parametrize("command, inputs", [("compress", ["a.png", "b.jpg"]), ("decompress", ["a.egic", "b.egic"])])
+def test_that_all_outputs_exist_is_told_before_a_model_is_looked_for(command, inputs, pictures, tmp_path, capsys):
+    for name in ("a.egic", "b.egic", "a.png", "b.png"):
+        (pictures / name).touch()
+    inputs = [pictures / name for name in inputs]
+    assert run(command, *inputs, "-m", tmp_path / "none") == 2
+    assert "exists; --force overwrites it" in capsys.readouterr().err
+    inputs[1].with_suffix(".egic" if command == "compress" else ".png").unlink()  # there is something to do
+    assert run(command, *inputs, "-m", tmp_path / "none") == 2
+    assert "exists" not in (told := capsys.readouterr().err) and "none" in told
+
+
 def test_a_full_disk_leaves_nothing_behind(pictures, model, tmp_path, capsys, monkeypatch):
     target = tmp_path / "x.egic"
     target.write_bytes(b"mine")
