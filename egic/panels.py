@@ -15,7 +15,7 @@ def label_colours(label: np.ndarray) -> np.ndarray:
     return palette[label]
 
 
-def key(label: np.ndarray, names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+def key_of(label: np.ndarray, names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
     """Names and colours of what is in a label map (any shape), the largest first: 0 is void, 1..K the classes of
     these names, K + 1 fake."""
     ids, areas = np.unique(label, return_counts=True)

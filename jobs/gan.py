@@ -53,7 +53,7 @@ def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> 
         for a, b, c, d in zip(batch.x, coded.x_hat, *label, strict=True)
     ]
     titles = ["original", "reconstruction", "labels", "D on reconstruction"]
-    return {"reconstruction": panels.png(panels.panel(rows, titles, key=panels.key(label, names)))}
+    return {"reconstruction": panels.png(panels.panel(rows, titles, key=panels.key_of(label, names)))}
 
 
 STAGE = Stage(

@@ -129,12 +129,16 @@ def prepared_folder(tree: Path, output: storage.Place) -> str:
 
 def find_data(data: str, output: str) -> dict[str, Manifest]:
     """What `open_data` gave the last time, whether or not the tree has changed since; nothing when there is none."""
+    place = find_prepared(data, output)
+    return {split: load_manifest(storage.join(place, split)) for split in SPLITS} if place else {}
+
+
+def find_prepared(data: str, output: str) -> str:
+    """The folder that `open_data` took the last time; empty when there is none."""
     folder = data or storage.join(output, "scenes")
     places = [folder] if storage.is_remote(folder) else [folder, prepared_folder(Path(folder), output)]
-    for place in places:
-        if all(storage.exists(storage.join(place, split, "manifest.json")) for split in SPLITS):
-            return {split: load_manifest(storage.join(place, split)) for split in SPLITS}
-    return {}
+    whole = (p for p in places if all(storage.exists(storage.join(p, split, MANIFEST)) for split in SPLITS))
+    return next(whole, "")
 
 
 def _prepare_split(tree: Tree, config: PrepareConfig) -> str:

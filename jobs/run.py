@@ -70,7 +70,7 @@ def run_stage(
     stage = load_stage(name)
     reuse = partial(
         reuse_stage, name, config, parents=parents, manifests=manifests, lpips=lpips, parent_run=parent_run
-    )  # fmt: skip
+    )
     if found := reuse():
         return found
     if not may_train:
@@ -158,16 +158,12 @@ def provenance_of(
         commit = ""
     packages = ("torch", "ray", "mlflow", "lpips", "numpy")
     labelled = {"classes": list(manifest.class_names)} if "discriminator" in stage.publishes else {}
-    return (
-        dict(facts)
-        | labelled
-        | {
-            "key": stage_key(facts),
-            "commit": commit,
-            "parents": {name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in parents.items()},
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        }
-    )
+    return dict(facts) | labelled | {
+        "key": stage_key(facts),
+        "commit": commit,
+        "parents": {name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in parents.items()},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
 
 
 def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: str) -> dict[str, ray.ObjectRef]:

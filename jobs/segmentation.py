@@ -49,7 +49,7 @@ def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> 
         for x, wanted, found in zip(batch.x, *label, strict=True)
     ]
     titles = ["original", "labels", "D's prediction"]
-    return {"segmentation": panels.png(panels.panel(rows, titles, key=panels.key(label, names)))}
+    return {"segmentation": panels.png(panels.panel(rows, titles, key=panels.key_of(label, names)))}
 
 
 def as_image(x: Tensor) -> np.ndarray:

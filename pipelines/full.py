@@ -84,14 +84,15 @@ def main(preset: str, config: Pipeline) -> None:
     forks.start()
     from jobs import cluster, run, storage, tracking
     from jobs.categories import open_fitted
+    from jobs.prepare import find_prepared
 
     storage.check(config.output, writable=True)
     lpips = run.find_lpips(config) if "gan" in config.wanted else ("", None)
     fitted = in_background(lambda: open_fitted(config, config.wanted))
     store = in_background(lambda: tracking.experiment_id(config.experiment))  # making an sqlite file takes seconds
-    seen_before = storage.is_remote(config.data) or storage.exists(storage.join(config.output, "data"))
+    ready = storage.is_remote(config.data) or find_prepared(config.data, config.output)
     with suppress(TimeoutError):  # a wrong place is told before Ray starts, and finished stages do without it
-        fitted.result(timeout=None if seen_before else 0.5)
+        fitted.result(timeout=None if ready else 0.5)
     if not fitted.done():  # data is being made: there will be stages to train
         cluster.start_ray()
     (config, manifests), _ = fitted.result(), store.result()

@@ -51,7 +51,7 @@ def test_every_picture_may_have_a_title():
 
 def test_the_key_names_what_is_there_the_largest_first():
     label = np.array([[2, 2, 2, 0], [2, 0, 4, 4], [2, 0, 0, 2]], np.uint8)
-    assert list(panels.key(label, ["road", "sky", "tree"])) == ["sky", "void", "fake"]
+    assert list(panels.key_of(label, ["road", "sky", "tree"])) == ["sky", "void", "fake"]
 
 
 def test_a_key_is_wrapped_below_the_pictures_and_leaves_them_as_they_are():
