@@ -47,7 +47,7 @@ def start_ray() -> None:
     log.info("%s Ray", "joining" if os.environ.get("RAY_ADDRESS") else "starting")
     logging.getLogger(AUTHENTICATION).addFilter(_not_enabled)
     try:
-        with forks.in_use() as runtime_env:
+        with forks.in_use() as runtime_env, handlers_kept():
             ray.init(
                 logging_level=logging.WARNING,
                 runtime_env=runtime_env or None,
@@ -59,6 +59,18 @@ def start_ray() -> None:
         ways = "give the same command again when less runs beside it, or `ray start --head` first and RAY_ADDRESS=auto"
         raise ValueError(f"{BUSY}; {ways}") from e
     quiet_ray()
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Ray takes SIGTERM over as it starts; what the program answers to signals stays."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
 
 
 def _not_enabled(record: logging.LogRecord) -> bool:

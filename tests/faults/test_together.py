@@ -107,6 +107,7 @@ def skewed(tmp_path_factory):
 def test_the_clocks_of_the_nodes_differ(tmp_path, monkeypatch, skewed):
     """Driver and two nodes disagree by hours; when the job is given again, newer checkpoints have older names."""
     args = [*ARGS, "--workers", "2", "--compute.cpus-per-worker", "1.5", "--compute.data-cpus", "0.25"]
+    args += ["--compute.wait-s", "60"]  # the second node may join later than the run
     with head(tmp_path, **skewed(3)) as ray, node(tmp_path, ray, "second", **skewed(2)):
         with Run(tmp_path, *args, **ray.env) as run:
             run.wait_for_checkpoint(2 * EVERY, 300)

@@ -90,6 +90,17 @@ def test_a_machine_too_busy_for_ray_is_told_in_a_line(monkeypatch):
             cluster.start_ray()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_as_ray_starts_it_does_not_take_the_programs_signals_over(number, monkeypatch):
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: signal.signal(number, signal.SIG_DFL))
+    monkeypatch.setattr(cluster, "quiet_ray", lambda: None)
+    with cluster.interruptible():
+        ours = signal.getsignal(number)
+        cluster.start_ray()
+        assert signal.getsignal(number) == ours
+
+
 @pytest.fixture
 def three_nodes(monkeypatch):
     """A head without CPUs, a node that sees this machine's files, and one whose disk is its own."""
