@@ -94,7 +94,8 @@ def test_the_codec_works_without_the_extras_and_names_them(wheel, tmp_path):
     works = ["compress a.png -m model --stats", "info a.egic", "decompress a.egic -m model -o b.png", "models ."]
     works += ["export model -o hub"]
     fails = {
-        "models": "egic[train]", "compress a.png -m models:/egic-orp@best": "egic[train]", "report .": "egic[train]",
+        "models": "egic[train]", "compress a.png -o new.egic -m models:/egic-orp@best": "egic[train]",
+        "report .": "egic[train]",
         "evaluate --model model --images .": "egic[train]", "demo -m model --port 0": "egic[demo]",
     }  # fmt: skip
     script = ALONE.replace("{extras!r}", repr(EXTRAS))
