@@ -112,9 +112,8 @@ def _open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
 
         data = str(write_scenes(storage.working_folder(output) / "scenes"))
     storage.check(data, writable=False)
-    prepared = [storage.join(data, split) for split in SPLITS]
-    if all(storage.exists(storage.join(folder, MANIFEST)) for folder in prepared):
-        return {split: load_manifest(folder) for split, folder in zip(SPLITS, prepared, strict=True)}
+    if _is_prepared(data):
+        return _manifests(data)
     if storage.is_remote(data):
         raise ValueError(f"{data} holds no prepared data; make it with `python -m jobs.prepare FOLDER {data}`")
     folder = Path(data)
@@ -130,15 +129,22 @@ def prepared_folder(tree: Path, output: storage.Place) -> str:
 def find_data(data: str, output: str) -> dict[str, Manifest]:
     """What `open_data` gave the last time, whether or not the tree has changed since; nothing when there is none."""
     place = find_prepared(data, output)
-    return {split: load_manifest(storage.join(place, split)) for split in SPLITS} if place else {}
+    return _manifests(place) if place else {}
 
 
 def find_prepared(data: str, output: str) -> str:
     """The folder that `open_data` took the last time; empty when there is none."""
     folder = data or storage.join(output, "scenes")
     places = [folder] if storage.is_remote(folder) else [folder, prepared_folder(Path(folder), output)]
-    whole = (p for p in places if all(storage.exists(storage.join(p, split, MANIFEST)) for split in SPLITS))
-    return next(whole, "")
+    return next(filter(_is_prepared, places), "")
+
+
+def _is_prepared(folder: str) -> bool:
+    return all(storage.exists(storage.join(folder, split, MANIFEST)) for split in SPLITS)
+
+
+def _manifests(folder: str) -> dict[str, Manifest]:
+    return {split: load_manifest(storage.join(folder, split)) for split in SPLITS}
 
 
 def _prepare_split(tree: Tree, config: PrepareConfig) -> str:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from jobs import tracking
-from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Head, Run, checkpoints, curves, head, spoken_steps
+from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Head, Run, checkpoints, curves, head, spoken_steps, step_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1200)]
 FEW = (
@@ -118,7 +118,7 @@ def test_the_clocks_of_the_nodes_differ(tmp_path, monkeypatch, skewed):
             assert run.end(400) == 0, run.text()
             assert min(spoken_steps(run.text())) > reached
     kept = checkpoints(tmp_path)
-    assert [json.loads((p / "meta.json").read_text())["step"] for p in kept] == [
+    assert [step_of(p) for p in kept] == [
         STEPS - 2 * EVERY,
         STEPS - EVERY,
         STEPS,
