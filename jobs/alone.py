@@ -43,7 +43,7 @@ def run_alone(name: str, config: StageConfig) -> None:
     forks.start()
     from jobs.categories import check_parent, open_fitted
     from jobs.cluster import interruptible
-    from jobs.run import find_lpips, local_copy, run_stage
+    from jobs.run import Work, find_lpips, local_copy, reuse_stage, train_stage
 
     stage = load_stage(name)
     storage.check(config.output, writable=True)
@@ -53,7 +53,8 @@ def run_alone(name: str, config: StageConfig) -> None:
     for artifact in parents.values():
         check_parent(config, name, artifact.uri, local_copy(artifact, config.output))
     with interruptible(config.compute.grace_s):
-        done = run_stage(name, config, parents=parents, manifests=manifests, lpips=lpips)
+        work = Work(stage=stage, config=config, parents=parents, manifests=manifests, lpips=lpips)
+        done = reuse_stage(work) or train_stage(work)
     metrics = done.provenance["metrics"]
     print(f"{name}: {stage.headline} {metrics[stage.headline]:.4g} after {done.provenance['steps']} steps", end="")
     print(f" ({'reused' if done.reused else 'trained'}), models:/egic-{name}/{done.artifact.model_version}")

@@ -6,7 +6,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from jobs.config import Config
 from jobs.registry import Artifact
 from jobs.reports import Reports, deliver_rest
 from jobs.shards import MANIFEST, Manifest
-from jobs.stage import Stage, code_tag, ingredients, load_stage, run_params, stage_key
+from jobs.stage import Stage, code_tag, ingredients, run_params, stage_key
 from jobs.storage import Folder
 from jobs.train import Job, fit
 
@@ -50,91 +50,71 @@ def find_lpips(config: Config) -> tuple[str, dict[str, Tensor] | None]:
     return name, backbone
 
 
-def run_stage(
-    name: str,
-    config: Config,
-    *,
-    parents: Mapping[str, Artifact],
-    manifests: Mapping[str, Manifest],
-    lpips: tuple[str, dict[str, Tensor] | None],
-    parent_run: str | None = None,
-    side_by_side: int = 1,
-    may_train: bool = True,
-) -> Outcome:
-    """Reuse the finished run with this stage's key, or train it (going on from its last checkpoint) and publish it.
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A stage with all that decides what it makes."""
 
-    parents: artifacts by the stage they come from, or by any name. lpips: what it is, and its backbone (None = random).
-    side_by_side: stages that share the cluster with this one. may_train: False only reuses.
-    Raises ValueError for what a user can mend, RuntimeError when training failed for good.
-    """
-    stage = load_stage(name)
-    reuse = partial(
-        reuse_stage, name, config, parents=parents, manifests=manifests, lpips=lpips, parent_run=parent_run
-    )
-    if found := reuse():
-        return found
-    if not may_train:
-        raise ValueError(
-            f"{name} is not finished with this configuration, code and data; start --from {name} or earlier"
-        )
-    start_ray()
-    check_resources(config.compute)
-    check_shared(config.output, *(storage.join(m.folder, MANIFEST) for m in manifests.values()))
-    facts = facts_of(stage, config, parents=parents, manifests=manifests, lpips=lpips)
-    place = place_of(config.output, f"{name}-{stage_key(facts)}")
-    with lease.held(place, name):
-        if found := reuse():  # made by the run that we waited for
-            return found
-        artifact = train_stage(stage, config, place, facts, parents, manifests, lpips, parent_run, side_by_side)
-    return outcome(stage, artifact, config.output, reused=False)
+    stage: Stage
+    config: Config
+    parents: Mapping[str, Artifact]
+    """By the stage they come from, or by any name."""
+    manifests: Mapping[str, Manifest]
+    lpips: tuple[str, dict[str, Tensor] | None]
+    """What LPIPS is, and its backbone (None = random)."""
+
+    @cached_property
+    def facts(self) -> dict:
+        """See `stage.ingredients`."""
+        data = f"{self.manifests['train'].digest} {self.manifests['val'].digest}"
+        parents = {name: artifact.sha256 for name, artifact in self.parents.items()}
+        return ingredients(self.stage, self.config, parents=parents, data=data, lpips=self.lpips[0])
+
+    @property
+    def key(self) -> str:
+        return stage_key(self.facts)
 
 
-def reuse_stage(
-    name: str,
-    config: Config,
-    *,
-    parents: Mapping[str, Artifact],
-    manifests: Mapping[str, Manifest],
-    lpips: tuple[str, dict[str, Tensor] | None],
-    parent_run: str | None = None,
-) -> Outcome | None:
-    """What a finished run with this stage's key made (see `run_stage`), or None; does without Ray."""
-    stage = load_stage(name)
-    key = stage_key(facts_of(stage, config, parents=parents, manifests=manifests, lpips=lpips))
-    found = registry.find_finished(name, key, experiment=config.experiment)
+def reuse_stage(work: Work, parent_run: str | None = None) -> Outcome | None:
+    """What a finished run with this stage's key made, or None; does without Ray."""
+    found = registry.find_finished(work.stage.name, work.key, experiment=work.config.experiment)
     if found is None:
         return None
     if parent_run:
-        tracking.reuse_stage(parent_run, name, found.run_id)
-    return outcome(stage, found, config.output, reused=True)
+        tracking.reuse_stage(parent_run, work.stage.name, found.run_id)
+    return outcome(work, found, reused=True)
 
 
-def facts_of(
-    stage: Stage, config: Config, *, parents: Mapping[str, Artifact], manifests: Mapping[str, Manifest],
-    lpips: tuple[str, dict[str, Tensor] | None],
-) -> dict:  # fmt: skip
-    """All that decides what the stage makes (see `stage.ingredients`)."""
-    data = f"{manifests['train'].digest} {manifests['val'].digest}"
-    return ingredients(stage, config, parents={k: a.sha256 for k, a in parents.items()}, data=data, lpips=lpips[0])
+def train_stage(work: Work, parent_run: str | None = None, side_by_side: int = 1) -> Outcome:
+    """Train the stage (going on from its last checkpoint) and publish it, or take what another run makes meanwhile.
+
+    side_by_side: stages that share the cluster with this one.
+    Raises ValueError for what a user can mend, RuntimeError when training failed for good.
+    """
+    start_ray()
+    check_resources(work.config.compute)
+    check_shared(work.config.output, *(storage.join(m.folder, MANIFEST) for m in work.manifests.values()))
+    place = place_of(work.config.output, f"{work.stage.name}-{work.key}")
+    with lease.held(place, work.stage.name):
+        if found := reuse_stage(work, parent_run):  # made by the run that we waited for
+            return found
+        artifact = train_and_publish(work, place, parent_run, side_by_side)
+    return outcome(work, artifact, reused=False)
 
 
-def train_stage(
-    stage: Stage, config: Config, place: Folder, facts: dict, parents: Mapping[str, Artifact],
-    manifests: Mapping[str, Manifest], lpips: tuple[str, dict[str, Tensor] | None], parent_run: str | None,
-    side_by_side: int,
-) -> Artifact:  # fmt: skip
-    """Train the stage with these ingredients (see `run_stage`) in its MLflow run, and publish what it made."""
-    key, provenance = stage_key(facts), provenance_of(stage, config, facts, parents, manifests["train"])
+def train_and_publish(work: Work, place: Folder, parent_run: str | None, side_by_side: int) -> Artifact:
+    """Train the stage in its MLflow run, with its checkpoints in `place`, and publish what it made."""
+    stage, config, facts = work.stage, work.config, work.facts
+    provenance = provenance_of(work)
     run_id = tracking.start_stage(
-        parent_run, stage.name, key, run_params(facts), code_tag(stage.name), experiment=config.experiment
+        parent_run, stage.name, work.key, run_params(facts), code_tag(stage.name), experiment=config.experiment
     )
     with tracking.ending(run_id):
-        registry.log_parents(run_id, parents)
+        registry.log_parents(run_id, work.parents)
         job = Job(
-            stage=stage.name, config=config, name=f"{stage.name}-{key}", place=place,
-            train=manifests["train"], val=manifests["val"],
-            components=parent_components(stage, parents, config.output), provenance=provenance,
-            lpips=ray.put(lpips[1]) if "lpips_weights" in stage.reads else None,
+            stage=stage.name, config=config, name=f"{stage.name}-{work.key}", place=place,
+            train=work.manifests["train"], val=work.manifests["val"],
+            components=parent_components(stage, work.parents, config.output), provenance=provenance,
+            lpips=ray.put(work.lpips[1]) if "lpips_weights" in stage.reads else None,
             threads=config.compute.threads or threads(config.compute, side_by_side),
         )  # fmt: skip
         result = fit(job, Reports(run_id, stage.settings(config).steps, place))
@@ -146,9 +126,7 @@ def train_stage(
             )
 
 
-def provenance_of(
-    stage: Stage, config: Config, facts: Mapping[str, object], parents: Mapping[str, Artifact], manifest: Manifest
-) -> dict:
+def provenance_of(work: Work) -> dict:
     """Where an artifact comes from: settings, code, data, parents by run id and sha256, versions; where it holds a
     discriminator, the names of its classes 1..K, too."""
     try:
@@ -157,11 +135,12 @@ def provenance_of(
     except OSError:
         commit = ""
     packages = ("torch", "ray", "mlflow", "lpips", "numpy")
-    labelled = {"classes": list(manifest.class_names)} if "discriminator" in stage.publishes else {}
-    return dict(facts) | labelled | {
-        "key": stage_key(facts),
+    names = list(work.manifests["train"].class_names)
+    labelled = {"classes": names} if "discriminator" in work.stage.publishes else {}
+    return work.facts | labelled | {
+        "key": work.key,
         "commit": commit,
-        "parents": {name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in parents.items()},
+        "parents": {name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in work.parents.items()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
 
@@ -202,7 +181,7 @@ def local_copy(artifact: Artifact, store: str) -> Path:
     return registry.fetch(artifact.uri, folder, artifact.sha256)
 
 
-def outcome(stage: Stage, artifact: Artifact, store: str, *, reused: bool) -> Outcome:
-    folder = local_copy(artifact, store)
+def outcome(work: Work, artifact: Artifact, *, reused: bool) -> Outcome:
+    folder = local_copy(artifact, work.config.output)
     provenance = json.loads((folder / "provenance.json").read_text())
-    return Outcome(stage=stage.name, artifact=artifact, folder=folder, reused=reused, provenance=provenance)
+    return Outcome(stage=work.stage.name, artifact=artifact, folder=folder, reused=reused, provenance=provenance)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -120,40 +121,53 @@ def main(preset: str, config: Pipeline) -> None:
 def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, pool: ThreadPoolExecutor) -> list[dict]:
     """One summary row per wanted stage. Independent stages overlap when the cluster can place both."""
     from jobs import cluster, evaluate
-    from jobs.run import reuse_stage, run_stage
+    from jobs.run import Work, reuse_stage, train_stage
 
-    first = STAGES.index(config.start)
     done: dict[str, Any] = {}  # Outcome, or evaluation's facts
     walls: dict[str, float] = {}
 
-    def timed(name: str, work: Callable[..., Any], **more: Any) -> Any:
+    def work_of(name: str) -> Work:
+        stage = load_stage(name)
+        parents = {p: done[p].artifact for p in stage.parents}
+        return Work(stage=stage, config=config, parents=parents, manifests=manifests, lpips=lpips)
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
         began = time.perf_counter()
-        if name == "evaluate":
-            result = evaluate.run(config, done["orp"].artifact, manifests["val"], parent_run=run_id)
-        else:
-            parents = {p: done[p].artifact for p in load_stage(name).parents}
-            result = work(name, config, parents=parents, manifests=manifests, lpips=lpips, parent_run=run_id, **more)
+        result = call()
         walls[name] = time.perf_counter() - began
         return result
 
     rows = []
     for group in GROUPS:
         names = [n for n in group if n in config.wanted]
-        trained, size = [n for n in names if n != "evaluate"], 1  # evaluation starts Ray by itself, if it must
-        done |= {n: found for n in trained if (found := timed(n, reuse_stage))}
-        if any(n not in done for n in trained):
+        works, size = {n: work_of(n) for n in names if n != "evaluate"}, 1
+        done |= {n: found for n, w in works.items() if (found := timed(n, partial(reuse_stage, w, run_id)))}
+        if missing := [n for n in works if n not in done]:  # evaluation starts Ray by itself, if it must
+            check_may_train(missing, config.start)
             cluster.start_ray()
             cluster.check_resources(config.compute)
             size = min(len(names), 2, cluster.stages_side_by_side(config.compute))
         for part in (names[i : i + size] for i in range(0, len(names), size)):
-            futures = {
-                n: pool.submit(timed, n, run_stage, side_by_side=len(part), may_train=STAGES.index(n) >= first)
-                for n in part if n not in done
-            }  # fmt: skip
+            calls: dict[str, Callable[[], Any]] = {
+                n: partial(train_stage, works[n], run_id, len(part)) for n in part if n in missing
+            }
+            if "evaluate" in part:
+                orp, val = done["orp"].artifact, manifests["val"]
+                calls["evaluate"] = partial(evaluate.run, config, orp, val, parent_run=run_id)
+            futures = {n: pool.submit(timed, n, call) for n, call in calls.items()}
             wait(futures.values())
             done |= {n: f.result() for n, f in futures.items()}
         rows += [row_of(n, done[n]) | {"wall_s": walls[n]} for n in names]
     return rows
+
+
+def check_may_train(missing: Sequence[str], start: str) -> None:
+    """Raise ValueError for a stage that is not finished and comes before the one to start from."""
+    for name in missing:
+        if STAGES.index(name) < STAGES.index(start):
+            raise ValueError(
+                f"{name} is not finished with this configuration, code and data; start --from {name} or earlier"
+            )
 
 
 def in_background(work: Callable[[], T]) -> "Future[T]":

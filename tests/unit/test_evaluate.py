@@ -14,6 +14,7 @@ from jobs import evaluate_tables as tables
 from jobs import run as stage_run
 from jobs.config import EvaluateConfig
 from jobs.evaluate_parts import Coder, Parts, first_readable, of_folders
+from jobs.stage import load_stage
 from tests.codec_models import tiny_model
 
 ALPHAS = (0.0, 0.5, 1.0)
@@ -259,7 +260,7 @@ def test_best_is_judged_by_the_backbone_too(monkeypatch, tmp_path):
     (tmp_path / "provenance.json").write_text(json.dumps({"metrics": {"val/lpips": 0.3}}))
     for lpips in ("random", "alexnet.pth"):
         stage_run.publish(
-            stage_run.load_stage("gan"), "run", tmp_path, {"key": "", "config": {}, "lpips": lpips}, "data"
+            load_stage("gan"), "run", tmp_path, {"key": "", "config": {}, "lpips": lpips}, "data"
         )
     assert bases == ["data random", "data alexnet.pth"]
 
