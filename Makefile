@@ -1,7 +1,7 @@
 # Every target sets itself up: needs Python 3.11+ with pip, make and a C++ compiler (compressai's source build on Python 3.12+).
 #   make demo     train the tiny preset, all stages, on two CPU cores      (DEMO_ARGS="..." goes to pipelines/full.py)
 #   make test     the default tests                                        (TEST_ARGS="..." goes to pytest)
-#   make test-faults    kill, cut and fill things under running stages, also on three hosts: 40 minutes
+#   make test-faults    kill, cut and fill things under running stages, also on three hosts: an hour
 #   make bench    the benchmarks, and their table                          (BENCH_ARGS="steps --keep", BENCH_ARGS=--table)
 #   make lint | lock | clean | help
 

@@ -26,6 +26,8 @@ from jobs.config import ComputeConfig
 log = logging.getLogger(__name__)
 
 AUTHENTICATION = "ray._private.authentication.authentication_token_setup"  # Ray's logger of that
+LEAVE_S = 20.0
+"""How long Ray's end waits for stages that are still running."""
 BUSY = "Ray did not start within the 30 s that it gives itself: this machine is too busy"
 
 
@@ -44,6 +46,7 @@ def start_ray() -> None:
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Ray Train's workers could not use those
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # for the dashboard, which does not run
     log.info("%s Ray", "joining" if os.environ.get("RAY_ADDRESS") else "starting")
     logging.getLogger(AUTHENTICATION).addFilter(_not_enabled)
     try:
@@ -202,7 +205,7 @@ def threads(compute: ComputeConfig, side_by_side: int) -> int:
 
 
 stopping = threading.Event()
-"""Set when the program was told to stop."""
+"""Set when the program was told to stop, or a stage failed."""
 _running: list[Callable[[], None]] = []
 
 
@@ -218,6 +221,23 @@ def stoppable(ask: Callable[[], None]) -> Iterator[None]:
         _running.remove(ask)
 
 
+def leave() -> None:
+    """End what runs beside a failed stage, and shut Ray down.
+
+    In this order: a thread that waits in `ray.get` while Ray shuts down may spin there for ever after.
+    """
+    stopping.set()
+    deadline = time.monotonic() + LEAVE_S
+    while _running and ray.is_initialized() and time.monotonic() < deadline:
+        worker: Any = ray._private.worker.global_worker  # its types forget the core
+        for actor in ray._private.state.actors().values():
+            ours = actor["JobID"] == worker.current_job_id.hex() and actor["ActorClassName"] == "TrainController"
+            if ours and actor["State"] != "DEAD":
+                worker.core_worker.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
+        time.sleep(0.1)
+    ray.shutdown()
+
+
 class interruptible:
     """Ctrl-C and SIGTERM (`ray job stop`, a spot node's notice) end a run: Ray stops, MLflow's runs end as KILLED.
 
@@ -229,6 +249,7 @@ class interruptible:
         self.grace_s, self.over = grace_s, threading.Event()
 
     def __enter__(self) -> None:
+        stopping.clear()
         self.before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _stop(self, number: int, _) -> None:
@@ -253,6 +274,6 @@ class interruptible:
             if issubclass(kind, KeyboardInterrupt):
                 tracking.interrupted.set()
                 error.args = ("the same command goes on from the last checkpoint",)
-            ray.shutdown()  # ends what runs beside the failed stage, too
+            leave()
         for number, handler in self.before.items():
             signal.signal(number, handler)

@@ -236,7 +236,9 @@ def fit_again(trainer: Trainer, max_failures: int) -> ray.train.Result:
         try:
             return trainer.fit()
         except ray.exceptions.ActorDiedError as e:
-            if failure == max_failures or cluster.stopping.is_set() or tracking.interrupted.is_set():
+            if cluster.stopping.is_set() or tracking.interrupted.is_set():
+                raise KeyboardInterrupt from e
+            if failure == max_failures:
                 raise
             log.warning("Ray Train's controller died (%s): going on from the last checkpoint", str(e).splitlines()[0])
             cluster.release_reserved(e.actor_id)

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from jobs import tracking
 from jobs.presets import tiny
 from jobs.train import MAX_ROLLBACKS
 from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, checkpoints, curves, head
@@ -14,9 +16,9 @@ from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, checkpoints, cu
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 
 
-def with_nan(folder: Path, where: str, *args: str) -> Run:
+def with_nan(folder: Path, where: str, *args: str, **run: str) -> Run:
     paths = f"{Path(__file__).parent / 'inject'}{os.pathsep}{ROOT}"
-    return Run(folder, *ARGS, *args, PYTHONPATH=paths, INJECT_NAN=where, INJECT_FOLDER=str(folder))
+    return Run(folder, *ARGS, *args, PYTHONPATH=paths, INJECT_NAN=where, INJECT_FOLDER=str(folder), **run)
 
 
 def last_line(run: Run) -> str:
@@ -32,6 +34,18 @@ def test_a_loss_that_is_not_finite_stops_the_stage_at_once(tmp_path):
         assert run.committed() == EVERY
 
 
+def test_a_stage_that_fails_ends_the_one_beside_it(tmp_path, monkeypatch):
+    with with_nan(tmp_path, "3", command=f"{ROOT}/pipelines/full.py tiny") as run:
+        assert run.end() == 2
+        assert last_line(run).startswith("error: segmentation step 3, rank 0: non-finite seg"), run.text()
+        assert not psutil.wait_procs(run.family.values(), timeout=20)[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    runs = tracking.client().search_runs([tracking.experiment_id()])
+    statuses = {run.data.tags.get("egic.stage", "pipeline"): run.info.status for run in runs}
+    assert statuses == {"pipeline": "FAILED", "segmentation": "FAILED", "mse-codec": "KILLED"}
+    assert not list(tmp_path.glob("outputs/checkpoints/*/lease.json"))
+
+
 def test_rollback_goes_on_with_half_the_learning_rate(tmp_path, monkeypatch):
     with with_nan(tmp_path, f"{EVERY + 7}", "--on-nan", "rollback") as run:
         assert run.end() == 0, run.text()
@@ -43,8 +57,6 @@ def test_rollback_goes_on_with_half_the_learning_rate(tmp_path, monkeypatch):
 
 
 def learning_rates(folder: Path, monkeypatch) -> dict[int, float]:
-    from jobs import tracking
-
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     client = tracking.client()
     (run,) = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")

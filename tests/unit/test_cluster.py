@@ -209,6 +209,64 @@ def test_the_first_signal_asks_for_a_checkpoint_and_the_second_ends(number, monk
     assert said == ["stopping, with a checkpoint first; Ctrl-C again stops at once"] * (number == signal.SIGINT)
 
 
+def test_ray_ends_when_nobody_waits_for_it_any_more(monkeypatch):
+    """A stage fails while another one, in its thread, waits for its controller."""
+    mine, alive = "01000000", {"ours": threading.Event()}
+    actors = [("ours", mine, "ALIVE"), ("gone", mine, "DEAD"), ("another's", "02000000", "ALIVE")]
+    table = {
+        name: {"ActorID": name, "JobID": job, "ActorClassName": "TrainController", "State": state}
+        for name, job, state in actors
+    }
+    order = []
+
+    def kill(actor: str, no_restart: bool) -> None:
+        order.append(actor)
+        alive[actor].set()
+
+    core = SimpleNamespace(kill_actor=kill)
+    worker = SimpleNamespace(current_job_id=SimpleNamespace(hex=lambda: mine), core_worker=core)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster.ray, "ActorID", SimpleNamespace(from_hex=str))
+    monkeypatch.setattr(cluster.ray._private.state, "actors", lambda: table)
+    monkeypatch.setattr(cluster.ray._private.worker, "global_worker", worker)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: order.append("shutdown"))
+    started = threading.Event()
+
+    def stage() -> None:
+        with cluster.stoppable(lambda: None):
+            started.set()
+            alive["ours"].wait(20)
+            table["ours"]["State"] = "DEAD"
+            order.append("stage ended")
+
+    beside = threading.Thread(target=stage)
+    with pytest.raises(ValueError, match="as it must"), cluster.interruptible():
+        beside.start()
+        started.wait(10)
+        raise ValueError("as it must")
+    beside.join()
+    assert sorted(set(order)) == ["ours", "shutdown", "stage ended"] and order[-1] == "shutdown"
+    with cluster.interruptible(), cluster.stoppable(lambda: None):  # the next run may go on
+        pass
+
+
+@pytest.mark.parametrize("told, error", [(False, train.ray.exceptions.ActorDiedError), (True, KeyboardInterrupt)])
+def test_a_controller_that_dies_while_the_run_ends_is_not_started_again(told, error, monkeypatch):
+    tries = []
+
+    def fit():
+        tries.append(1)
+        raise train.ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(cluster, "stopping", threading.Event())
+    monkeypatch.setattr(train.cluster, "release_reserved", lambda actor: None)
+    if told:
+        cluster.stopping.set()
+    with pytest.raises(error):
+        train.fit_again(SimpleNamespace(fit=fit), max_failures=2)
+    assert len(tries) == (1 if told else 3)
+
+
 def test_ray_train_leaves_ctrl_c_alone():
     """Its own handler ends the program with status 1 and no word."""
     before = signal.getsignal(signal.SIGINT)
