@@ -5,6 +5,7 @@ Curves are in jobs/metric_log.py, artifacts and the model registry in jobs/regis
 """
 
 import dataclasses
+import fcntl
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -81,9 +82,22 @@ def client() -> "MlflowClient":
     if path and not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would try for 100 s
         raise ValueError(f"cannot write the MLflow store {path}; set MLFLOW_TRACKING_URI to one that can be written")
     try:
-        return module.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        with _alone(path.parent) if path else nullcontext():
+            return module.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except Exception as error:
         raise ValueError(f"cannot open the MLflow store {shown_uri()} ({error}); set MLFLOW_TRACKING_URI") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process, and one thread of it, at a time: two that made a database at once would stumble over its tables."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_server(uri: str) -> None:

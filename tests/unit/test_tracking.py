@@ -99,6 +99,26 @@ def test_folder_that_does_not_exist_is_a_clear_error(tmp_path, monkeypatch):
         tracking.client()
 
 
+def test_a_database_is_made_by_one_at_a_time(tmp_path, monkeypatch):
+    """Two that make its tables at once: MLflow's own `table already exists`."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    inside, met = [], []
+
+    def make(**_) -> None:
+        inside.append(1)
+        time.sleep(0.2)
+        met.append(len(inside))
+        inside.pop()
+
+    monkeypatch.setattr(tracking.mlflow(), "MlflowClient", make)
+    threads = [threading.Thread(target=tracking.client) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert met == [1, 1, 1]
+
+
 def test_deleted_experiment_is_a_clear_error(store, experiment):
     store.delete_experiment(tracking.experiment_id(experiment))
     with pytest.raises(ValueError, match="is deleted in MLflow"):
