@@ -172,7 +172,7 @@ def text(config: Config, names: Sequence[str]) -> str:
     compute = config.compute
     rows: list[tuple[str, ...]] = [HEAD]
     disk = 0
-    log.info("taking a step of each stage without values, which needs up to a minute")
+    log.info("taking a step without values, which needs up to a minute")
     for name in names:
         if name == EVALUATE:
             rows.append((name, "-", "-", f"{config.evaluate.max_pictures:,} at most", *["-"] * 5))
