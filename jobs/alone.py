@@ -27,7 +27,8 @@ def main(name: str, argv: list[str] | None = None) -> None:
 
 def start(name: str, argv: list[str] | None) -> None:
     """Read the command line, and do what it says."""
-    told = command.read(StageConfig, argv, prog=f"python -m {MODULES[name]}", actions=(command.DRY_RUN,))
+    note = f"This command runs {name} alone: what stands below the names of other stages changes nothing."
+    told = command.read(StageConfig, argv, prog=f"python -m {MODULES[name]}", actions=(command.DRY_RUN,), note=note)
     if told.action == command.DRY_RUN:
         from jobs import dry_run
 

@@ -59,8 +59,8 @@ def start_ray() -> None:
     except Exception as e:  # Ray has no type for it, and no setting for the time
         if "timed out during startup" not in str(e):
             raise
-        ways = "give the same command again when less runs beside it, or `ray start --head` first and RAY_ADDRESS=127.0.0.1:6379"
-        raise ValueError(f"{BUSY}; {ways}") from e
+        ways = "or run `ray start --head` first and set RAY_ADDRESS=127.0.0.1:6379"
+        raise ValueError(f"{BUSY}; give the same command again when less runs beside it, {ways}") from e
     quiet_ray()
 
 

@@ -33,11 +33,13 @@ class Command(Generic[C]):
     """RUN, DRY_RUN or STATUS."""
 
 
-def read(kind: type[C], argv: Sequence[str] | None = None, *, prog: str, actions: Sequence[str] = ()) -> Command[C]:
+def read(
+    kind: type[C], argv: Sequence[str] | None = None, *, prog: str, actions: Sequence[str] = (), note: str = ""
+) -> Command[C]:
     """Read `PRESET | --config FILE`, then flags, and at most one of `actions` in place of running.
 
-    `--print-config` prints and ends the process, as `--help` does. Raises ValueError for what is wrong with a file;
-    a wrong flag ends the process with one line and status 2.
+    `note` is the last sentence above the help's options. `--print-config` prints and ends the process, as `--help`
+    does. Raises ValueError for what is wrong with a file; a wrong flag ends the process with one line and status 2.
     """
     rest = list(sys.argv[1:] if argv is None else argv)
     actions = (PRINT, *actions)
@@ -49,6 +51,7 @@ def read(kind: type[C], argv: Sequence[str] | None = None, *, prog: str, actions
     told = "; ".join(f"{name}: {HELP[name]}" for name in actions)
     about = f"--config FILE in place of PRESET takes what --print-config prints. Instead of running: {told}. "
     about += "'Default:' says where the recipe has its value from, and '(default: ...)' what you get here."
+    about = f"{about} {note}".rstrip()
     if file is None:
         presets = {name: extended(make, kind) for name, make in PRESETS.items()}
         if rest[:1] == [COMPLETION]:

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs import command
+from jobs import alone, command
 from jobs.alone import StageConfig
 from jobs.config import Config
 from jobs.config_file import field_texts, from_yaml, to_yaml
@@ -258,6 +258,13 @@ def test_a_presets_help_names_what_else_there_is(capsys):
         full_command("tiny", "--help")
     text = capsys.readouterr().out
     assert all(word in text for word in ("--dry-run", "--status", "--print-config", "--orp.batch"))
+
+
+def test_the_help_of_one_stage_says_that_it_is_one(capsys):
+    with pytest.raises(SystemExit):
+        alone.start("mse-codec", ["tiny", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "runs mse-codec alone: what stands below the names of other stages changes nothing." in text
 
 
 def test_a_wrong_flag_points_to_the_help_that_has_the_flags(capsys):

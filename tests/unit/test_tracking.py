@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from egic import cli_refs
 from jobs import metric_log, registry, reports, tracking
 from jobs.storage import Folder
 
@@ -484,6 +485,9 @@ def test_best_is_not_compared_across_metrics(store, folder, experiment):
     (folder / "codec.safetensors").write_bytes(b"other")
     second = published(folder, experiment, key="key2", name="metrics")
     assert not registry.promote_if_best("egic-metrics", second.model_version, "val/miou", 90.0, True, "a")
+    listed = dict(cli_refs.registered())
+    assert listed[f"models:/egic-metrics/{first.model_version}"].endswith(" @best")
+    assert listed[f"models:/egic-metrics/{second.model_version}"].endswith(" @latest")
 
 
 # a real server
