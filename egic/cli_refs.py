@@ -56,11 +56,9 @@ def registered() -> list[tuple[str, str]]:
             for alias, version in model.aliases.items():
                 aliases.setdefault(str(version), []).append("@" + alias)
             versions = client.search_model_versions(f"name = '{model.name}'")
-            versions = sorted(versions, key=lambda v: -int(v.version))
-            for newest in versions[:1]:  # MLflow resolves it by itself, and lists it nowhere
-                aliases.setdefault(str(newest.version), []).append("@latest")
-            for version in versions:
-                marks = " ".join(sorted(aliases.get(str(version.version), [])))
+            for place, version in enumerate(sorted(versions, key=lambda v: -int(v.version))):
+                latest = ["@latest"] if place == 0 else []  # MLflow resolves it by itself, and lists it nowhere
+                marks = " ".join(sorted(aliases.get(str(version.version), []) + latest))
                 digest = version.tags.get("egic.sha256", "")[:12]
                 rows.append((f"models:/{model.name}/{version.version}", f"{digest} {marks}".strip()))
     except mlflow.MlflowException as error:

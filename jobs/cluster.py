@@ -59,8 +59,10 @@ def start_ray() -> None:
     except Exception as e:  # Ray has no type for it, and no setting for the time
         if "timed out during startup" not in str(e):
             raise
-        ways = "or run `ray start --head` first and set RAY_ADDRESS=127.0.0.1:6379"
-        raise ValueError(f"{BUSY}; give the same command again when less runs beside it, {ways}") from e
+        raise ValueError(
+            f"{BUSY}; give the same command again when less runs beside it, or run `ray start --head` first and set "
+            "RAY_ADDRESS=127.0.0.1:6379"
+        ) from e
     quiet_ray()
 
 
@@ -229,13 +231,18 @@ def leave() -> None:
     stopping.set()
     deadline = time.monotonic() + LEAVE_S
     while _running and ray.is_initialized() and time.monotonic() < deadline:
-        worker: Any = ray._private.worker.global_worker  # its types forget the core
-        for actor in ray._private.state.actors().values():
-            ours = actor["JobID"] == worker.current_job_id.hex() and actor["ActorClassName"] == "TrainController"
-            if ours and actor["State"] != "DEAD":
-                worker.core_worker.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
+        _kill_controllers()
         time.sleep(0.1)
     ray.shutdown()
+
+
+def _kill_controllers() -> None:
+    """Of this driver's stages; Ray Train keeps their handles to itself."""
+    worker: Any = ray._private.worker.global_worker  # its types forget the core
+    for actor in ray._private.state.actors().values():
+        ours = actor["JobID"] == worker.current_job_id.hex() and actor["ActorClassName"] == "TrainController"
+        if ours and actor["State"] != "DEAD":
+            worker.core_worker.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
 
 
 class interruptible:
