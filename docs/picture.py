@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import egic
-from egic import anchors, cli_refs, metrics
+from egic.cli import model_refs
 from egic.config import parse_config
 from egic.errors import quiet, run_main
+from egic.metrics import distortion
+from egic.report import anchors
 from jobs.scenes import SceneConfig, draw_scene
 
 HEAD, GAP = 44, 8  # pixels; the page shows the picture at about a third of its size
@@ -37,7 +39,7 @@ def row(model, seed: int) -> list[tuple[str, np.ndarray]]:
     x = draw_scene(np.random.default_rng(seed), SceneConfig())[0]
     data = model.compress(x)
     found = [(f"alpha {alpha:g}: {len(data):,} bytes", model.decompress(data, alpha)) for alpha in (0.0, 0.5, 1.0)]
-    jpeg = anchors.Matcher(anchors.find(["jpeg"])[0][0], x).nearest(metrics.bpp(len(data), *x.shape[:2]))
+    jpeg = anchors.Matcher(anchors.find(["jpeg"])[0][0], x).nearest(distortion.bpp(len(data), *x.shape[:2]))
     found.append((f"JPEG: {jpeg.num_bytes:,} bytes", jpeg.picture))
     psnr = [10 * np.log10(255**2 / ((y - x.astype(float)) ** 2).mean()) for _, y in found]
     return [("original", x), *((f"{text}, {db:.1f} dB", y) for (text, y), db in zip(found, psnr, strict=True))]
@@ -58,7 +60,7 @@ def sheet(rows: list[list[tuple[str, np.ndarray]]]) -> Image.Image:
 
 def main() -> None:
     options = parse_config(Options, prog="docs/picture.py")
-    model = egic.load(cli_refs.folder_of(options.model))
+    model = egic.load(model_refs.folder_of(options.model))
     sheet([row(model, seed) for seed in options.seeds]).save(options.out, quality=options.quality)
     print(f"{options.out}: {options.out.stat().st_size:,} bytes")
 

@@ -7,7 +7,7 @@
     data = model.compress(Image.open("photo.png"))  # or uint8 (H, W, 3) -> the bytes of an .egic file
     picture = model.decompress(data, alpha=0.5)  # uint8 (H, W, 3); alpha 0 most faithful, 1 most realistic
 
-A picture, file or model that cannot be used is a ValueError; a bad file is a BitstreamError (`egic.bitstream`).
+A picture, file or model that cannot be used is a ValueError; a bad file is a BitstreamError (`egic.coding.bitstream`).
 Modules are one idea each: `model` (the above); `codec`, `orp`, `discriminator`, `losses`, `steps` (networks, and how
 they are trained); `coding`, `bitstream` (files); `quality`, `sets` (measures); `checkpoint` (artifacts).
 """

@@ -1,5 +1,5 @@
 """`python -m egic`: the same as the console script `egic`."""
 
-from egic.cli import main
+from egic.cli.main import main
 
 raise SystemExit(main())

@@ -7,12 +7,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from egic import bitstream, checkpoint
-from egic.bitstream import BitstreamError, Header
-from egic.codec import Codec
-from egic.coding import LatentCoder, identity
-from egic.metrics import to_uint8
-from egic.orp import ResidualHead, blend
+from egic import artifact
+from egic.coding import bitstream
+from egic.coding.bitstream import BitstreamError, Header
+from egic.coding.latent_coder import LatentCoder, identity
+from egic.metrics.distortion import to_uint8
+from egic.networks.codec import Codec
+from egic.networks.orp import ResidualHead, blend
 
 
 class Model:
@@ -142,8 +143,8 @@ def _as_array(image: np.ndarray | Image) -> np.ndarray:
 
 def load(folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> Model:
     """The model of an artifact folder: its codec, and its ORP head where it has one. Raises ValueError."""
-    configs = checkpoint.read_config(folder)
+    configs = artifact.read_config(folder)
     if "codec" not in configs:
         raise ValueError(f"{folder} holds no codec (only {', '.join(configs)}); name an MSE-codec, GAN or ORP model")
-    parts = checkpoint.load(folder, *(name for name in ("codec", "orp") if name in configs))
+    parts = artifact.load(folder, *(name for name in ("codec", "orp") if name in configs))
     return Model(parts["codec"], parts.get("orp"), precision).to(device)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from egic import checkpoint
+from egic.artifact import read_config
 from egic.errors import quiet, run_main
 from jobs import command, registry, storage
 from jobs.config import Config
@@ -70,7 +70,7 @@ def named_parents(stage: Stage, config: StageConfig) -> dict[str, Artifact]:
     for ref in config.init_from:
         artifact = registry.resolve(ref)
         folder = local_copy(artifact, config.output)
-        checkpoint.read_config(folder)  # says what is wrong with a folder that is no artifact
+        read_config(folder)  # says what is wrong with a folder that is no artifact
         found[registry.stage_of(folder)] = artifact
     if not found and stage.parents:
         wanted = " ".join(f"models:/egic-{p}@best" for p in stage.parents)

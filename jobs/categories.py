@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from egic import checkpoint
+from egic import artifact
 from egic.coco import CATEGORIES
-from egic.discriminator import DiscriminatorConfig
+from egic.networks.discriminator import DiscriminatorConfig
 from jobs import class_table, storage
 from jobs.config import Config
 from jobs.folders import LABEL_MAPS, PHOTOGRAPHS, kind_of
@@ -82,7 +82,7 @@ def no_labels(place: str, learners: Sequence[str]) -> str:
 
 def check_parent(config: Config, stage: str, ref: str, folder: Path) -> None:
     """Raise ValueError when a stage that learns labels would start from the discriminator of other ones."""
-    found = checkpoint.read_config(folder).get("discriminator")
+    found = artifact.read_config(folder).get("discriminator")
     wanted = config.discriminator.num_categories
     if learning_labels((stage,)) and isinstance(found, DiscriminatorConfig) and found.num_categories != wanted:
         raise ValueError(

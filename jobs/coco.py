@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from egic.coco import CATEGORIES
-from egic.images import decode_jpeg, decode_panoptic_png
+from egic.training.crops import decode_jpeg, decode_panoptic_png
 from jobs.shards import Row
 
 MAX_CLASSES = 254

@@ -3,7 +3,7 @@
     egic compare --experiment egic
 
 Evaluation's runs keep their rows, means and pictures in MLflow. Put together they are an evaluation folder again, for
-which `egic.report` draws the plots. Results on other pictures do not compare: they get a report of their own.
+which `egic.report.page` draws the plots. Results on other pictures do not compare: they get a report of their own.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from egic import evaluation
 from egic.config import parse_config
 from egic.errors import quiet
-from egic.evaluation import Evaluation
-from egic.report import write_report
+from egic.report import evaluation_folder
+from egic.report.evaluation_folder import Evaluation
+from egic.report.page import write_report
 from jobs import storage, tracking
 from jobs.evaluate_tables import CODEC, slug
 from jobs.stage import EVALUATE
@@ -105,7 +105,7 @@ def results(experiment: str, scratch: Path) -> Iterator[Result]:
             there = {f.path for f in client.list_artifacts(run.info.run_id)}
             for name in (n for n in FILES if n in there):
                 client.download_artifacts(run.info.run_id, name, str(folder))
-            found = evaluation.read(folder)
+            found = evaluation_folder.read(folder)
         except (ValueError, OSError, tracking.mlflow().MlflowException) as error:
             log.warning("run %s is left out: %s", run.info.run_id, error)
             continue
@@ -137,7 +137,7 @@ def write_together(members: Sequence[Result], folder: Path) -> list[str]:
         copy_pictures(result.found, names, folder / "pictures")
     rows.sort(key=lambda row: row["codec"] != CODEC)  # models before other codecs, as everywhere
     sets.sort(key=lambda entry: entry["codec"] != CODEC)
-    evaluation.write(folder, rows, sets)
+    evaluation_folder.write(folder, rows, sets)
     (folder / "skipped.json").write_text(json.dumps(members[0].found.skipped, indent=2) + "\n")
     return list(dict.fromkeys(row["label"] for row in rows))
 
@@ -170,14 +170,14 @@ def new_names(result: Result, seen: Collection[str], taken: Collection[str]) -> 
 
 def copy_pictures(found: Evaluation, names: Mapping[str, str], place: Path) -> None:
     """The pictures that the evaluation kept of what is in `names`, with their originals."""
-    for stem, (original, shown) in evaluation.shown(found).items():
+    for stem, (original, shown) in evaluation_folder.shown(found).items():
         for s in shown:
             if (label := names.get(s.row["label"])) is None:
                 continue
             (place / stem).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(original, place / stem / "original.png")
             if (alpha := s.row.get("alpha")) is None:
-                name = evaluation.anchor_file(label, s.row["point"])
+                name = evaluation_folder.anchor_file(label, s.row["point"])
             else:
                 name = f"{slug(label)}_alpha_{alpha:g}.png"
             shutil.copyfile(s.file, place / stem / name)

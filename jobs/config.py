@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from egic import quality, sets
-from egic.codec import CodecConfig
 from egic.config import alias
-from egic.discriminator import DiscriminatorConfig
-from egic.images import CropConfig
-from egic.steps import GanLoss
+from egic.metrics import fid_kid, quality
+from egic.networks.codec import CodecConfig
+from egic.networks.discriminator import DiscriminatorConfig
+from egic.training.crops import CropConfig
+from egic.training.steps import GanLoss
 from jobs.storage import check_spelling
 
 
@@ -139,8 +139,8 @@ class EvaluateConfig:
     """Pictures whose decoded versions are kept, and put on the sheet. Default: as many as fit on a sheet."""
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.metrics if name not in (*quality.NAMES, *sets.NAMES)]:
-            known = ", ".join((*quality.NAMES, *sets.NAMES))
+        if unknown := [name for name in self.metrics if name not in (*quality.NAMES, *fid_kid.NAMES)]:
+            known = ", ".join((*quality.NAMES, *fid_kid.NAMES))
             raise ValueError(f"evaluate.metrics has {unknown[0]}; choose from {known}")
         _check(self.shown >= 0, f"evaluate.shown is {self.shown}; give 0 or more")
         _check(len(set(self.alphas)) == len(self.alphas), f"evaluate.alphas repeat themselves: {self.alphas}")

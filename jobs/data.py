@@ -27,7 +27,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback  #
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from egic.images import CropConfig, Sample, apply_plan, plan_center_crop, plan_training_crop
+from egic.training.crops import CropConfig, Sample, apply_plan, plan_center_crop, plan_training_crop
 from jobs.shards import Manifest, read_index, read_samples
 
 Batch = dict[str, np.ndarray]

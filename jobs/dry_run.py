@@ -14,11 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from egic import attention
-from egic.codec import Codec
-from egic.discriminator import Discriminator
-from egic.perceptual import LPIPS
-from egic.steps import Batch, Nets
+from egic.metrics.perceptual import LPIPS
+from egic.networks import attention
+from egic.networks.codec import Codec
+from egic.networks.discriminator import Discriminator
+from egic.training.steps import Batch, Nets
 from jobs import loop, storage
 from jobs.categories import foretold
 from jobs.config import Config, Training

@@ -23,11 +23,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from egic import checkpoint, matched, quality, sets, weights
-from egic.anchors import find
+from egic.artifact import read_config
 from egic.config import parse_config
 from egic.errors import quiet, run_main
-from egic.report import write_report
+from egic.metrics import fid_kid, quality
+from egic.metrics import pretrained as weights
+from egic.report import matched_rates
+from egic.report.anchors import find
+from egic.report.page import write_report
 from jobs import command, lease, registry, storage, tracking
 from jobs import evaluate_tables as tables
 from jobs.config import ComputeConfig, Config, EvaluateConfig
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("jobs.evaluate")  # also as a script
 
 PACKAGES = {"lpips_alex": "lpips", "lpips_vgg": "lpips", "dists": "torchmetrics"}
-PACKAGES |= dict.fromkeys(sets.NAMES, "torch_fidelity")
+PACKAGES |= dict.fromkeys(fid_kid.NAMES, "torch_fidelity")
 SHORT = {"psnr": "psnr_db", "fid": "fid256", "kid": "kid256"}
 
 
@@ -64,8 +67,8 @@ def find_measures(config: EvaluateConfig) -> Measures:
     """
     names, sources, states = ["psnr_db"], {}, {}
     lacking: dict[str | None, str] = {}
-    for name in [n for n in (*quality.NAMES, *sets.NAMES) if n != "psnr_db" and n in (config.metrics or (n,))]:
-        network = sets.NETWORK if name in sets.NAMES else quality.NETWORK_OF.get(name)
+    for name in [n for n in (*quality.NAMES, *fid_kid.NAMES) if n != "psnr_db" and n in (config.metrics or (n,))]:
+        network = fid_kid.NETWORK if name in fid_kid.NAMES else quality.NETWORK_OF.get(name)
         try:
             if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
                 raise ValueError(f"the package {PACKAGES[name]} is not installed: pip install 'egic[train]'")
@@ -81,14 +84,14 @@ def find_measures(config: EvaluateConfig) -> Measures:
             log.warning("%s is left out: %s", name, error)
         else:
             names.append(name)
-    used = {n: sources[k] for n in names if (k := sets.NETWORK if n in sets.NAMES else quality.NETWORK_OF.get(n))}
+    used = {n: sources[k] for n in names if (k := fid_kid.NETWORK if n in fid_kid.NAMES else quality.NETWORK_OF.get(n))}
     return Measures(names=tuple(names), sources=used, states=states)
 
 
 def lacking_networks(config: EvaluateConfig) -> list[str]:
     """Networks of the measures asked for whose weights are not on this machine, so that they would be downloaded."""
-    names = config.metrics or (*quality.NAMES, *sets.NAMES)
-    wanted = {sets.NETWORK if n in sets.NAMES else quality.NETWORK_OF.get(n) for n in names}
+    names = config.metrics or (*quality.NAMES, *fid_kid.NAMES)
+    wanted = {fid_kid.NETWORK if n in fid_kid.NAMES else quality.NETWORK_OF.get(n) for n in names}
     return sorted(n for n in wanted if n and weights.on_disk(n, config.weights) is None)
 
 
@@ -131,7 +134,9 @@ class Worker:
                     Path(folder, name).write_bytes(content)
                 models[digest] = load(folder, device)
         given = ray.get(states)
-        features = sets.Features(given[sets.NETWORK], device) if any(n in measured for n in sets.NAMES) else None
+        features = (
+            fid_kid.Features(given[fid_kid.NETWORK], device) if any(n in measured for n in fid_kid.NAMES) else None
+        )
         measures = quality.Quality([n for n in quality.NAMES if n in measured], given, device)
         self.pictures = coder.pop("pictures")
         self.coder = Coder(models=models, quality=measures, features=features, **coder)
@@ -304,7 +309,7 @@ def add_anchors(job: Job, folder: Path, measures: Measures) -> None:
     """Rows of other codecs at the models' rates, made here: they take CPUs, and no network but the measures'."""
     by_name = {p.name: p for p in job.pictures}
     measure = quality.Quality([n for n in quality.NAMES if n in measures.names], measures.states)
-    matched.add(folder, lambda name: by_name[name].read(job.manifest), job.anchors, measure, told=log.info)
+    matched_rates.add(folder, lambda name: by_name[name].read(job.manifest), job.anchors, measure, told=log.info)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,7 +395,7 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
     storage.check(output, writable=True)
     models = {ref: registry.resolve(ref) for ref in config.model}
     for ref, artifact in models.items():
-        if "codec" not in checkpoint.read_config(local_copy(artifact, output)):
+        if "codec" not in read_config(local_copy(artifact, output)):
             raise ValueError(f"--model {ref} holds no codec; name an MSE-codec, GAN or ORP model")
     if config.images:
         pictures, skipped = of_folders(config.images)

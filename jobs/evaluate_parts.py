@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from egic import pictures
-from egic.images import decode_jpeg
+from egic.metrics.fid_kid import Features
+from egic.metrics.quality import Quality
 from egic.model import Model, as_bytes
-from egic.orp import blend
-from egic.quality import Quality
-from egic.sets import Features
+from egic.networks.orp import blend
+from egic.training.crops import decode_jpeg
 from jobs import storage
 from jobs.shards import Manifest, read_index, read_samples
 

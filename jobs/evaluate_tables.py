@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from egic import metrics, panels, pictures, quality, sets
+from egic import pictures
+from egic.metrics import distortion, fid_kid, quality
+from egic.report import panels
 from jobs import storage
 from jobs.evaluate_parts import ORIGINAL, Parts, Picture
 
@@ -34,7 +36,7 @@ def rows_table(parts: Parts, models: Mapping[str, str], listed: Sequence[Picture
             part = parts.read(digest, picture)
             assert part is not None  # finished, as promised
             size = {name: part[name] for name in ("height", "width", "bytes", "encode_s", "decode_s")}
-            size["bpp"] = metrics.bpp(part["bytes"], part["height"], part["width"])
+            size["bpp"] = distortion.bpp(part["bytes"], part["height"], part["width"])
             for point in sorted(part["points"], key=lambda p: p["alpha"]):
                 what = {"label": label, "codec": CODEC, "point": f"alpha {point['alpha']:g}", "name": picture.name}
                 rows.append(dict.fromkeys(SCHEMA.names) | what | size | point | {"model_digest": digest})
@@ -44,22 +46,22 @@ def rows_table(parts: Parts, models: Mapping[str, str], listed: Sequence[Picture
 def set_rows(table: pa.Table, parts: Parts, listed: Sequence[Picture], names: Sequence[str]) -> list[dict]:
     """One entry per label and alpha: means over pictures, and the set measures that `names` asks for."""
     by_name, found = {p.name: p for p in listed}, []
-    measured = any(name in names for name in sets.NAMES)
+    measured = any(name in names for name in fid_kid.NAMES)
     used = [by_name[name] for name in sorted(set(table["name"].to_pylist()))]
     original = np.concatenate([parts.features(ORIGINAL, p) for p in used]) if measured else None
     rows = table.to_pylist()
     for label, alpha in sorted({(row["label"], row["alpha"]) for row in rows}):
         of_set = [row for row in rows if (row["label"], row["alpha"]) == (label, alpha)]
-        num_patches = sum(len(sets.corners(row["height"], row["width"])) for row in of_set)
+        num_patches = sum(len(fid_kid.corners(row["height"], row["width"])) for row in of_set)
         entry = {"label": label, "codec": CODEC, "point": of_set[0]["point"], "alpha": alpha}
         entry |= {"num_pictures": len(of_set)}
         entry |= {name: mean([row[name] for row in of_set]) for name in ("bpp", *quality.NAMES)}
-        entry |= dict.fromkeys(sets.NAMES)
+        entry |= dict.fromkeys(fid_kid.NAMES)
         if measured:
             digest = of_set[0]["model_digest"]
             decoded = np.concatenate([parts.features(digest, by_name[row["name"]], alpha) for row in of_set])
-            entry |= {name: getattr(sets, name)(decoded, original) for name in sets.NAMES if name in names}
-        found.append(entry | {"num_patches": num_patches, "reliable": num_patches >= sets.RELIABLE_PATCHES})
+            entry |= {name: getattr(fid_kid, name)(decoded, original) for name in fid_kid.NAMES if name in names}
+        found.append(entry | {"num_patches": num_patches, "reliable": num_patches >= fid_kid.RELIABLE_PATCHES})
     return found
 
 
@@ -80,7 +82,7 @@ def summarise(table: pa.Table, found: Sequence[Mapping]) -> dict[str, float]:
             if (value := mean([r[name] for r in of_label])) is not None:
                 summary[prefix + name] = value
         for entry in (e for e in found if e["label"] == label):
-            for name in (*quality.NAMES, *sets.NAMES):
+            for name in (*quality.NAMES, *fid_kid.NAMES):
                 if entry[name] is not None:
                     summary[f"{prefix}{name}_alpha_{entry['alpha']:g}"] = entry[name]
     return summary
@@ -95,7 +97,7 @@ def curve_rows(found: Sequence[Mapping]) -> list[dict[str, float]]:
     rows = []
     for entry in sorted(found, key=lambda e: e["alpha"]):
         prefix = f"rd/{slug(entry['label'])}/" if several else "rd/"
-        measured = {n: entry[n] for n in ("bpp", *quality.NAMES, *sets.NAMES) if entry[n] is not None}
+        measured = {n: entry[n] for n in ("bpp", *quality.NAMES, *fid_kid.NAMES) if entry[n] is not None}
         rows.append({"step": round(100 * entry["alpha"])} | {prefix + name: v for name, v in measured.items()})
     return rows
 
@@ -133,17 +135,17 @@ def text(found: Sequence[Mapping]) -> str:
     """The sets as an aligned table of what was measured, with a line about figures that are unreliable."""
     names = [name for name in COLUMNS if any(entry[name] is not None for entry in found)]
     lines = [("model", "point", "pictures", *names)]
-    doubtful = {e["num_patches"] for e in found if not e["reliable"] and any(e[n] is not None for n in sets.NAMES)}
+    doubtful = {e["num_patches"] for e in found if not e["reliable"] and any(e[n] is not None for n in fid_kid.NAMES)}
     for entry in found:
         cells = []
         for name in names:
             cell = "-" if entry[name] is None else format(entry[name], COLUMNS[name])
-            doubt = name in sets.NAMES and entry[name] is not None and not entry["reliable"]
+            doubt = name in fid_kid.NAMES and entry[name] is not None and not entry["reliable"]
             cells.append(cell + "*" * doubt)
         lines.append((entry["label"], entry["point"], str(entry["num_pictures"]), *cells))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     table = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     if doubtful:
         count = " or ".join(map(str, sorted(doubtful)))
-        table.append(f"* unreliable: of {count} patches; FID and KID need {sets.RELIABLE_PATCHES}")
+        table.append(f"* unreliable: of {count} patches; FID and KID need {fid_kid.RELIABLE_PATCHES}")
     return "\n".join(table)

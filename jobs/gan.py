@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from egic import losses, metrics, panels, steps
-from egic.steps import Batch, Nets
+from egic.metrics import distortion
+from egic.report import panels
+from egic.training import losses, steps
+from egic.training.steps import Batch, Nets
 from jobs.config import Config
 from jobs.segmentation import as_image
 from jobs.stage import Components, Stage, means
@@ -33,10 +35,10 @@ def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
         coded = nets.codec(batch.x)
         logits = nets.discriminator(coded.x_hat, coded.y_hat)
         lpips = nets.lpips(coded.x_hat, batch.x)
-    x, n = metrics.to_uint8(batch.x), len(batch.position)
+    x, n = distortion.to_uint8(batch.x), len(batch.position)
     return {
         "count": torch.tensor(n, device=x.device),
-        "psnr_db": metrics.psnr_db(metrics.to_uint8(coded.x_hat), x).sum(),
+        "psnr_db": distortion.psnr_db(distortion.to_uint8(coded.x_hat), x).sum(),
         "lpips": lpips * n,
         "bpp": coded.bits.sum() / (x.shape[2] * x.shape[3]),
         "seg": losses.seg(logits, batch.label, batch.weight) * n,

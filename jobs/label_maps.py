@@ -23,7 +23,7 @@ import numpy as np
 from scipy import ndimage
 
 from egic import pictures
-from egic.images import decode_label_png
+from egic.training.crops import decode_label_png
 from jobs.class_table import ClassTable, Pattern
 from jobs.coco import MAX_SEGMENTS, Tree, index_ids
 from jobs.photographs import Bad, choose, counts_for, digest, list_files, read_bytes, read_picture

@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from egic import checkpoint
-from egic.discriminator import Block
-from egic.steps import Batch, Nets, NonFiniteError
-from egic.swin import SwinBlock
-from egic.transforms import PatchMerging, PatchSplitting
+from egic import artifact
+from egic.networks.discriminator import Block
+from egic.networks.swin import SwinBlock
+from egic.networks.transforms import PatchMerging, PatchSplitting
+from egic.training.steps import Batch, Nets, NonFiniteError
 from jobs.config import Config, Training
 from jobs.queued import QueuedSteps, cuda_graph, uncaptured
 from jobs.shards import file_sha256
@@ -470,6 +470,6 @@ def finish_interval(
                 parts = {name: getattr(state.nets, name) for name in stage.publishes}
                 facts = {"steps": state.step, "batch": settings.batch, "metrics": row}
                 facts |= {"time_s": state.time_s, "validation_s": state.validation_s}
-                checkpoint.save(folder / "artifact", parts, provenance | facts)
+                artifact.save(folder / "artifact", parts, provenance | facts)
 
     session.report({"step": state.step, "rows": unsent + rows, "pictures": sorted(pictures)}, write)

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from egic import metrics, panels, steps
-from egic.codec import Codec
-from egic.steps import Batch, Nets
+from egic.metrics import distortion
+from egic.networks.codec import Codec
+from egic.report import panels
+from egic.training import steps
+from egic.training.steps import Batch, Nets
 from jobs.config import Config
 from jobs.segmentation import as_image
 from jobs.stage import Components, Stage, means
@@ -26,12 +28,12 @@ def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     """PSNR of 8-bit pictures, estimated bpp, and the PSNR of each crop's mean colour to compare with."""
     with nets.autocast(batch.x.device):
         coded = nets.codec(batch.x)
-    x = metrics.to_uint8(batch.x)
-    flat = metrics.to_uint8(batch.x.mean((2, 3), keepdim=True).expand_as(batch.x))
+    x = distortion.to_uint8(batch.x)
+    flat = distortion.to_uint8(batch.x.mean((2, 3), keepdim=True).expand_as(batch.x))
     return {
         "count": torch.tensor(len(batch.position), device=x.device),
-        "psnr_db": metrics.psnr_db(metrics.to_uint8(coded.x_hat), x).sum(),
-        "mean_colour_psnr_db": metrics.psnr_db(flat, x).sum(),
+        "psnr_db": distortion.psnr_db(distortion.to_uint8(coded.x_hat), x).sum(),
+        "mean_colour_psnr_db": distortion.psnr_db(flat, x).sum(),
         "bpp": coded.bits.sum() / (x.shape[2] * x.shape[3]),
     }
 

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from egic import metrics, panels, steps
-from egic.orp import ResidualHead, blend
-from egic.steps import Batch, Nets
+from egic.metrics import distortion
+from egic.networks.orp import ResidualHead, blend
+from egic.report import panels
+from egic.training import steps
+from egic.training.steps import Batch, Nets
 from jobs.config import Config
 from jobs.segmentation import as_image
 from jobs.stage import Components, Stage, means
@@ -38,11 +40,11 @@ def both(nets: Nets, x: Tensor) -> tuple[Tensor, Tensor]:
 def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     """PSNR at alpha 0 and 1."""
     x_gan, x_mse = both(nets, batch.x)
-    x = metrics.to_uint8(batch.x)
+    x = distortion.to_uint8(batch.x)
     return {
         "count": torch.tensor(len(batch.position), device=x.device),
-        "psnr_db": metrics.psnr_db(metrics.to_uint8(x_mse), x).sum(),
-        "psnr_db_alpha1": metrics.psnr_db(metrics.to_uint8(x_gan), x).sum(),
+        "psnr_db": distortion.psnr_db(distortion.to_uint8(x_mse), x).sum(),
+        "psnr_db_alpha1": distortion.psnr_db(distortion.to_uint8(x_gan), x).sum(),
     }
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from egic import pictures
-from egic.images import MAX_PIXELS, decode_jpeg
+from egic.training.crops import MAX_PIXELS, decode_jpeg
 from jobs.coco import Tree
 from jobs.shards import Row
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from egic.codec import CodecConfig
-from egic.images import CropConfig
+from egic.networks.codec import CodecConfig
+from egic.training.crops import CropConfig
 from jobs.config import ComputeConfig, Config, EvaluateConfig, GanConfig, MseCodecConfig, OrpConfig, SegmentationConfig
 
 C = TypeVar("C", bound=Config)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from egic.steps import Batch, Nets, not_finite
+from egic.training.steps import Batch, Nets, not_finite
 from jobs.config import Config
 from jobs.stage import Stage
 

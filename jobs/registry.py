@@ -1,6 +1,6 @@
 """What a stage leaves behind: published to MLflow as a logged model and registered version, found again, fetched.
 
-An artifact is a folder of safetensors and JSON (egic/checkpoint.py), never a pickle, and is named by its sha256: what
+An artifact is a folder of safetensors and JSON (egic/artifact.py), never a pickle, and is named by its sha256: what
 is fetched is checked against it. `models:/egic-gan@latest` is the newest version, which MLflow works out itself (the
 alias name is reserved); `@best` is set by `promote_if_best`. `python -m jobs.registry FOLDER` registers a
 folder from elsewhere.
@@ -188,7 +188,7 @@ def resolve(ref: str, *, digest: Digest | None = None) -> Artifact:
     """The artifact that `ref` names now: a local folder, `models:/egic-gan@latest`, `@best`, `models:/egic-gan/3`,
     `models:/m-...` or `runs:/RUN_ID`. Raises ValueError when there is none.
 
-    `digest` gives the sha256 of a folder; default `egic.checkpoint.digest`.
+    `digest` gives the sha256 of a folder; default `egic.artifact.digest`.
     """
     if not ref.startswith(("models:/", "runs:/")):
         folder = Path(ref)
@@ -268,7 +268,7 @@ def checked(folder: Path, artifact: Artifact, digest: Digest | None) -> Path:
 
 def sha256_of(folder: Path, digest: Digest | None) -> str:
     if digest is None:
-        from egic import checkpoint  # torch takes seconds to import
+        from egic import artifact as checkpoint  # torch takes seconds to import
 
         digest = checkpoint.digest
     return digest(folder)

@@ -15,8 +15,8 @@ import ray.train
 import ray.train.torch
 from torch import Tensor
 
-from egic import checkpoint
-from egic.perceptual import find_backbone
+from egic.artifact import digest, read_config
+from egic.metrics.perceptual import find_backbone
 from jobs import lease, registry, storage, tracking
 from jobs.checkpoints import place_of
 from jobs.cluster import check_resources, check_shared, start_ray, threads
@@ -152,7 +152,7 @@ def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: str)
         folder = local_copy(artifact, store)
         content = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
         ref = ray.put(content)
-        found |= {name: ref for name in checkpoint.read_config(folder) if name in (*stage.takes, *stage.publishes)}
+        found |= {name: ref for name in read_config(folder) if name in (*stage.takes, *stage.publishes)}
     if missing := [name for name in stage.takes if name not in found]:
         raise ValueError(
             f"{stage.name} needs a {' and a '.join(missing)} to start from; give the artifacts of "
@@ -166,7 +166,7 @@ def publish(stage: Stage, run_id: str, folder: Path, provenance: dict, data_dige
     written = json.loads((folder / "provenance.json").read_text())
     basis = f"{data_digest} {provenance['lpips']}".strip()  # LPIPS of two backbones do not compare, either
     tags = {"egic.key": provenance["key"]}
-    artifact = registry.publish(run_id, folder, stage.name, checkpoint.digest(folder), provenance["config"], tags)
+    artifact = registry.publish(run_id, folder, stage.name, digest(folder), provenance["config"], tags)
     assert artifact.model_version is not None  # it was just published
     registry.promote_if_best(
         f"egic-{stage.name}", artifact.model_version, stage.headline, written["metrics"][stage.headline],

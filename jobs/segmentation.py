@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egic import losses, metrics, panels, steps
-from egic.discriminator import Discriminator
-from egic.steps import Batch, Nets
+from egic.metrics import distortion
+from egic.networks.discriminator import Discriminator
+from egic.report import panels
+from egic.training import losses, steps
+from egic.training.steps import Batch, Nets
 from jobs.config import Config
 from jobs.stage import Components, Stage
 
@@ -24,7 +26,7 @@ def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: in
 def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     with nets.autocast(batch.x.device):
         logits = nets.discriminator(batch.x).float()
-    hit, union = metrics.overlap(logits.argmax(1), batch.label, nets.discriminator.config.num_classes)
+    hit, union = distortion.overlap(logits.argmax(1), batch.label, nets.discriminator.config.num_classes)
     n = len(batch.position)
     seg = losses.seg(logits, batch.label, batch.weight) * n
     return {"count": torch.tensor(n, device=seg.device), "seg": seg, "hit": hit, "union": union}
@@ -35,7 +37,7 @@ def summarise(sums: dict[str, Tensor]) -> dict[str, float]:
     labelled = sums["union"].sum() + sums["hit"].sum()  # each labelled pixel counts as a row and as a column
     return {
         "seg": (sums["seg"] / sums["count"]).item(),
-        "miou": metrics.mean_iou(sums["hit"], sums["union"]),
+        "miou": distortion.mean_iou(sums["hit"], sums["union"]),
         "pixel_accuracy": (2 * sums["hit"].sum() / labelled.clamp_min(1)).item(),
     }
 
@@ -54,7 +56,7 @@ def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> 
 
 def as_image(x: Tensor) -> np.ndarray:
     """Float picture (3, H, W) in 0..255 -> uint8 (H, W, 3)."""
-    return metrics.to_uint8(x).permute(1, 2, 0).cpu().numpy()
+    return distortion.to_uint8(x).permute(1, 2, 0).cpu().numpy()
 
 
 STAGE = Stage(

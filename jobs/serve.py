@@ -18,7 +18,7 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from egic import checkpoint
+from egic import artifact
 from egic.model import load
 
 NAME = "egic-demo"
@@ -68,7 +68,7 @@ def replicas(folder: Path, number: int, device: str, precision: str, threads: in
 
     Every node must reach `folder` under the same path. Raises ValueError for what the cluster can never place.
     """
-    if "codec" not in checkpoint.read_config(folder):
+    if "codec" not in artifact.read_config(folder):
         raise ValueError(f"{folder} holds no codec; name an MSE-codec, GAN or ORP model")
     ours = not ray.is_initialized()
     if ours:

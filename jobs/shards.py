@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from egic.images import Sample
+from egic.training.crops import Sample
 from jobs import storage
 
 FORMAT = 1
@@ -62,7 +62,7 @@ class Row:
     file_name: str
     jpeg: bytes
     segments: np.ndarray
-    """(H, W) uint8, or uint16 beyond 255 segments; see `egic.images.Sample`."""
+    """(H, W) uint8, or uint16 beyond 255 segments; see `egic.training.crops.Sample`."""
     segment_class: np.ndarray
     segment_thing: np.ndarray
 

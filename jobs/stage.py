@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from egic import checkpoint
-from egic.perceptual import LPIPS
-from egic.steps import Batch, Nets
+from egic import artifact
+from egic.metrics.perceptual import LPIPS
+from egic.training.steps import Batch, Nets
 from jobs.config import Config, Training
 
 MODULES = {
@@ -27,20 +27,22 @@ CODE_TAG = "egic.code"
 
 # What decides a result, beside the stage's own module: a change anywhere here retrains.
 CODE = (
-    "egic/attention.py", "egic/charm.py", "egic/codec.py", "egic/discriminator.py", "egic/entropy.py",
-    "egic/images.py", "egic/linear.py", "egic/losses.py", "egic/orp.py", "egic/perceptual.py", "egic/steps.py",
-    "egic/strips.py", "egic/swin.py", "egic/transforms.py", "jobs/config.py", "jobs/data.py", "jobs/loop.py",
-    "jobs/queued.py", "jobs/shards.py",
+    "egic/metrics/perceptual.py", "egic/networks/attention.py", "egic/networks/charm.py", "egic/networks/codec.py",
+    "egic/networks/discriminator.py", "egic/networks/entropy.py", "egic/networks/linear.py", "egic/networks/orp.py",
+    "egic/networks/swin.py", "egic/networks/tiled_inference.py", "egic/networks/transforms.py",
+    "egic/training/crops.py", "egic/training/losses.py", "egic/training/steps.py", "jobs/config.py", "jobs/data.py",
+    "jobs/loop.py", "jobs/queued.py", "jobs/shards.py",
 )  # fmt: skip
 # What evaluation reads on top: everything that turns a picture into a file and back.
 CODE_OF_FILES = (
-    "egic/bitstream.py", "egic/coding.py", "egic/metrics.py", "egic/model.py", "egic/phases.py", "egic/pictures.py",
-    "egic/quality.py", "egic/rangecoder.py", "egic/sets.py", "egic/tables.py", "egic/weights.py", "jobs/evaluate.py",
-    "jobs/evaluate_parts.py", "jobs/evaluate_tables.py",
+    "egic/coding/bitstream.py", "egic/coding/frequency_tables.py", "egic/coding/latent_coder.py",
+    "egic/coding/range_coder.py", "egic/coding/robust_rounding.py", "egic/metrics/distortion.py",
+    "egic/metrics/fid_kid.py", "egic/metrics/pretrained.py", "egic/metrics/quality.py", "egic/model.py",
+    "egic/pictures.py", "jobs/evaluate.py", "jobs/evaluate_parts.py", "jobs/evaluate_tables.py",
 )  # fmt: skip
 
 
-class Components(checkpoint.Components, total=False):
+class Components(artifact.Components, total=False):
     """What a stage starts from: networks of its parents' artifacts, and LPIPS."""
 
     lpips: LPIPS

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from egic.perceptual import ALEXNET_URL, find_backbone
+from egic.metrics.perceptual import ALEXNET_URL, find_backbone
 from jobs import checkpoints, lease, registry, storage, tracking
 from jobs.categories import foretold
 from jobs.config import Config

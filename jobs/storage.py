@@ -240,7 +240,7 @@ def working_folder(output: Place) -> Path:
     """Where local copies lie: below a local output itself, else in this machine's cache."""
     if not is_remote(output):
         return Path(output)
-    from egic.cli_refs import cache
+    from egic.cli.model_refs import cache
 
     return cache()
 

@@ -19,10 +19,10 @@ import torch.distributed as dist
 from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from egic import checkpoint
+from egic import artifact
 from egic.errors import NonFiniteError
 from egic.memory import keep_freed_memory
-from egic.perceptual import LPIPS
+from egic.metrics.perceptual import LPIPS
 from jobs import checkpoints, cluster, data, loop, tracking
 from jobs.cluster import quiet_ray
 from jobs.config import Config, Training
@@ -176,7 +176,7 @@ def train_worker(job: Job) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for file, content in ray.get(ref).items():
                 Path(folder, file).write_bytes(content)
-            components.update(checkpoint.load(Path(folder), name))
+            components.update(artifact.load(Path(folder), name))
     if job.lpips is not None:
         components["lpips"] = LPIPS(ray.get(job.lpips))
     loop.train(job.stage, job.config, components, RaySession(job), job.provenance)

@@ -70,7 +70,7 @@ def flop_per_picture(stage_name: str, config: Config, step: int) -> float:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from egic.steps import Batch
+    from egic.training.steps import Batch
     from jobs import dry_run, loop
     from jobs.stage import load_stage
 

@@ -14,12 +14,16 @@ import numpy as np
 import torch
 
 import egic
-from egic import anchors, checkpoint, cli_refs, metrics, panels, pictures, steps
+from egic import artifact, pictures
+from egic.cli import model_refs
 from egic.coco import CATEGORIES
-from egic.codec import Codec
-from egic.discriminator import Discriminator
-from egic.orp import ResidualHead
-from egic.perceptual import LPIPS
+from egic.metrics import distortion
+from egic.metrics.perceptual import LPIPS
+from egic.networks.codec import Codec
+from egic.networks.discriminator import Discriminator
+from egic.networks.orp import ResidualHead
+from egic.report import anchors, panels
+from egic.training import steps
 from jobs.presets import tiny
 from jobs.scenes import SceneConfig, draw_scene
 
@@ -43,8 +47,8 @@ torch.manual_seed(0)
 chosen = os.environ.get("EGIC_MODEL")
 if not chosen:
     new = {"codec": Codec(tiny().codec), "orp": ResidualHead(tiny().codec)}
-    checkpoint.save(FOLDER / "model", new, {"stage": "orp", "steps": 0})
-model = egic.load(cli_refs.folder_of(chosen or str(FOLDER / "model")))
+    artifact.save(FOLDER / "model", new, {"stage": "orp", "steps": 0})
+model = egic.load(model_refs.folder_of(chosen or str(FOLDER / "model")))
 print(f"{sum(p.numel() for p in model.codec.parameters()):,} parameters, {'trained' if chosen else 'untrained: grey'}")
 
 # %% [markdown]
@@ -57,7 +61,7 @@ x = pictures.read(Path(own).read_bytes())[0] if (own := os.environ.get("EGIC_PIC
 data = model.compress(x)
 (FOLDER / "picture.egic").write_bytes(data)
 decoded = {f"alpha {alpha:g}": (model.decompress(data, alpha), len(data)) for alpha in (0.0, 0.5, 1.0)}
-jpeg = anchors.Matcher(anchors.find(["jpeg"])[0][0], x).nearest(metrics.bpp(len(data), *x.shape[:2]))
+jpeg = anchors.Matcher(anchors.find(["jpeg"])[0][0], x).nearest(distortion.bpp(len(data), *x.shape[:2]))
 decoded["JPEG"] = (jpeg.picture, jpeg.num_bytes)
 psnr = {name: 10 * np.log10(255**2 / ((x_hat - x.astype(float)) ** 2).mean()) for name, (x_hat, _) in decoded.items()}
 titles = [f"original, {x.shape[1]} x {x.shape[0]}"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from egic.codec import Codec, CodecConfig
 from egic.model import Model
-from egic.orp import ResidualHead
-from egic.reference import load_reference_weights
+from egic.networks.codec import Codec, CodecConfig
+from egic.networks.orp import ResidualHead
+from egic.reference.weights import load_reference_weights
 
 TINY = CodecConfig(
     dims=(32, 32, 64, 64),

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from egic import evaluation, panels
-from egic.quality import Quality
+from egic.metrics.quality import Quality
+from egic.report import evaluation_folder, panels
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -44,7 +44,7 @@ def make(
             x_gan = x_mse + rng.normal(0, 8 + 3 * place, (*x.shape[:2], 1))
             for alpha in alphas:
                 x_hat = np.clip(x_mse + alpha * (x_gan - x_mse), 0, 255).round().astype(np.uint8)
-                (kept / f"{evaluation.slug(label)}_alpha_{alpha:g}.png").write_bytes(panels.png(x_hat))
+                (kept / f"{evaluation_folder.slug(label)}_alpha_{alpha:g}.png").write_bytes(panels.png(x_hat))
                 num_bytes = round(bpp * (1 + 0.5 * place) * x[..., 0].size / 8)
                 rows.append(
                     {
@@ -75,4 +75,4 @@ def write(folder: Path, rows: list[dict], **of_sets) -> None:
     """rows.parquet and sets.json of these rows; of_sets: what every set has, too."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
-    (folder / "sets.json").write_text(json.dumps([entry | of_sets for entry in evaluation.means(rows)]))
+    (folder / "sets.json").write_text(json.dumps([entry | of_sets for entry in evaluation_folder.means(rows)]))

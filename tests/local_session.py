@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from egic.perceptual import LPIPS
+from egic.metrics.perceptual import LPIPS
 from jobs import loop
 from jobs.categories import with_categories
 from jobs.presets import tiny
@@ -70,8 +70,8 @@ class LocalSession:
 
 def components(config, *names: str):
     """Fresh networks, the same at every call."""
-    from egic.codec import Codec
-    from egic.discriminator import Discriminator
+    from egic.networks.codec import Codec
+    from egic.networks.discriminator import Discriminator
 
     torch.manual_seed(3)
     made = {"codec": Codec(config.codec), "discriminator": Discriminator(config.discriminator), "lpips": LPIPS(None)}

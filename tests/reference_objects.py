@@ -5,17 +5,17 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from egic import reference
-from egic.discriminator import Discriminator
-from egic.reference import reference_paths
+from egic.networks.discriminator import Discriminator
+from egic.reference import weights
+from egic.reference.weights import reference_paths
 
 Arrays = dict[str, np.ndarray]
 _UNDO: dict[Callable, Callable] = {
-    reference._keep: lambda a: a,
-    reference._dense: lambda a: a.T,
-    reference._conv: lambda a: a.transpose(2, 3, 1, 0),
-    reference._signal_conv: lambda a: a.transpose(2, 3, 1, 0)[::-1, ::-1],
-    reference._gain: lambda a: a.reshape(-1),
+    weights._keep: lambda a: a,
+    weights._dense: lambda a: a.T,
+    weights._conv: lambda a: a.transpose(2, 3, 1, 0),
+    weights._signal_conv: lambda a: a.transpose(2, 3, 1, 0)[::-1, ::-1],
+    weights._gain: lambda a: a.reshape(-1),
 }
 NAMES = {
     "analysis_transform": "analysis_transform",

@@ -27,8 +27,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from egic import rangecoder  # noqa: E402
-from egic.metrics import psnr_db  # noqa: E402
+from egic.coding import range_coder  # noqa: E402
+from egic.metrics.distortion import psnr_db  # noqa: E402
 from egic.model import Model  # noqa: E402
 from tests.bench.common import commit, seconds  # noqa: E402
 from tests.bench.reference import Reference  # noqa: E402
@@ -59,8 +59,8 @@ class CoderClock:
     def __init__(self):
         self.seconds = 0.0
         for owner, names in (
-            (rangecoder.Encoder, ("encode", "bytes")),
-            (rangecoder.Decoder, ("decode", "__init__")),
+            (range_coder.Encoder, ("encode", "bytes")),
+            (range_coder.Decoder, ("decode", "__init__")),
         ):
             for name in names:
                 setattr(owner, name, self.timed(getattr(owner, name)))

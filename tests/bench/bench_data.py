@@ -33,7 +33,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from egic.images import CropConfig, plan_training_crop
+from egic.training.crops import CropConfig, plan_training_crop
 from jobs.coco import read_tree
 from jobs.data import TrainingSequence, local_stream, training_stream
 from jobs.prepare import PrepareConfig, prepare

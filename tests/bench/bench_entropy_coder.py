@@ -18,8 +18,8 @@ from compressai import ans
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from egic import phases, tables  # noqa: E402
-from egic.rangecoder import Decoder, Encoder, Tables  # noqa: E402
+from egic.coding import frequency_tables, robust_rounding  # noqa: E402
+from egic.coding.range_coder import Decoder, Encoder, Tables  # noqa: E402
 
 NUM_SYMBOLS, NUM_SLICES = 320 * 32 * 48, 10  # of a 512x768 picture
 
@@ -28,13 +28,13 @@ def symbols() -> tuple[np.ndarray, np.ndarray]:
     """Values and tables (slices, n) int32: scale indices N(11, 4), about 1 bit per symbol."""
     rng = np.random.default_rng(0)
     index = rng.normal(11, 4, NUM_SYMBOLS)
-    table = phases.table_of(index, np.zeros(NUM_SYMBOLS, int))
-    values = np.rint(rng.normal(0, tables.sigma(index.clip(0, 63)))).astype(np.int32)
+    table = robust_rounding.table_of(index, np.zeros(NUM_SYMBOLS, int))
+    values = np.rint(rng.normal(0, frequency_tables.sigma(index.clip(0, 63)))).astype(np.int32)
     return values.reshape(NUM_SLICES, -1), table.reshape(NUM_SLICES, -1)
 
 
 def ours(values: np.ndarray, table: np.ndarray) -> tuple[float, float, int]:
-    coder_tables = Tables(phases.gaussian_tables())
+    coder_tables = Tables(robust_rounding.gaussian_tables())
     start, encoder = time.perf_counter(), Encoder()
     for v, t in zip(values, table, strict=True):
         encoder.encode(v, t, coder_tables)
@@ -49,7 +49,7 @@ def ours(values: np.ndarray, table: np.ndarray) -> tuple[float, float, int]:
 def rans_tables() -> tuple[list[list[int]], list[int], list[int]]:
     """The same tables as 16-bit cumulative counts, lengths and offsets."""
     cdfs = []
-    for counts in phases.gaussian_tables():
+    for counts in robust_rounding.gaussian_tables():
         fine = np.maximum(1, np.floor(counts / counts.sum() * (2**16 - len(counts)))).astype(int)
         fine[fine.argmax()] += 2**16 - fine.sum()
         cdfs.append([0, *np.cumsum(fine).tolist()])

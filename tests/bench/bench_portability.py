@@ -18,7 +18,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from egic.bitstream import BitstreamError  # noqa: E402
+from egic.coding.bitstream import BitstreamError  # noqa: E402
 from egic.model import Model, load  # noqa: E402
 from tests.bench.common import commit, picture_files, random_crop  # noqa: E402
 from tests.codec_models import full_model  # noqa: E402

@@ -23,8 +23,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from egic.codec import Codec  # noqa: E402
-from egic.steps import Batch  # noqa: E402
+from egic.networks.codec import Codec  # noqa: E402
+from egic.training.steps import Batch  # noqa: E402
 from jobs import loop, presets  # noqa: E402
 from jobs.queued import QueuedSteps  # noqa: E402
 from jobs.stage import load_stage  # noqa: E402

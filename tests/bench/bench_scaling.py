@@ -25,9 +25,9 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from egic.coco import CATEGORIES
-from egic.codec import Codec
-from egic.discriminator import Discriminator
 from egic.memory import keep_freed_memory
+from egic.networks.codec import Codec
+from egic.networks.discriminator import Discriminator
 from jobs.categories import with_categories
 from jobs.loop import prepare_training, to_batch
 from jobs.presets import paper

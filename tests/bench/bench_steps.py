@@ -34,11 +34,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from egic.coco import CATEGORIES  # noqa: E402
-from egic.codec import Codec  # noqa: E402
-from egic.discriminator import Discriminator  # noqa: E402
 from egic.memory import keep_freed_memory  # noqa: E402
-from egic.perceptual import LPIPS  # noqa: E402
-from egic.steps import Batch  # noqa: E402
+from egic.metrics.perceptual import LPIPS  # noqa: E402
+from egic.networks.codec import Codec  # noqa: E402
+from egic.networks.discriminator import Discriminator  # noqa: E402
+from egic.training.steps import Batch  # noqa: E402
 from jobs import loop, presets  # noqa: E402
 from jobs.categories import with_categories  # noqa: E402
 from jobs.queued import WARM_UP, QueuedSteps  # noqa: E402

@@ -14,7 +14,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(include=["egic"]):
-    from egic.bitstream import BitstreamError
+    from egic.coding.bitstream import BitstreamError
     from tests.codec_models import tiny_model
 
 MODEL = tiny_model()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from egic import checkpoint, cli
+from egic import artifact
+from egic.cli import main
 from tests.codec_models import full_model, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +28,8 @@ def egic(*arguments, stdin: bytes = b"", timeout: float = 120) -> subprocess.Com
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "orp"
     tiny = tiny_model()
-    checkpoint.save(folder, {"codec": tiny.codec, "orp": tiny.orp}, {})
-    checkpoint.save(folder.with_name("mse"), {"codec": tiny.codec}, {})
+    artifact.save(folder, {"codec": tiny.codec, "orp": tiny.orp}, {})
+    artifact.save(folder.with_name("mse"), {"codec": tiny.codec}, {})
     return folder
 
 
@@ -46,7 +47,7 @@ def pictures(tmp_path) -> Path:
 def run(*arguments) -> int:
     """The command line in this process."""
     try:
-        return cli.main([str(a) for a in arguments])
+        return main.main([str(a) for a in arguments])
     except SystemExit as end:  # argparse
         return end.code
 
@@ -131,7 +132,7 @@ def test_a_full_disk_leaves_nothing_behind(pictures, model, tmp_path, capsys, mo
     def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("egic.cli_files.os.fsync", full)
+    monkeypatch.setattr("egic.cli.files.os.fsync", full)
     assert run("compress", pictures / "a.png", "-o", target, "-m", model, "--force") == 2
     assert "No space left" in capsys.readouterr().err
     assert target.read_bytes() == b"mine" and sorted(p.name for p in tmp_path.iterdir()) == ["in", "x.egic"]
@@ -195,7 +196,7 @@ def test_mlflow_uris_go_through_jobs(pictures, model, monkeypatch, tmp_path):
         resolve=lambda ref: types.SimpleNamespace(sha256="ab" * 32),
         fetch=lambda ref, dest, expect_sha256: asked.append((ref, dest, expect_sha256)) or model,
     )
-    monkeypatch.setattr("egic.cli_refs.importlib.import_module", lambda name: {"jobs.registry": registry}[name])
+    monkeypatch.setattr("egic.cli.model_refs.importlib.import_module", lambda name: {"jobs.registry": registry}[name])
     monkeypatch.setenv("EGIC_CACHE", str(tmp_path / "cache"))
     ref = "models:/egic-orp@best"
     assert run("compress", pictures / "a.png", "-o", tmp_path / "x.egic", "-m", ref) == 0
@@ -206,7 +207,7 @@ def test_mlflow_uris_go_through_jobs(pictures, model, monkeypatch, tmp_path):
 @pytest.mark.parametrize("size", [(17, 333), (500, 375)])
 def test_full_size_files_decode_in_another_process(golden, tmp_path, size):
     full = full_model(golden)
-    checkpoint.save(tmp_path / "model", {"codec": full.codec}, {})
+    artifact.save(tmp_path / "model", {"codec": full.codec}, {})
     x = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     (tmp_path / "x.egic").write_bytes(full.compress(x))
     done = egic("decompress", tmp_path / "x.egic", "-m", tmp_path / "model")

@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 import egic.config
-from egic import checkpoint, cli
+from egic.artifact import save
+from egic.cli import main
 from jobs import registry
 from tests.codec_models import tiny_model
 
@@ -110,9 +111,9 @@ def parse(words: list[str], folder: Path, monkeypatch) -> None:
     name, *rest = words
     if name == "egic":
         if rest[0] in ("evaluate", "compare"):
-            told(lambda: cli.main(rest), monkeypatch)
+            told(lambda: main.main(rest), monkeypatch)
         else:
-            cli.parser().parse_args(rest)
+            main.parser().parse_args(rest)
     elif name == "python" and rest[0] == "-m":
         monkeypatch.setattr(sys, "argv", rest[1:])
         told(lambda: runpy.run_module(rest[1], run_name="__main__", alter_sys=True), monkeypatch)
@@ -169,7 +170,7 @@ def trained(place) -> Path:
     """The user's folder with a registered model, which also lies in path/of/an/artifact."""
     tiny = tiny_model()
     artifact = place / "path/of/an/artifact"
-    checkpoint.save(artifact, {"codec": tiny.codec, "orp": tiny.orp}, {"stage": "orp"})
+    save(artifact, {"codec": tiny.codec, "orp": tiny.orp}, {"stage": "orp"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
         published = registry.publish_folder(artifact)
@@ -188,7 +189,7 @@ def test_commands_do_what_the_page_says(block, trained, monkeypatch, one_thread)
         return
     for words in calls(block.text, trained):
         assert words[0] == "egic", f"{words[0]} is not run here: give the block a reason, <!-- parse: ... -->"
-        assert cli.main(words[1:]) == 0
+        assert main.main(words[1:]) == 0
         assert all((trained / output).exists() for flag, output in zip(words, words[1:], strict=False) if flag == "-o")
 
 

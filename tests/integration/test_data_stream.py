@@ -13,7 +13,7 @@ import ray
 from PIL import Image
 from ray._private import internal_api
 
-from egic.images import CropConfig
+from egic.training.crops import CropConfig
 from jobs import data
 from jobs.data import TrainingSequence, local_stream, training_stream
 from jobs.prepare import PrepareConfig, prepare

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from egic import bitstream, checkpoint, cli
+from egic import artifact
+from egic.cli import main
+from egic.coding import bitstream
 from tests.codec_models import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -64,7 +66,7 @@ class Server:
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny = tiny_model()
-    checkpoint.save(folder, {"codec": tiny.codec, "orp": tiny.orp}, {})
+    artifact.save(folder, {"codec": tiny.codec, "orp": tiny.orp}, {})
     return folder
 
 
@@ -157,7 +159,7 @@ def command_line(model: Path, data: bytes, alpha: float, folder: Path) -> np.nda
         "--threads",
         1,
     ]
-    assert cli.main([str(word) for word in line]) == 0
+    assert main.main([str(word) for word in line]) == 0
     return np.asarray(Image.open(folder / "x.png"))
 
 
@@ -183,7 +185,7 @@ def test_drop_slide_and_save(page, picture, model, server, tmp_path):
 
 
 def test_an_egic_file_is_shown_between_its_two_ends(page, picture, model, tmp_path):
-    assert cli.main(["compress", str(picture), "-o", str(tmp_path / "y.egic"), "-m", str(model)]) == 0
+    assert main.main(["compress", str(picture), "-o", str(tmp_path / "y.egic"), "-m", str(model)]) == 0
     put(page, tmp_path / "y.egic")
     page.locator("#panes .sides p", has_text="alpha 1.00").wait_for()
     assert page.locator("#panes .sides p").first.inner_text().split("\n")[0].startswith("EGIC, alpha 0.00")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from egic import checkpoint, pictures
-from egic.bitstream import BitstreamError
-from egic.demo_codec import Desk
+from egic import artifact, pictures
+from egic.coding.bitstream import BitstreamError
+from egic.demo.session import Desk
 from tests.codec_models import tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -27,7 +27,7 @@ def serve(short_folder):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder, tiny = tmp_path_factory.mktemp("models") / "tiny", tiny_model()
-    checkpoint.save(folder, {"codec": tiny.codec, "orp": tiny.orp}, {})
+    artifact.save(folder, {"codec": tiny.codec, "orp": tiny.orp}, {})
     return folder
 
 

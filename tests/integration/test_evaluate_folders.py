@@ -10,7 +10,8 @@ import pytest
 import ray
 from PIL import Image
 
-from egic import checkpoint, cli
+from egic import artifact
+from egic.cli import main
 from jobs import tracking
 from jobs.evaluate_tables import SCHEMA, slug
 from tests.codec_models import tiny_model
@@ -29,8 +30,8 @@ def place(tmp_path, monkeypatch):
 
 def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, capsys):
     model = tiny_model()
-    checkpoint.save(place / "orp", {"codec": model.codec, "orp": model.orp}, {"stage": "orp"})
-    checkpoint.save(place / "codec", {"codec": model.codec}, {"stage": "mse-codec"})
+    artifact.save(place / "orp", {"codec": model.codec, "orp": model.orp}, {"stage": "orp"})
+    artifact.save(place / "codec", {"codec": model.codec}, {"stage": "mse-codec"})
     rng = np.random.default_rng(0)
     (place / "pictures").mkdir()
     for name, size in (("b.png", (170, 200)), ("a.png", (64, 70)), ("c.png", (50, 40))):
@@ -38,7 +39,7 @@ def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, ca
     (place / "pictures" / "bad.jpg").write_bytes(b"\xff\xd8 no picture")
     args = "evaluate --model orp codec --images pictures --alphas 0,1 --metrics psnr,ms_ssim --shown 2".split()
     args += "--compute.threads 1 --compute.cpus-per-worker 0.5".split()
-    assert cli.main(args) == 0
+    assert main.main(args) == 0
     printed = capsys.readouterr().out
     report = Path(printed.strip().splitlines()[-1])
     folder = report.parent
@@ -54,7 +55,7 @@ def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, ca
     for row in rows:
         assert row["bpp"] == 8 * row["bytes"] / (row["height"] * row["width"])
         assert (row["ms_ssim"] is not None) == (row["name"] == "b.png")
-        assert row["model_digest"] == checkpoint.digest(place / row["label"])
+        assert row["model_digest"] == artifact.digest(place / row["label"])
     found = json.loads((folder / "sets.json").read_text())
     assert [(e["label"], e["alpha"], e["num_pictures"]) for e in found] == [
         ("codec", 1.0, 3),
@@ -72,8 +73,8 @@ def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, ca
     assert {"rows.parquet", "sets.json", "skipped.json", "pictures", "sheet.png", "summary.json"} <= kept
 
     first = (folder / "rows.parquet").read_bytes()
-    assert cli.main(args) == 0
+    assert main.main(args) == 0
     assert f"reused, MLflow run {run.info.run_id}" in capsys.readouterr().out
     os.remove(folder / "summary.json")  # as if killed before the end: the parts are still there
-    assert cli.main(args) == 0
+    assert main.main(args) == 0
     assert (folder / "rows.parquet").read_bytes() == first  # times and all

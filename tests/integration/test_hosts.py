@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from egic import checkpoint
+from egic.artifact import digest, load
 from jobs import loop, registry, tracking
 from jobs.data import TrainingSequence, local_stream, permutation, validation_batches
 from jobs.presets import tiny
@@ -116,10 +116,10 @@ class OneProcess(LocalSession):
 
 def test_two_nodes_compute_what_one_process_does(trained, data, tmp_path, monkeypatch, one_thread):
     loop.train("mse-codec", small("mse-codec", **RHYTHM), {}, OneProcess(tmp_path / "one", data), {})
-    alone = checkpoint.load(tmp_path / "one" / f"step_{STEPS:06d}" / "artifact", "codec")["codec"].state_dict()
+    alone = load(tmp_path / "one" / f"step_{STEPS:06d}" / "artifact", "codec")["codec"].state_dict()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/mlflow.db")
     folder = registry.fetch("models:/egic-mse-codec@latest", tmp_path / "fetched")
-    shared = checkpoint.load(folder, "codec")["codec"].state_dict()
+    shared = load(folder, "codec")["codec"].state_dict()
     assert alone.keys() == shared.keys()
     for name, weight in alone.items():
         # Another order of sums moves weights by 8e-7 at most. A key's bias has no gradient but rounding, which Adam
@@ -136,7 +136,7 @@ def test_curves_have_no_gap_and_the_artifact_its_digest(trained, tmp_path, monke
     for name, at in steps.items():
         assert at == ([3, 6] if name.startswith("val/") else list(range(1, STEPS + 1))), name
     folder = registry.fetch("models:/egic-mse-codec@best", tmp_path / "fetched")
-    assert checkpoint.digest(folder) == artifact.sha256
+    assert digest(folder) == artifact.sha256
     saved = sorted(json.loads(p.read_text())["step"] for p in trained.glob("checkpoints/mse-codec-*/*/meta.json"))
     assert saved == [3, 6]
 

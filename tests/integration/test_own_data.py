@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egic import checkpoint, panels
+from egic import artifact
+from egic.report import panels
 from jobs import data, loop
 from jobs.categories import open_fitted
 from jobs.data import TrainingSequence
@@ -63,9 +64,9 @@ def test_five_classes_from_label_maps_to_the_gan(tmp_path):
     root = write_label_maps(tmp_path / "own", 9)
     config, manifests = configured("segmentation", root, tmp_path, steps=10, checkpoint_every=10)
     folder, metrics = trained("segmentation", config, {}, tmp_path / "segmentation", manifests)
-    assert checkpoint.read_config(folder / "artifact")["discriminator"].num_categories == 5
+    assert artifact.read_config(folder / "artifact")["discriminator"].num_categories == 5
     assert metrics["val/pixel_accuracy"] > 0.4 and metrics["val/miou"] > 0.1  # chance: 0.2 and less
-    d = checkpoint.load(folder / "artifact")["discriminator"]
+    d = artifact.load(folder / "artifact")["discriminator"]
     assert d.out.out_channels == 7 and d.config.fake == 6
     colours = np.unique(panels.from_png((folder / "segmentation.png").read_bytes()).reshape(-1, 3), axis=0)
     known = panels.label_colours(np.arange(7))
@@ -74,7 +75,7 @@ def test_five_classes_from_label_maps_to_the_gan(tmp_path):
     config, manifests = configured("gan", root, tmp_path)
     parts = components(config, "codec", "lpips") | {"discriminator": d}
     folder, metrics = trained("gan", config, parts, tmp_path / "gan", manifests)
-    assert checkpoint.read_config(folder / "artifact")["discriminator"].num_categories == 5
+    assert artifact.read_config(folder / "artifact")["discriminator"].num_categories == 5
     assert all(np.isfinite(v) for v in metrics.values()) and metrics["val/seg"] > 0
     assert metrics["train/d_loss"] > 0  # the adversarial phase was reached
 
@@ -84,7 +85,7 @@ def test_photographs_are_enough_for_the_codec(tmp_path):
     root = write_photographs(tmp_path / "mine")
     config, manifests = configured("mse-codec", root, tmp_path)
     folder, metrics = trained("mse-codec", config, {}, tmp_path / "mse", manifests)
-    assert np.isfinite(metrics["val/psnr_db"]) and list(checkpoint.load(folder / "artifact")) == ["codec"]
+    assert np.isfinite(metrics["val/psnr_db"]) and list(artifact.load(folder / "artifact")) == ["codec"]
 
 
 @pytest.mark.ray

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import egic
-from egic import checkpoint, cli
-from egic.codec import CodecConfig
-from egic.discriminator import Discriminator, DiscriminatorConfig
+from egic import artifact
+from egic.cli import main
+from egic.networks.codec import CodecConfig
+from egic.networks.discriminator import Discriminator, DiscriminatorConfig
 from tests.codec_models import full_model, tiny_model
 from tests.reference_objects import variables_of
 
@@ -53,12 +54,12 @@ def graph(*modules, **more):
 
 
 def run(capsys, *arguments):
-    status = cli.main([str(a) for a in arguments])
+    status = main.main([str(a) for a in arguments])
     return status, capsys.readouterr()
 
 
 def assert_same(folder, parts):
-    found = checkpoint.load(folder)
+    found = artifact.load(folder)
     assert found.keys() == parts.keys()
     for name, module in parts.items():
         theirs = found[name].state_dict()

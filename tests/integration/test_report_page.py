@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from egic import report
+from egic.report.page import write_report
 from tests import evaluation_folders
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def page_file(tmp_path_factory):
     pictures = {f"{i}.png": evaluation_folders.photograph(i, 96, 128) for i in range(2)}
     folder = tmp_path_factory.mktemp("evaluation")
     evaluation_folders.make(folder, pictures, labels=("EGIC <b>", "other"))
-    return report.write_report(folder)
+    return write_report(folder)
 
 
 @pytest.fixture(params=[(1280, 800), (360, 740)], ids=["desktop", "phone"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from egic import checkpoint
+from egic import artifact
 from tests.codec_models import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def test_it_runs_from_nothing(tmp_path):
 
 def test_it_takes_a_model_and_a_picture(tmp_path, monkeypatch, capsys, one_thread):
     tiny = tiny_model()
-    checkpoint.save(tmp_path / "model", {"codec": tiny.codec, "orp": tiny.orp}, {})
+    artifact.save(tmp_path / "model", {"codec": tiny.codec, "orp": tiny.orp}, {})
     Image.new("RGB", (100, 80), "teal").save(tmp_path / "own.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EGIC_MODEL", "model")

@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from egic import bitstream, strips
-from egic.bitstream import BitstreamError
-from egic.codec import Codec
-from egic.coding import exact_float32
+from egic.coding import bitstream
+from egic.coding.bitstream import BitstreamError
+from egic.coding.latent_coder import exact_float32
 from egic.model import Model
+from egic.networks import tiled_inference
+from egic.networks.codec import Codec
 from tests.codec_models import TINY, full_model, tiny_model
 from tests.perturbed import noisy, variants
 
@@ -119,8 +120,8 @@ def test_full_size_files_survive_other_arithmetic(full, kodak):
 
 def test_without_moving_edges_other_arithmetic_fails(model, monkeypatch):
     """The reason for phases: the same noise breaks a file whose indices are rounded on one grid."""
-    monkeypatch.setattr("egic.phases.ABSOLUTE", 0.0)
-    monkeypatch.setattr("egic.phases.RELATIVE", 0.0)
+    monkeypatch.setattr("egic.coding.robust_rounding.ABSOLUTE", 0.0)
+    monkeypatch.setattr("egic.coding.robust_rounding.RELATIVE", 0.0)
     other, broken = noisy(model, 1e-5), 0
     for seed in range(8):
         data = model.compress(picture(256, 256, seed))
@@ -206,7 +207,7 @@ def test_bfloat16_transforms_keep_files_portable(model):
 @pytest.mark.parametrize("chunk", [1, 2**13])
 def test_strips_compute_what_whole_maps_do(model, monkeypatch, chunk):
     """Strips, down to single windows, against the training path."""
-    monkeypatch.setitem(strips.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(tiled_inference.CHUNK, "cpu", chunk)
     codec = model.codec
     x = torch.from_numpy(np.stack([picture(128, 256, s) for s in (0, 1)])).permute(0, 3, 1, 2).float()
     y = codec.analyse(x)

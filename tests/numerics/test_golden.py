@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from egic import entropy, losses
-from egic.codec import Codec, CodecConfig
-from egic.discriminator import Discriminator, DiscriminatorConfig
-from egic.orp import ResidualHead
-from egic.reference import _dense, _signal_conv, _transform_path, load_reference_weights
-from egic.swin import LayerNorm, SwinBlock, window_kinds
-from egic.transforms import PatchMerging, PatchSplitting, PatchUnpack, depth_to_space
+from egic.networks import entropy
+from egic.networks.codec import Codec, CodecConfig
+from egic.networks.discriminator import Discriminator, DiscriminatorConfig
+from egic.networks.orp import ResidualHead
+from egic.networks.swin import LayerNorm, SwinBlock, window_kinds
+from egic.networks.transforms import PatchMerging, PatchSplitting, PatchUnpack, depth_to_space
+from egic.reference.weights import _dense, _signal_conv, _transform_path, load_reference_weights
+from egic.training import losses
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from egic import bitstream
-from egic.bitstream import BitstreamError
+from egic.coding import bitstream
+from egic.coding.bitstream import BitstreamError
 from tests.codec_models import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,7 +96,7 @@ def test_anything_is_a_bitstream_error(model, files, tail, keep):
 
 def test_large_claims_of_short_files_are_refused_at_once(model, files, monkeypatch):
     """Nothing is decoded, nothing allocated."""
-    monkeypatch.setattr("egic.coding.LatentCoder.decode", lambda *args: pytest.fail("decoded"))
+    monkeypatch.setattr("egic.coding.latent_coder.LatentCoder.decode", lambda *args: pytest.fail("decoded"))
     for height, width in ((8192, 8192), (2**14, 2**14), (2**16, 2**16), (1, 2**20), (2**34, 1), (0, 5)):
         sizes = bitstream._varint(height) + bitstream._varint(width)
         with pytest.raises(BitstreamError, match="cannot hold|allowed"):

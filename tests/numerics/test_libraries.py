@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from egic.entropy import FactorizedPrior
-from egic.swin import LayerNorm, SwinBlock
+from egic.networks.entropy import FactorizedPrior
+from egic.networks.swin import LayerNorm, SwinBlock
 
 
 def timms_block(dim: int, window: int, shift: int) -> nn.Module:

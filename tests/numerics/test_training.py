@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from egic.steps import NonFiniteError
+from egic.training.steps import NonFiniteError
 from jobs import loop
 from jobs.stage import MODULES, load_stage
 from tests.local_session import LocalSession, components, run, run_group, small, weights

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from egic import anchors, evaluation, matched
-from egic.quality import Quality
+from egic.metrics.quality import Quality
+from egic.report import anchors, evaluation_folder, matched_rates
 from tests import evaluation_folders
 
 
@@ -134,8 +134,8 @@ def folder(tmp_path):
 
 def test_rows_at_the_models_rates_join_the_folder(folder):
     for _ in range(2):  # the second time they replace those of the first
-        matched.add(folder, matched.below(folder.parent / "images"), ["jpeg"], multiples=(1, 2))
-    found = evaluation.read(folder)
+        matched_rates.add(folder, matched_rates.below(folder.parent / "images"), ["jpeg"], multiples=(1, 2))
+    found = evaluation_folder.read(folder)
     jpeg = [row for row in found.rows if row["codec"] == "jpeg"]
     assert [row["point"] for row in jpeg[:3]] == ["rate of small", "rate of large", "2 x rate of large"]
     assert len(jpeg) == 6 and len(found.rows) == 6 + 20
@@ -145,7 +145,7 @@ def test_rows_at_the_models_rates_join_the_folder(folder):
     sets = [e for e in found.sets if e["codec"] == "jpeg"]
     assert len(sets) == 3 and sets[0]["num_pictures"] == 2 and sets[0]["fid256"] is None
     assert sets[0]["psnr_db"] == pytest.approx(np.mean([r["psnr_db"] for r in jpeg if r["point"] == "rate of small"]))
-    _, decoded = evaluation.shown(found)["0"]
+    _, decoded = evaluation_folder.shown(found)["0"]
     assert [s.row["point"] for s in decoded if s.row["codec"] == "jpeg"] == ["rate of small", "rate of large"]
     assert len(decoded) == 12
 
@@ -154,21 +154,21 @@ def test_other_pictures_are_refused(folder):
     images = folder.parent / "images"
     Image.new("RGB", (5, 5)).save(images / "0.png")
     with pytest.raises(ValueError, match="0.png has 5 x 5 pixels, the evaluated one has 96 x 64"):
-        matched.add(folder, matched.below(images), ["jpeg"])
+        matched_rates.add(folder, matched_rates.below(images), ["jpeg"])
     (images / "0.png").unlink()
     with pytest.raises(ValueError, match="0.png is missing; --images"):
-        matched.add(folder, matched.below(images), ["jpeg"])
+        matched_rates.add(folder, matched_rates.below(images), ["jpeg"])
 
 
 def test_a_folder_that_is_none_or_damaged(folder, tmp_path):
     with pytest.raises(ValueError, match="no evaluation folder, it has no rows.parquet"):
-        evaluation.read(tmp_path)
+        evaluation_folder.read(tmp_path)
     (folder / "sets.json").write_text("[{]")
     with pytest.raises(ValueError, match="sets.json is not JSON"):
-        evaluation.read(folder)
+        evaluation_folder.read(folder)
     (folder / "sets.json").write_text(json.dumps([{"label": "a"}]))
     with pytest.raises(ValueError, match="must be a list of objects with label, codec, point"):
-        evaluation.read(folder)
+        evaluation_folder.read(folder)
     (folder / "rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="rows.parquet cannot be read"):
-        evaluation.read(folder)
+        evaluation_folder.read(folder)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from egic import attention
+from egic.networks import attention
 
 
 def tensors(num_biases: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

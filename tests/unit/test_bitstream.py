@@ -2,8 +2,8 @@ import zlib
 
 import pytest
 
-from egic import bitstream
-from egic.bitstream import BitstreamError, Header
+from egic.coding import bitstream
+from egic.coding.bitstream import BitstreamError, Header
 
 HEADER = Header(model_id=b"12345678", height=333, width=17, symbols_crc=0xDEADBEEF)
 PAYLOAD = bytes(range(200))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from egic import checkpoint
-from egic.discriminator import Discriminator
+from egic import artifact
+from egic.networks.discriminator import Discriminator
 from jobs import alone, dry_run
 from jobs.categories import check_parent, fitted, foretold, learning_labels, open_fitted, with_categories
 from jobs.presets import extended, tiny
@@ -73,7 +73,7 @@ def test_unprepared_data_is_foretold(tmp_path):
 
 def test_a_discriminator_of_other_labels_is_no_start(tmp_path):
     config = with_categories(tiny(), 5)
-    checkpoint.save(tmp_path, {"discriminator": Discriminator(with_categories(tiny(), 7).discriminator)}, {})
+    artifact.save(tmp_path, {"discriminator": Discriminator(with_categories(tiny(), 7).discriminator)}, {})
     with pytest.raises(ValueError, match="the discriminator of parent knows 7 categories, the data has 5; start from"):
         check_parent(config, "gan", "parent", tmp_path)
     check_parent(config, "orp", "parent", tmp_path)  # needs none

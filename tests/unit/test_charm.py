@@ -2,7 +2,7 @@
 
 import torch
 
-from egic.charm import ChARM
+from egic.networks.charm import ChARM
 
 HIDDEN0 = [64, 64, 85, 106, 128, 149, 170, 192, 213, 234]
 HIDDEN1 = [32, 32, 42, 53, 64, 74, 85, 96, 106, 117]

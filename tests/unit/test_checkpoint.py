@@ -7,10 +7,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from egic import checkpoint
-from egic.codec import Codec
-from egic.discriminator import Discriminator, DiscriminatorConfig
-from egic.orp import ResidualHead
+from egic import artifact
+from egic.networks.codec import Codec
+from egic.networks.discriminator import Discriminator, DiscriminatorConfig
+from egic.networks.orp import ResidualHead
 from tests.codec_models import TINY
 
 D_CONFIG = DiscriminatorConfig(down=(8, 8), up=(8, 8), latent_channels=64, num_categories=5)
@@ -24,7 +24,7 @@ def parts():
 
 @pytest.fixture
 def folder(tmp_path, parts):
-    checkpoint.save(tmp_path / "artifact", parts, {"stage": "test"})
+    artifact.save(tmp_path / "artifact", parts, {"stage": "test"})
     return tmp_path / "artifact"
 
 
@@ -33,7 +33,7 @@ def test_round_trip(folder, parts):
         "codec.safetensors", "config.json", "discriminator.safetensors", "orp.safetensors", "provenance.json",
     ]  # fmt: skip
     assert json.loads((folder / "provenance.json").read_text()) == {"stage": "test"}
-    found = checkpoint.load(folder)
+    found = artifact.load(folder)
     assert found.keys() == parts.keys()
     for name, module in parts.items():
         assert type(found[name]) is type(module) and not found[name].training
@@ -43,23 +43,23 @@ def test_round_trip(folder, parts):
 
 
 def test_components_can_be_chosen(folder):
-    assert list(checkpoint.load(folder, "discriminator")) == ["discriminator"]
+    assert list(artifact.load(folder, "discriminator")) == ["discriminator"]
     (folder / "orp.safetensors").unlink()
     with pytest.raises(ValueError, match="has no orp; it holds codec, discriminator"):
-        checkpoint.load(folder, "codec", "orp")
+        artifact.load(folder, "codec", "orp")
 
 
 def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(folder, parts):
-    checkpoint.save(folder, {"codec": parts["codec"]}, {})
+    artifact.save(folder, {"codec": parts["codec"]}, {})
     assert sorted(p.name for p in folder.iterdir()) == ["codec.safetensors", "config.json", "provenance.json"]
     assert [p.name for p in folder.parent.iterdir()] == ["artifact"]
 
 
 def test_a_failed_save_leaves_the_old_artifact(folder, parts):
-    before = checkpoint.digest(folder)
+    before = artifact.digest(folder)
     with pytest.raises(TypeError):
-        checkpoint.save(folder, parts, {"no JSON": object()})
-    assert checkpoint.digest(folder) == before and [p.name for p in folder.parent.iterdir()] == ["artifact"]
+        artifact.save(folder, parts, {"no JSON": object()})
+    assert artifact.digest(folder) == before and [p.name for p in folder.parent.iterdir()] == ["artifact"]
 
 
 def change_tensors(folder, change):
@@ -80,13 +80,13 @@ NAME = "g_s.stages.3.resample.reduction.bias"
 def test_weights_that_do_not_fit_are_named(folder, change):
     change_tensors(folder, change)
     with pytest.raises(ValueError, match=rf"codec\.safetensors does not fit its config\.json: .*{NAME}"):
-        checkpoint.load(folder, "codec")
+        artifact.load(folder, "codec")
 
 
 def test_surplus_weights_are_named(folder):
     change_tensors(folder, lambda t: t.update({"a.b": torch.zeros(1)}))
     with pytest.raises(ValueError, match=r"does not fit its config\.json: a\.b \(1 in all\)"):
-        checkpoint.load(folder, "codec")
+        artifact.load(folder, "codec")
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 64 + b[64:]])
@@ -94,7 +94,7 @@ def test_damaged_weights_are_an_error(folder, damage):
     path = folder / "codec.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"codec\.safetensors cannot be read .*fetch the artifact again"):
-        checkpoint.load(folder)
+        artifact.load(folder)
 
 
 class Trap:
@@ -106,10 +106,10 @@ def test_a_pickle_is_never_loaded(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     (folder / "codec.safetensors").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(ValueError, match="cannot be read"):
-        checkpoint.load(folder)
+        artifact.load(folder)
     torch.save(Trap(), folder / "codec.safetensors")
     with pytest.raises(ValueError, match="cannot be read"):
-        checkpoint.load(folder)
+        artifact.load(folder)
     assert not (folder.parent / "trapped").exists()
 
 
@@ -137,28 +137,28 @@ def change_config(folder, change):
 def test_configs_that_say_something_else_are_refused(folder, change, message):
     change_config(folder, change)
     with pytest.raises(ValueError, match=message):
-        checkpoint.load(folder)
+        artifact.load(folder)
 
 
 def test_a_folder_without_config_is_no_model(tmp_path, folder):
     with pytest.raises(ValueError, match=r"is no EGIC model: it has no config\.json"):
-        checkpoint.load(tmp_path)
+        artifact.load(tmp_path)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
-        checkpoint.load(folder)
+        artifact.load(folder)
 
 
 def test_the_digest_covers_weights_and_config_but_not_provenance(tmp_path, parts):
-    one = checkpoint.save(tmp_path / "one", parts, {"run": 1})
-    two = checkpoint.save(tmp_path / "two", parts, {"run": 2, "more": "facts"})
-    assert one == two == checkpoint.digest(tmp_path / "one") and len(one) == 64
+    one = artifact.save(tmp_path / "one", parts, {"run": 1})
+    two = artifact.save(tmp_path / "two", parts, {"run": 2, "more": "facts"})
+    assert one == two == artifact.digest(tmp_path / "one") and len(one) == 64
     change_config(tmp_path / "one", lambda c: c["codec"].update(window=8))
-    assert checkpoint.digest(tmp_path / "one") != two
+    assert artifact.digest(tmp_path / "one") != two
     path = tmp_path / "two" / "orp.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    changed = checkpoint.digest(tmp_path / "two")
+    changed = artifact.digest(tmp_path / "two")
     assert changed != two
     path.rename(path.with_name("discriminator2.safetensors"))
-    assert checkpoint.digest(tmp_path / "two") not in (two, changed)
+    assert artifact.digest(tmp_path / "two") not in (two, changed)

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from egic import cli, cli_demo, cli_refs
+from egic.cli import demo, main, model_refs
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def taken():
 def refused(capsys, *arguments) -> str:
     """What `egic demo` says when it ends with status 2 and one line."""
     try:
-        status = cli.main(["demo", "-m", "nowhere", *arguments])
+        status = main.main(["demo", "-m", "nowhere", *arguments])
     except SystemExit as end:  # argparse
         status = end.code
     said = capsys.readouterr().err
@@ -53,14 +53,14 @@ def test_without_the_extra_one_line_says_how_to_install_it(missing, arguments, c
             raise ModuleNotFoundError(name)
         return object()
 
-    monkeypatch.setattr(cli_demo.importlib.util, "find_spec", found)
+    monkeypatch.setattr(demo.importlib.util, "find_spec", found)
     assert f"{missing}; install it with pip install 'egic[demo]'" in refused(capsys, "--port", "0", *arguments)
 
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr(cli_demo.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(cli_demo.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(demo.signal, "signal", lambda *args: None)
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "GRADIO_TEMP_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name in ("NO_PROXY", "no_proxy"):
@@ -81,24 +81,24 @@ def test_gradio_is_told_to_keep_to_itself_before_it_is_imported(installed, monke
         assert os.path.isdir(os.environ["GRADIO_TEMP_DIR"])
         raise ValueError("far enough")
 
-    args = cli.parser().parse_args(["demo", "-m", "nowhere", "--port", "0"])
+    args = main.parser().parse_args(["demo", "-m", "nowhere", "--port", "0"])
     with pytest.raises(ValueError, match="far enough"):
-        cli_demo.run(args, load)
+        demo.run(args, load)
     assert not os.path.isdir(os.environ["GRADIO_TEMP_DIR"])
 
 
 def test_it_listens_on_this_machine_only_and_port_0_is_a_free_one():
-    args = cli.parser().parse_args(["demo", "-m", "x"])
+    args = main.parser().parse_args(["demo", "-m", "x"])
     assert args.host == "127.0.0.1" and args.serve is None
-    port = cli_demo.free_port(args.host, 0)
+    port = demo.free_port(args.host, 0)
     with socket.create_server((args.host, port)):
         pass
 
 
 def test_serve_gets_the_model_as_a_folder_and_what_each_replica_takes(installed, monkeypatch):
     asked = []
-    monkeypatch.setattr(cli_refs, "folder_of", lambda ref: f"folder of {ref}")
-    monkeypatch.setattr(cli_refs, "jobs", lambda module, what: types.SimpleNamespace(replicas=replicas))
+    monkeypatch.setattr(model_refs, "folder_of", lambda ref: f"folder of {ref}")
+    monkeypatch.setattr(model_refs, "jobs", lambda module, what: types.SimpleNamespace(replicas=replicas))
 
     def replicas(*arguments):
         asked.append(arguments)
@@ -106,5 +106,5 @@ def test_serve_gets_the_model_as_a_folder_and_what_each_replica_takes(installed,
 
     line = ["demo", "-m", "x", "--port", "0", "--serve", "2", "--device", "cuda", "--threads", "3"]
     with pytest.raises(ValueError, match="far enough"):
-        cli_demo.run(cli.parser().parse_args(line), lambda args: pytest.fail("loaded here"))
+        demo.run(main.parser().parse_args(line), lambda args: pytest.fail("loaded here"))
     assert asked == [("folder of x", 2, "cuda", "float32", 3)]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import egic
-from egic import checkpoint, cli, cli_export
-from egic.discriminator import Discriminator, DiscriminatorConfig
+from egic import artifact
+from egic.cli import export, main
+from egic.networks.discriminator import Discriminator, DiscriminatorConfig
 from tests.codec_models import tiny_model
 
 FACTS = {
@@ -18,12 +19,12 @@ FACTS = {
 @pytest.fixture
 def folder(tmp_path):
     model = tiny_model()
-    checkpoint.save(tmp_path / "orp", {"codec": model.codec, "orp": model.orp}, FACTS)
+    artifact.save(tmp_path / "orp", {"codec": model.codec, "orp": model.orp}, FACTS)
     return tmp_path / "orp"
 
 
 def run(capsys, *arguments):
-    status = cli.main([str(a) for a in arguments])
+    status = main.main([str(a) for a in arguments])
     return status, capsys.readouterr()
 
 
@@ -32,7 +33,7 @@ def test_the_folder_loads_and_codes_as_before(folder, tmp_path, capsys):
     assert status == 0, out.err
     new = tmp_path / "deep" / "new"
     assert sorted(p.name for p in new.iterdir()) == sorted([*(p.name for p in folder.iterdir()), "README.md"])
-    assert checkpoint.digest(new) == checkpoint.digest(folder)
+    assert artifact.digest(new) == artifact.digest(folder)
     picture = np.random.default_rng(0).integers(0, 256, (33, 40, 3), np.uint8)
     assert egic.load(new).compress(picture) == egic.load(folder).compress(picture)
     assert [p.name for p in new.parent.iterdir()] == ["new"]
@@ -44,15 +45,15 @@ def test_the_card(folder, tmp_path, capsys):
     card = hub.ModelCard.load(tmp_path / "new" / "README.md")
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "egic"
     assert "image-compression" in card.data.tags and "arxiv:2309.03244" in card.data.tags
-    assert "egic.load(" in card.text and "alpha=0" in card.text and checkpoint.digest(folder) in card.text
+    assert "egic.load(" in card.text and "alpha=0" in card.text and artifact.digest(folder) in card.text
     assert "| PSNR (dB) | 28.25 |" in card.text and "| bpp | 0.125 |" in card.text and "train/loss" not in card.text
 
 
 def test_a_discriminator_is_not_said_to_compress():
     d = Discriminator(DiscriminatorConfig(down=(8, 8), up=(8, 8), latent_channels=64, num_categories=5))
-    text = cli_export.card({"discriminator": d}, {"stage": "segmentation", "metrics": {}}, "0" * 64, "apache-2.0")
+    text = export.card({"discriminator": d}, {"stage": "segmentation", "metrics": {}}, "0" * 64, "apache-2.0")
     assert "egic.load(" not in text and "alpha" not in text and "Validation" not in text
-    assert 'checkpoint.load(snapshot_download("USER/NAME"), "discriminator")' in text
+    assert 'artifact.load(snapshot_download("USER/NAME"), "discriminator")' in text
 
 
 def test_the_cards_code_runs(folder, tmp_path, monkeypatch, capsys):

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from egic import checkpoint, cli, cli_import
-from egic.codec import Codec, CodecConfig
-from egic.discriminator import Discriminator, DiscriminatorConfig
-from egic.orp import ResidualHead
+from egic import artifact
+from egic.cli import main
+from egic.networks.codec import Codec, CodecConfig
+from egic.networks.discriminator import Discriminator, DiscriminatorConfig
+from egic.networks.orp import ResidualHead
+from egic.reference import tensorflow_checkpoint
 from tests.codec_models import TINY
 from tests.reference_objects import variables_of
 
@@ -51,9 +53,9 @@ def assert_same(found, parts):
 def test_everything_finds_its_place(parts, names, stage, prefix, suffix):
     chosen = {name: parts[name] for name in names}
     given = {k + suffix: v for k, v in variables_of(*chosen.values(), prefix=prefix).items()}
-    found, unused = cli_import.components(given)
+    found, unused = tensorflow_checkpoint.components(given)
     assert_same(found, chosen)
-    assert cli_import.stage_of(found, None) == stage
+    assert tensorflow_checkpoint.stage_of(found, None) == stage
     beside = [k for k in given if k.split("/")[-1 if not suffix else -3] in ("bias", "initialized", "total", "1")]
     listed = {k for k in beside if "_naked_clone" in k or "initialized" in k or "loss/" in k or "optimizer/" in k}
     assert set(unused) == listed | {"save_counter" + suffix}
@@ -63,19 +65,19 @@ def test_a_discriminator_saved_alone(parts):
     given = variables_of(parts["discriminator"])
     alone = {k.replace("model/disc/", "model/"): v for k, v in given.items()}
     assert alone.keys() != given.keys()
-    assert_same(cli_import.components(alone)[0], {"discriminator": parts["discriminator"]})
+    assert_same(tensorflow_checkpoint.components(alone)[0], {"discriminator": parts["discriminator"]})
 
 
 def test_the_papers_sizes_are_recognised():
     with torch.device("meta"):
         modules = Codec(CodecConfig()), Discriminator(DiscriminatorConfig())
-    shapes = {path: tuple(p.shape) for m in modules for p, path, _ in cli_import.reference_paths(m)}
+    shapes = {path: tuple(p.shape) for m in modules for p, path, _ in tensorflow_checkpoint.reference_paths(m)}
     undo = {4: lambda s: (s[2], s[3], s[1], s[0]), 2: lambda s: s[::-1]}
     table = "relative_position_bias_table"
     arrays = {p: np.empty(s if table in p else undo.get(len(s), tuple)(s)) for p, s in shapes.items()}
     arrays |= {p: np.empty(s[0]) for p, s in shapes.items() if p.endswith("/g")}
-    assert cli_import.codec_config(arrays) == CodecConfig()
-    assert cli_import.discriminator_config(arrays) == DiscriminatorConfig()
+    assert tensorflow_checkpoint.codec_config(arrays) == CodecConfig()
+    assert tensorflow_checkpoint.discriminator_config(arrays) == DiscriminatorConfig()
 
 
 def test_real_dfts_become_kernels(parts):
@@ -85,7 +87,7 @@ def test_real_dfts_become_kernels(parts):
         spectrum = np.fft.rfft2(given.pop(key).transpose(2, 3, 0, 1)) / 3
         given[key + "/real" + SUFFIX] = spectrum.real.astype(np.float32)
         given[key + "/imag" + SUFFIX] = spectrum.imag.astype(np.float32)
-    found, unused = cli_import.components(given)
+    found, unused = tensorflow_checkpoint.components(given)
     assert not [k for k in unused if "_kernel_parameter" in k]
     for name, parameter in parts["codec"].named_parameters():
         theirs = found["codec"].get_parameter(name)
@@ -113,13 +115,13 @@ PLACES = {
 def test_what_is_missing_misshaped_or_not_finite_is_named(variables, key, path):
     array = variables.pop(key)
     with pytest.raises(ValueError, match=rf"lacks {path}$"):
-        cli_import.components(variables)
+        tensorflow_checkpoint.components(variables)
     with pytest.raises(ValueError, match=rf"misshaped {path}"):
-        cli_import.components(variables | {key: np.zeros((*array.shape, 2), np.float32)})
+        tensorflow_checkpoint.components(variables | {key: np.zeros((*array.shape, 2), np.float32)})
     with pytest.raises(ValueError, match=rf"not finite in {path}"):
-        cli_import.components(variables | {key: np.full_like(array, np.nan)})
+        tensorflow_checkpoint.components(variables | {key: np.full_like(array, np.nan)})
     with pytest.raises(ValueError, match=f"{path} is there twice"):
-        cli_import.components(variables | {key: array, key.removeprefix("model/"): array})
+        tensorflow_checkpoint.components(variables | {key: array, key.removeprefix("model/"): array})
 
 
 def test_a_block_that_lacks_everywhere_is_named(variables):
@@ -127,29 +129,29 @@ def test_a_block_that_lacks_everywhere_is_named(variables):
     start = "model/analysis_transform/layer_with_weights-3/blocks/1/"
     rest = {k: v for k, v in variables.items() if not k.startswith(start)}
     with pytest.raises(ValueError, match=r"lacks analysis_transform/stage2/block1/norm1/gamma.* and \d+ more"):
-        cli_import.components(rest)
+        tensorflow_checkpoint.components(rest)
 
 
 def test_other_checkpoints_are_refused(parts):
     with pytest.raises(ValueError, match="none of the reference's variables are there, but model/dense/kernel"):
-        cli_import.components({"model/dense/kernel": np.zeros(3)})
+        tensorflow_checkpoint.components({"model/dense/kernel": np.zeros(3)})
     with pytest.raises(ValueError, match="ORP head without a codec"):
-        cli_import.components(variables_of(parts["orp"]))
+        tensorflow_checkpoint.components(variables_of(parts["orp"]))
 
 
 def test_optimizer_slots_of_older_versions_are_no_variables(parts):
     given = variables_of(parts["codec"])
     key = next(iter(given))
     slot = f"{key}/.OPTIMIZER_SLOT/optimizer/m"
-    assert slot in cli_import.components(given | {slot: np.zeros(3)})[1]
+    assert slot in tensorflow_checkpoint.components(given | {slot: np.zeros(3)})[1]
 
 
 def test_stages(parts):
     codec, d = {"codec": parts["codec"]}, {"discriminator": parts["discriminator"]}
-    assert cli_import.stage_of(codec, "mse-codec") == "mse-codec"
+    assert tensorflow_checkpoint.stage_of(codec, "mse-codec") == "mse-codec"
     for found, stage in ((codec | d, "mse-codec"), (d, "gan"), (codec | {"orp": parts["orp"]}, "gan")):
         with pytest.raises(ValueError, match=f"is no {stage} model; leave --stage out"):
-            cli_import.stage_of(found, stage)
+            tensorflow_checkpoint.stage_of(found, stage)
 
 
 def test_keras_lists_are_no_names():
@@ -160,7 +162,7 @@ def test_keras_lists_are_no_names():
         3: [("layer-1", 4), ("layer_with_weights-0", 4), ("trainable_variables", 1)],
         4: [("kernel", 5), ("_self", 0)],
     }
-    assert cli_import.object_paths(children)[5] == "g_a/layer_with_weights-0/kernel"
+    assert tensorflow_checkpoint.object_paths(children)[5] == "g_a/layer_with_weights-0/kernel"
 
 
 @pytest.mark.parametrize("name", ["ckpt-7", "ckpt-7.index", "ckpt-7.data-00000-of-00001", "", "chief", "saved"])
@@ -174,26 +176,26 @@ def test_what_a_checkpoint_may_be_called(tmp_path, name):
     (folder / "checkpoint").write_text(
         'model_checkpoint_path: "/elsewhere/ckpt-7"\nall_model_checkpoint_paths: "/elsewhere/ckpt-6"\n'
     )
-    found = cli_import.find_prefix((folder if name.startswith("ckpt") else tmp_path) / name)
+    found = tensorflow_checkpoint.find_prefix((folder if name.startswith("ckpt") else tmp_path) / name)
     assert found == (tmp_path / "saved/variables/variables" if name == "saved" else folder / "ckpt-7")
 
 
 def run(capsys, *arguments):
-    status = cli.main([str(a) for a in arguments])
+    status = main.main([str(a) for a in arguments])
     return status, capsys.readouterr()
 
 
 def test_the_command(tmp_path, parts, variables, monkeypatch, capsys):
     (tmp_path / "ckpt-1.index").write_bytes(b"index")
-    monkeypatch.setattr(cli_import, "read", lambda prefix: variables)
+    monkeypatch.setattr(tensorflow_checkpoint, "read", lambda prefix: variables)
     command = ("import-reference", tmp_path / "ckpt-1", "-o", tmp_path / "new")
     codec = {k: v for k, v in variables.items() if "cond_model" not in k}
-    monkeypatch.setattr(cli_import, "read", lambda prefix: codec)
+    monkeypatch.setattr(tensorflow_checkpoint, "read", lambda prefix: codec)
     status, out = run(capsys, *command)
     assert status == 0, out.err
     assert "not used: save_counter\n" in out.out and "not used: model/optimizer/_variables/* (1)\n" in out.out
     assert "gan: codec (" in out.out and str(tmp_path / "new") in out.out
-    assert_same(checkpoint.load(tmp_path / "new"), {k: parts[k] for k in ("codec", "discriminator")})
+    assert_same(artifact.load(tmp_path / "new"), {k: parts[k] for k in ("codec", "discriminator")})
     status, out = run(capsys, *command)
     assert status == 2 and "exists; --force overwrites it" in out.err
     assert run(capsys, *command, "--force")[0] == 0

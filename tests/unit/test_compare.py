@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from egic import cli, evaluation
+from egic.cli import main
+from egic.report import evaluation_folder
 from jobs import compare, tracking
 from tests import evaluation_folders
 
@@ -23,7 +24,7 @@ def kept(folder, digest, label=LABEL, bpp=0.6, seed=0):
 
 
 def result(folder, run_id, pipeline="", data="d"):
-    return compare.Result(run_id=run_id, data=data, pipeline=pipeline, found=evaluation.read(folder))
+    return compare.Result(run_id=run_id, data=data, pipeline=pipeline, found=evaluation_folder.read(folder))
 
 
 def test_the_newest_result_of_a_model_counts_and_a_moved_alias_is_told_apart(tmp_path):
@@ -32,12 +33,12 @@ def test_the_newest_result_of_a_model_counts_and_a_moved_alias_is_told_apart(tmp
     again = result(kept(tmp_path / "again", "b" * 64, bpp=0.9), "3" * 32)
     labels = compare.write_together([again, moved, old], tmp_path / "out")
     assert labels == [f"{LABEL} in run 11111111", LABEL]
-    found = evaluation.read(tmp_path / "out")
+    found = evaluation_folder.read(tmp_path / "out")
     assert {(r["label"], r["model_digest"][0]) for r in found.rows} == {(labels[0], "a"), (LABEL, "b")}
     assert [(e["label"], round(e["bpp"], 1), e["alpha"]) for e in found.sets] == [
         (labels[0], 0.5, 0.0), (labels[0], 0.5, 1.0), (LABEL, 0.9, 0.0), (LABEL, 0.9, 1.0),
     ]  # fmt: skip
-    shown = evaluation.shown(found)
+    shown = evaluation_folder.shown(found)
     assert {stem: len(files) for stem, (_, files) in shown.items()} == {"0": 4, "1": 4}
     assert found.skipped == old.found.skipped != []
 
@@ -59,7 +60,7 @@ def test_another_codec_is_taken_once_and_stands_behind_the_models(tmp_path):
         evaluation_folders.write(folder, rows)
         members.append(result(folder, n * 32))
     assert compare.write_together(members, tmp_path / "out") == ["1", "2", "JPEG"]
-    points = {r["point"] for r in evaluation.read(tmp_path / "out").rows if r["label"] == "JPEG"}
+    points = {r["point"] for r in evaluation_folder.read(tmp_path / "out").rows if r["label"] == "JPEG"}
     assert points == {"rate of 2"}
 
 
@@ -74,7 +75,7 @@ def logged(folder, experiment, data="d", status="FINISHED", parent=None):
 def test_an_experiment_has_a_report_per_set_of_pictures(tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["compare", "--experiment", "x"]) == 2
+    assert main.main(["compare", "--experiment", "x"]) == 2
     assert "'x' has no finished evaluation" in capsys.readouterr().err
     pipeline = tracking.start_pipeline("beta02", {}, {}, experiment="x")
     first = logged(kept(tmp_path / "1", "1" * 64), "x", parent=pipeline)
@@ -83,10 +84,10 @@ def test_an_experiment_has_a_report_per_set_of_pictures(tmp_path, monkeypatch, c
     logged(kept(tmp_path / "4", "4" * 64), "x", status="FAILED")
     (tmp_path / "none").mkdir()
     empty = logged(tmp_path / "none", "x")
-    assert cli.main(["compare", "--experiment", "x"]) == 0
+    assert main.main(["compare", "--experiment", "x"]) == 0
     reports = [Path(line) for line in capsys.readouterr().out.split()]
     assert len(reports) == 2 and f"run {empty} is left out: " in caplog.text
-    found = evaluation.read(reports[1].parent)  # an evaluation folder again
+    found = evaluation_folder.read(reports[1].parent)  # an evaluation folder again
     assert {r["model_digest"][0] for r in found.rows} == {"1", "2"}
     page = reports[1].read_text()
     assert f"beta02, {LABEL}" in page and "PSNR over rate" in page
@@ -97,12 +98,12 @@ def test_an_experiment_has_a_report_per_set_of_pictures(tmp_path, monkeypatch, c
     assert [json.loads(run.data.tags["egic.compared"]) for run in runs][1] == [second, first]
     kept_files = {f.path for run in runs for f in tracking.client().list_artifacts(run.info.run_id)}
     assert kept_files == {"report.html", "plots"} and {run.info.status for run in runs} == {"FINISHED"}
-    assert cli.main(["compare", "--experiment", "x"]) == 0  # again: the same two runs
+    assert main.main(["compare", "--experiment", "x"]) == 0  # again: the same two runs
     assert len(tracking.finished_runs("evaluate", experiment="x")) == 4
     assert len(tracking.client().search_runs([runs[0].info.experiment_id], "tags.`egic.kind` = 'comparison'")) == 2
 
 
 @pytest.mark.parametrize("output", ["s3://bucket/egic", "gs://bucket"])
 def test_reports_are_written_here(output, capsys):
-    assert cli.main(["compare", "--output", output]) == 2
+    assert main.main(["compare", "--output", output]) == 2
     assert "no local folder" in capsys.readouterr().err

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from egic.codec import CodecConfig
 from egic.config import parse_config, parse_preset
-from egic.discriminator import DiscriminatorConfig
-from egic.images import CropConfig
-from egic.steps import GanLoss
+from egic.networks.codec import CodecConfig
+from egic.networks.discriminator import DiscriminatorConfig
+from egic.training.crops import CropConfig
+from egic.training.steps import GanLoss
 from jobs import config as jobs_config
 from jobs.alone import StageConfig
 from jobs.config import ComputeConfig, Config, EvaluateConfig, GanConfig, MseCodecConfig, OrpConfig, SegmentationConfig

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from egic.codec import Codec
-from egic.swin import WindowAttention
+from egic.networks.codec import Codec
+from egic.networks.swin import WindowAttention
 from jobs.presets import extended, tiny
 from pipelines import cost
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from egic.curves import METRICS, Curve, bd_metric, bd_rate, curves
+from egic.report.curves import METRICS, Curve, bd_metric, bd_rate, curves
 
 
 def made(label="a", metric="psnr_db", bpp=(0.1, 0.2, 0.4, 0.8), values=(28.0, 30.0, 32.0, 34.0)) -> Curve:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from egic.images import CropConfig
+from egic.training.crops import CropConfig
 from jobs import data
 from jobs.data import TrainingSequence, local_stream, permutation, validation_batches
 from jobs.prepare import PrepareConfig, prepare

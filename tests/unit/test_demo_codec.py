@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from egic import demo_codec, metrics, pictures
-from egic.demo_codec import Desk
+from egic import pictures
+from egic.demo import session
+from egic.demo.session import Desk
+from egic.metrics import distortion
 from tests.codec_models import tiny_model
 
 X = np.random.default_rng(0).integers(0, 256, (48, 72, 3), np.uint8)
@@ -53,8 +55,8 @@ def test_alpha_runs_no_network(model):
 
 def test_a_picture_is_shown_with_its_file_and_a_jpeg_of_that_size(model, opened):
     assert opened.data == model.compress(X) and np.array_equal(opened.original, X)
-    assert opened.size == (48, 72) and opened.bpp == metrics.bpp(len(opened.data), 48, 72)
-    other = [demo_codec.anchors.find(("jpeg",))[0][0].code(X, q).num_bytes for q in range(1, 101)]
+    assert opened.size == (48, 72) and opened.bpp == distortion.bpp(len(opened.data), 48, 72)
+    other = [session.anchors.find(("jpeg",))[0][0].code(X, q).num_bytes for q in range(1, 101)]
     assert abs(opened.jpeg.num_bytes - len(opened.data)) == min(abs(n - len(opened.data)) for n in other)
     assert opened.psnr_db(X) == 100 and opened.psnr_db(opened.jpeg.picture) < 60
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from egic.discriminator import SLOPE, Block, Discriminator, DiscriminatorConfig
+from egic.networks.discriminator import SLOPE, Block, Discriminator, DiscriminatorConfig
 
 SMALL = DiscriminatorConfig(down=(16, 32, 32, 64), up=(64, 32, 32, 16), latent_channels=24, num_categories=7)
 

@@ -9,7 +9,7 @@ import ray
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from egic import checkpoint
+from egic import artifact
 from jobs import dry_run, loop
 from jobs.categories import with_categories
 from jobs.presets import tiny
@@ -61,7 +61,7 @@ def test_files_are_as_large_as_foretold(name, tmp_path):
     loop.save(tmp_path, stage, state, [])
     num = len(loop.trained_weights(stage, state.nets))
     assert 0 <= (tmp_path / "resume.pt").stat().st_size - cost.checkpoint < 1500 * num
-    checkpoint.save(tmp_path / "artifact", {part: getattr(state.nets, part) for part in stage.publishes}, {})
+    artifact.save(tmp_path / "artifact", {part: getattr(state.nets, part) for part in stage.publishes}, {})
     size = sum(p.stat().st_size for p in (tmp_path / "artifact").glob("*.safetensors"))
     assert 0 <= size - cost.artifact < 100_000
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from egic import entropy
-from egic.entropy import FactorizedPrior, gaussian_bits, quantize, quantize_int, sigma_of
+from egic.networks import entropy
+from egic.networks.entropy import FactorizedPrior, gaussian_bits, quantize, quantize_int, sigma_of
 
 
 def exact_gaussian_bits(d: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

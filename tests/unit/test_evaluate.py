@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from egic import cli, cli_refs, quality, sets
-from egic.quality import Quality
+from egic.cli import main, model_refs
+from egic.metrics import fid_kid, quality
+from egic.metrics.quality import Quality
 from jobs import evaluate, registry
 from jobs import evaluate_tables as tables
 from jobs import run as stage_run
@@ -139,7 +140,7 @@ def test_a_killed_run_goes_on_and_codes_nothing_twice(folder, models, tmp_path, 
     assert all(path.read_bytes() == content for path, content in first.items())
     parts = Parts(folder=tmp_path / "cut")
     assert without_times(tables.rows_table(parts, MODELS, listed)) == without_times(whole)
-    found = [tables.set_rows(whole, p, listed, sets.NAMES) for p in (parts, Parts(folder=tmp_path / "whole"))]
+    found = [tables.set_rows(whole, p, listed, fid_kid.NAMES) for p in (parts, Parts(folder=tmp_path / "whole"))]
     assert found[0] == found[1]
 
 
@@ -167,7 +168,7 @@ def test_sets_are_means_and_say_when_they_are_unreliable(folder, models, tmp_pat
         assert entry["fid256"] > 0 and entry["kid256"] is None
         assert entry["num_patches"] == 0 and entry["reliable"] is False
     assert "unreliable: of 0 patches; FID and KID need 5000" in tables.text(found) and "*" in tables.text(found)
-    monkeypatch.setattr(sets, "RELIABLE_PATCHES", 0)
+    monkeypatch.setattr(fid_kid, "RELIABLE_PATCHES", 0)
     assert "unreliable" not in tables.text(tables.set_rows(table, work.parts, listed, ("fid256",)))
     plain = tables.set_rows(table, work.parts, listed, ())
     assert all(e["fid256"] is None for e in plain) and "fid256" not in tables.text(plain)
@@ -234,7 +235,7 @@ def test_options_are_short_lists():
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(args, message, capsys):
-    assert cli.main(["evaluate", *args]) == 2
+    assert main.main(["evaluate", *args]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and "\n" not in error
 
@@ -243,8 +244,8 @@ def test_without_the_training_extra_the_command_says_so(monkeypatch, capsys):
     def absent(name):
         raise ImportError("No module named 'ray'")
 
-    monkeypatch.setattr(cli_refs.importlib, "import_module", absent)
-    assert cli.main(["evaluate", "--model", "x"]) == 2
+    monkeypatch.setattr(model_refs.importlib, "import_module", absent)
+    assert main.main(["evaluate", "--model", "x"]) == 2
     line = "error: egic evaluate needs the training extra (No module named 'ray'): pip install 'egic[train]'"
     assert capsys.readouterr().err.strip() == line
 
@@ -266,5 +267,5 @@ def test_best_is_judged_by_the_backbone_too(monkeypatch, tmp_path):
 
 
 def test_every_measure_has_a_column_and_a_weight():
-    assert {*quality.NAMES} <= set(tables.SCHEMA.names) and {*quality.NAMES, *sets.NAMES} <= set(tables.COLUMNS)
-    assert set(evaluate.PACKAGES) == {*quality.NETWORK_OF, *sets.NAMES}
+    assert {*quality.NAMES} <= set(tables.SCHEMA.names) and {*quality.NAMES, *fid_kid.NAMES} <= set(tables.COLUMNS)
+    assert set(evaluate.PACKAGES) == {*quality.NETWORK_OF, *fid_kid.NAMES}

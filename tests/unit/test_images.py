@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from egic.images import (
+from egic.training.crops import (
     CropConfig,
     Plan,
     Sample,
@@ -173,7 +173,7 @@ def test_truncated_jpeg_is_a_value_error(cut):
 def test_other_formats_and_bombs_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="not a readable JPEG"):
         decode_jpeg(encode(np.zeros((8, 8, 3), np.uint8), "PNG"))
-    monkeypatch.setattr("egic.images.MAX_PIXELS", 63)
+    monkeypatch.setattr("egic.training.crops.MAX_PIXELS", 63)
     with pytest.raises(ValueError, match="over the limit"):
         decode_jpeg(encode(np.zeros((8, 8, 3), np.uint8)))
 
@@ -202,6 +202,6 @@ def test_config_names_the_wrong_field(field, value):
 
 
 def test_no_torch():
-    assert "egic.images" in sys.modules
-    source = open(sys.modules["egic.images"].__file__).read()
+    assert "egic.training.crops" in sys.modules
+    source = open(sys.modules["egic.training.crops"].__file__).read()
     assert "import torch" not in source

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from egic.coco import CATEGORIES
-from egic.images import CropConfig, apply_plan, decode_label_png, decode_panoptic_png, plan_center_crop
+from egic.training.crops import CropConfig, apply_plan, decode_label_png, decode_panoptic_png, plan_center_crop
 from jobs.folders import LABEL_MAPS, kind_of
 from jobs.label_maps import regions
 from jobs.prepare import PrepareConfig, prepare

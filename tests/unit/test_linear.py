@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from egic.linear import linear
+from egic.networks.linear import linear
 
 
 @pytest.mark.parametrize("how", [{}, {"gelu": True}, {"plus": True}])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from egic import losses
+from egic.training import losses
 
 
 def case(num: int = 2, classes: int = 6, size: int = 5):

@@ -2,8 +2,8 @@
 
 import torch
 
-from egic.codec import Codec, CodecConfig
-from egic.orp import ResidualHead, blend
+from egic.networks.codec import Codec, CodecConfig
+from egic.networks.orp import ResidualHead, blend
 from tests.codec_models import TINY
 
 

@@ -43,13 +43,13 @@ found["light"] = [name for name in ("torch", "numpy") if name in sys.modules]
 import numpy as np, torch
 from pathlib import Path
 from PIL import Image
-from egic import checkpoint
+from egic import artifact
 from egic.codec import Codec, CodecConfig
 config = CodecConfig(
     dims=(32, 32, 32, 32), depths=(1, 1, 1, 1), window=4, hyper_dims=(32, 32), hyper_depths=(1, 1), hyper_window=2,
     num_slices=2,
 )
-checkpoint.save(Path("model"), {"codec": Codec(config)}, {})
+artifact.save(Path("model"), {"codec": Codec(config)}, {})
 Image.fromarray(np.full((40, 60, 3), 99, np.uint8)).save("a.png")
 for line in sys.argv[1:]:
     found[line] = tell(*line.split())
@@ -79,7 +79,7 @@ def test_what_the_wheel_holds(wheel):
         commands = content.read(next(n for n in content.namelist() if n.endswith("entry_points.txt"))).decode()
     sources = {p.relative_to(ROOT).as_posix() for top in ("egic", "jobs", "pipelines") for p in (ROOT / top).rglob("*")}
     assert names == {name for name in sources if (ROOT / name).is_file() and "__pycache__" not in name}
-    assert {"egic/py.typed", "egic/demo.css", "egic/report.html.j2"} <= names
+    assert {"egic/py.typed", "egic/demo/page.css", "egic/report/page.html.j2"} <= names
     needed = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra ==)", metadata, re.MULTILINE)
     assert set(needed) == CORE
     assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) == {

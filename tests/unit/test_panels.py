@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from egic import panels
+from egic.report import panels
 
 
 def picture(height: int, width: int, seed: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from egic.perceptual import FILE_NAME, LPIPS, RANDOM, find_backbone
+from egic.metrics.perceptual import FILE_NAME, LPIPS, RANDOM, find_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 

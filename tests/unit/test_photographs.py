@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from egic.images import decode_jpeg
+from egic.training.crops import decode_jpeg
 from jobs import photographs
 from jobs.folders import PHOTOGRAPHS, kind_of
 from jobs.photographs import choose, read_picture

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from egic.coco import CATEGORIES
-from egic.images import decode_jpeg
+from egic.training.crops import decode_jpeg
 from jobs.prepare import PrepareConfig, open_data, prepare
 from jobs.shards import load_manifest, read_index, read_samples
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from egic import weights
-from egic.quality import NAMES, Quality
+from egic.metrics.pretrained import NETWORKS
+from egic.metrics.quality import NAMES, Quality
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def pair(kodak) -> tuple[np.ndarray, np.ndarray]:
 def vgg16() -> dict[str, torch.Tensor]:
     """Seeded convolutions of VGG16's shapes."""
     g, state = torch.Generator().manual_seed(0), {}
-    for name, shape in weights.NETWORKS["vgg16"].shapes.items():
+    for name, shape in NETWORKS["vgg16"].shapes.items():
         fan_in = float(np.prod(shape[1:])) if len(shape) > 1 else 1e4
         state[name] = torch.randn(shape, generator=g) * (2 / fan_in) ** 0.5
     return state
@@ -37,7 +37,7 @@ def test_psnr_and_ms_ssim_are_what_another_library_says(pair):
 
 
 def test_lpips_has_its_published_values(weights, monkeypatch):
-    from egic.weights import find
+    from egic.metrics.pretrained import find
 
     folder = weights.parent / "lpips_example_images"
     if not folder.is_dir():

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from egic.steps import NonFiniteError
+from egic.training.steps import NonFiniteError
 from jobs import loop, queued
 from jobs.stage import MODULES, load_stage
 from tests.local_session import LocalSession, run, small, weights

@@ -3,15 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egic import phases
-from egic.bitstream import BitstreamError
-from egic.rangecoder import MAX_SYMBOL, Decoder, Encoder, Tables
+from egic.coding import robust_rounding
+from egic.coding.bitstream import BitstreamError
+from egic.coding.range_coder import MAX_SYMBOL, Decoder, Encoder, Tables
 
-TABLES = Tables(phases.gaussian_tables())
+TABLES = Tables(robust_rounding.gaussian_tables())
 value = st.one_of(
     st.integers(-3, 3), st.integers(-3000, 3000), st.sampled_from([MAX_SYMBOL - 1, 1 - MAX_SYMBOL, 2**15, 2**16 + 1])
 )
-symbols = st.lists(st.tuples(value, st.integers(0, phases.NUM_TABLES - 1)), max_size=60)
+symbols = st.lists(st.tuples(value, st.integers(0, robust_rounding.NUM_TABLES - 1)), max_size=60)
 
 
 @settings(deadline=None, max_examples=300)
@@ -32,7 +32,7 @@ def test_what_goes_in_comes_out(batches):
 @given(st.binary(max_size=60), st.integers(1, 400))
 def test_any_bytes_decode_to_something_or_raise(data, number):
     try:
-        assert len(Decoder(data).decode(np.arange(number) % phases.NUM_TABLES, TABLES)) == number
+        assert len(Decoder(data).decode(np.arange(number) % robust_rounding.NUM_TABLES, TABLES)) == number
     except BitstreamError:
         pass
 
@@ -40,7 +40,7 @@ def test_any_bytes_decode_to_something_or_raise(data, number):
 def test_length_is_the_ideal_one():
     rng = np.random.default_rng(0)
     table = rng.integers(0, 300, 50_000)
-    sigma = np.exp(np.log(0.11) + phases._unwarp(table / phases.FINE) * np.log(256 / 0.11) / 63)
+    sigma = np.exp(np.log(0.11) + robust_rounding._unwarp(table / robust_rounding.FINE) * np.log(256 / 0.11) / 63)
     values = np.rint(rng.normal(0, sigma)).astype(np.int32)
     encoder = Encoder()
     encoder.encode(values, table, TABLES)

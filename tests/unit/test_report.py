@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from egic import anchors, cli, crops, report
+from egic.cli import main
+from egic.report import anchors, evaluation_folder, picture_crops
+from egic.report.page import write_report
 from tests import evaluation_folders
 
 HOSTILE = "<script>alert(1)</script> & 'quotes\""
@@ -28,7 +30,7 @@ def change(folder, change_entry):
 
 
 def test_labels_and_reasons_are_escaped(folder):
-    page = report.write_report(folder).read_text()
+    page = write_report(folder).read_text()
     assert "<script>alert" not in page and "<cut short>" not in page
     assert html.escape(HOSTILE, quote=False).split("'")[0] in page
     assert page.count("<script>") == 1  # ours
@@ -40,17 +42,17 @@ def test_names_that_lead_out_are_refused(folder, name):
     names = [name, *table["name"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("name"), "name", [names]), folder / "rows.parquet")
     with pytest.raises(ValueError, match="which leads out of the folder"):
-        report.write_report(folder)
+        write_report(folder)
 
 
 def test_a_picture_that_is_none_is_one_line(folder, capsys):
     (folder / "pictures" / "0" / "original.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    assert cli.main(["report", str(folder)]) == 2
+    assert main.main(["report", str(folder)]) == 2
     assert "not a picture of a known format" in capsys.readouterr().err
 
 
 def test_nothing_is_fetched_and_plots_lie_beside(folder):
-    path = report.write_report(folder)
+    path = write_report(folder)
     page = path.read_text()
     links = re.findall(r"""(?:src|href|srcset)="([^"]*)""", page)
     assert len(links) > 20 and all(link.startswith(("data:", "#")) for link in links)
@@ -61,7 +63,7 @@ def test_nothing_is_fetched_and_plots_lie_beside(folder):
 
 def test_metrics_that_are_missing_leave_no_column_and_gaps_are_dashes(folder):
     change(folder, lambda place, e: e.update(ms_ssim=None, dists=0.25 if place == 0 else None, psnr_db=float("nan")))
-    page = report.write_report(folder).read_text()
+    page = write_report(folder).read_text()
     assert "MS-SSIM" not in page and "LPIPS" not in page
     assert "DISTS" in page and "0.2500" in page and "<td>–</td>" in page
     assert "PSNR over rate" not in page and "nan" not in page.split("</style>")[1].split("data:")[0]
@@ -71,22 +73,22 @@ def test_a_bare_folder_has_a_report(tmp_path):
     row = {"label": "a", "codec": "egic", "point": "alpha 1", "name": "x.png", "bpp": 0.1, "alpha": 1.0}
     evaluation_folders.write(tmp_path, [row])
     change(tmp_path, lambda _, e: e.update(bpp=None))
-    assert "0 pictures" not in report.write_report(tmp_path).read_text()
+    assert "0 pictures" not in write_report(tmp_path).read_text()
     evaluation_folders.write(tmp_path, [row])
     (tmp_path / "sets.json").write_text("[]")
-    assert report.write_report(tmp_path).is_file()
+    assert write_report(tmp_path).is_file()
 
 
 def test_unreliable_distances_are_marked(folder):
     change(folder, lambda place, e: e.update(fid256=40.0 + place, reliable=place >= 3, num_patches=5))
-    page = report.write_report(folder).read_text()
+    page = write_report(folder).read_text()
     assert "40.00†" in page and "43.00†" not in page and "43.00" in page
     assert "PSNR against FID/256" in page
 
 
 def test_lpips_stands_in_where_there_is_no_fid(folder):
     change(folder, lambda place, e: e.update(lpips_alex=0.1 + place / 100))
-    page = report.write_report(folder).read_text()
+    page = write_report(folder).read_text()
     assert "PSNR against LPIPS" in page and "PSNR against FID" not in page
 
 
@@ -97,19 +99,19 @@ def test_bd_rates_stand_against_an_anchor(folder):
             values = {"bpp": rate * gain, "psnr_db": 30 + 10 * rate, "alpha": None, "codec": "jpeg"}
             rows.append(rows[0] | values | {"label": label, "point": f"quality {rate}"})
     evaluation_folders.write(folder, rows)
-    page = report.write_report(folder).read_text()
+    page = write_report(folder).read_text()
     assert "BD-rate against slow" in page and "+10.0 %" in page
     assert "EGIC, alpha 0 has 1 point of PSNR" in page
 
 
 def test_pictures_fit_their_budget(folder):
-    found = report.evaluation.read(folder)
-    shown = report.evaluation.shown(found)
-    everything, stored = crops.comparisons(shown, 10**9)
+    found = evaluation_folder.read(folder)
+    shown = evaluation_folder.shown(found)
+    everything, stored = picture_crops.comparisons(shown, 10**9)
     assert stored == "lossless" and [c["name"] for c in everything] == ["0", "1"]
     assert [f["alpha"] for f in everything[0]["models"][0]["frames"]] == [0.0, 0.5, 1.0]
     for limit in (200_000, 40_000, 4_000):
-        cut, _ = crops.comparisons(shown, limit)
+        cut, _ = picture_crops.comparisons(shown, limit)
         frames = [c["original"] for c in cut] + [f["uri"] for c in cut for m in c["models"] for f in m["frames"]]
         assert sum(len(uri) for uri in frames) < limit * 1.4  # base64
     assert len(cut) < 2  # what does not fit at the last step is left out
@@ -118,7 +120,7 @@ def test_pictures_fit_their_budget(folder):
 def test_the_crop_is_where_the_detail_is():
     x = np.full((256, 256, 3), 128, np.uint8)
     x[160:250, 150:240] = evaluation_folders.photograph(0, 90, 90)
-    top, left = crops.busiest(x, 96)
+    top, left = picture_crops.busiest(x, 96)
     assert top in (160, 128) and left in (128, 160)
 
 
@@ -127,7 +129,7 @@ def test_anchors_stand_in_the_page_of_the_command(folder, capsys):
 
     for name in ("0", "1"):
         Image.open(folder / "pictures" / name / "original.png").save(folder / f"{name}.png")
-    assert cli.main(["report", str(folder), "--anchors", "jpeg", "--images", str(folder)]) == 0
+    assert main.main(["report", str(folder), "--anchors", "jpeg", "--images", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     page = (folder / "report.html").read_text()
     assert "JPEG, rate of EGIC" in page and anchors.find(["jpeg"])[0][0].label in page
@@ -138,6 +140,6 @@ def test_anchors_stand_in_the_page_of_the_command(folder, capsys):
     [((), "no evaluation folder"), (("--anchors", "jpeg"), "--anchors and --images go together")],
 )
 def test_a_users_mistake_is_one_line(tmp_path, capsys, arguments, message):
-    assert cli.main(["report", str(tmp_path), *arguments]) == 2
+    assert main.main(["report", str(tmp_path), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

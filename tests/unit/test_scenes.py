@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from egic.coco import CATEGORIES
-from egic.images import decode_jpeg
+from egic.training.crops import decode_jpeg
 from jobs import scenes
 from jobs.prepare import PrepareConfig, prepare
 from jobs.scenes import SceneConfig, write_scenes

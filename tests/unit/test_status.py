@@ -124,10 +124,10 @@ def test_the_newest_run_counts_and_imported_ones_do_not(config, tmp_path):
 
 
 def test_changed_sources_are_named(config, tmp_path, monkeypatch):
-    tag = json.loads(code_tag("mse-codec")[CODE_TAG]) | {"egic/swin.py": "0" * 12, "egic/gone.py": "1" * 12}
+    tag = json.loads(code_tag("mse-codec")[CODE_TAG]) | {"egic/networks/swin.py": "0" * 12, "egic/gone.py": "1" * 12}
     finished("mse-codec", config, tmp_path, tags={CODE_TAG: json.dumps(tag)})
     monkeypatch.setattr("jobs.stage.code_digest", lambda name: "another")
-    assert why(config).endswith(": changed: egic/gone.py, egic/swin.py")
+    assert why(config).endswith(": changed: egic/gone.py, egic/networks/swin.py")
 
 
 def test_runs_without_a_list_of_sources_and_of_other_data(config, tmp_path, monkeypatch):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from egic import steps
-from egic.codec import Codec
-from egic.discriminator import Discriminator, DiscriminatorConfig
-from egic.perceptual import LPIPS
-from egic.steps import Batch, GanLoss, Nets, NonFiniteError
+from egic.metrics.perceptual import LPIPS
+from egic.networks.codec import Codec
+from egic.networks.discriminator import Discriminator, DiscriminatorConfig
+from egic.training import steps
+from egic.training.steps import Batch, GanLoss, Nets, NonFiniteError
 from tests.codec_models import TINY
 
 

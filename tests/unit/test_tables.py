@@ -6,8 +6,9 @@ import math
 import numpy as np
 import torch
 
-from egic import entropy, phases, tables
-from egic.coding import Z_REACH, LatentCoder
+from egic.coding import frequency_tables, robust_rounding
+from egic.coding.latent_coder import Z_REACH, LatentCoder
+from egic.networks import entropy
 
 
 def digest(counts) -> str:
@@ -16,18 +17,20 @@ def digest(counts) -> str:
 
 def test_functions():
     x = np.linspace(-30, 30, 4001)
-    np.testing.assert_allclose(tables.exp(x), np.exp(x), rtol=1e-14)
-    np.testing.assert_allclose(tables.log(np.exp(x)), x, atol=1e-14)
-    np.testing.assert_allclose(tables.tanh(x), np.tanh(x), atol=1e-14)
-    np.testing.assert_allclose(tables.softplus(x), np.logaddexp(0, x), atol=1e-13)
-    np.testing.assert_allclose(tables.sigmoid(x), 1 / (1 + np.exp(-x)), atol=1e-14)
+    np.testing.assert_allclose(frequency_tables.exp(x), np.exp(x), rtol=1e-14)
+    np.testing.assert_allclose(frequency_tables.log(np.exp(x)), x, atol=1e-14)
+    np.testing.assert_allclose(frequency_tables.tanh(x), np.tanh(x), atol=1e-14)
+    np.testing.assert_allclose(frequency_tables.softplus(x), np.logaddexp(0, x), atol=1e-13)
+    np.testing.assert_allclose(frequency_tables.sigmoid(x), 1 / (1 + np.exp(-x)), atol=1e-14)
     x = np.linspace(-7, 7, 999)
-    np.testing.assert_allclose(tables.normal_cdf(x), [0.5 * math.erfc(-v / math.sqrt(2)) for v in x], atol=1e-14)
+    np.testing.assert_allclose(
+        frequency_tables.normal_cdf(x), [0.5 * math.erfc(-v / math.sqrt(2)) for v in x], atol=1e-14
+    )
 
 
 def test_gaussian_tables_are_these_on_every_machine():
-    assert digest(phases.gaussian_tables()) == "3da636a5d9d6d914"
-    assert digest([phases.phase_counts()]) == "fe6e26e98d76a451"
+    assert digest(robust_rounding.gaussian_tables()) == "3da636a5d9d6d914"
+    assert digest([robust_rounding.phase_counts()]) == "fe6e26e98d76a451"
 
 
 def test_prior_tables_are_these_on_every_machine():
@@ -36,19 +39,21 @@ def test_prior_tables_are_these_on_every_machine():
     matrices = [rng.standard_normal(s).astype(np.float32) for s in shapes]
     biases = [rng.standard_normal((5, n, 1)).astype(np.float32) for n in (3, 3, 1)]
     factors = [rng.standard_normal((5, 3, 1)).astype(np.float32) for _ in range(2)]
-    assert digest(tables.factorized_tables(matrices, biases, factors, 64)) == "b0871f3df94e482f"
+    assert digest(frequency_tables.factorized_tables(matrices, biases, factors, 64)) == "b0871f3df94e482f"
 
 
 def test_sigma_is_the_models():
     index = np.linspace(0, 63, 100)
-    np.testing.assert_allclose(tables.sigma(index), entropy.sigma_of(torch.from_numpy(index)).numpy(), rtol=1e-12)
+    np.testing.assert_allclose(
+        frequency_tables.sigma(index), entropy.sigma_of(torch.from_numpy(index)).numpy(), rtol=1e-12
+    )
 
 
 def test_gaussian_tables_cost_what_the_model_says():
     """At its own scale index, each table's expected length exceeds the entropy by less than 0.1 % + 0.001 bit."""
-    u = np.arange(phases.NUM_TABLES) / phases.FINE
-    sigma = tables.sigma(phases._unwarp(u))
-    for counts, s in list(zip(phases.gaussian_tables(), sigma, strict=True))[::16]:
+    u = np.arange(robust_rounding.NUM_TABLES) / robust_rounding.FINE
+    sigma = frequency_tables.sigma(robust_rounding._unwarp(u))
+    for counts, s in list(zip(robust_rounding.gaussian_tables(), sigma, strict=True))[::16]:
         reach = len(counts) // 2 - 1
         d = torch.arange(-reach, reach + 1, dtype=torch.float64)
         ideal = entropy.gaussian_bits(d, torch.tensor(s)).numpy()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from egic import cli_refs
+from egic.cli import model_refs
 from jobs import metric_log, registry, reports, tracking
 from jobs.storage import Folder
 
@@ -440,7 +440,7 @@ def test_folder_that_is_there_is_kept_if_right_and_refused_if_not(folder, experi
 
 
 def test_default_digest_is_the_checkpoint_module_s(folder, monkeypatch):
-    monkeypatch.setattr("egic.checkpoint.digest", lambda path: "abc")
+    monkeypatch.setattr("egic.artifact.digest", lambda path: "abc")
     assert registry.resolve(str(folder)).sha256 == "abc"
 
 
@@ -485,7 +485,7 @@ def test_best_is_not_compared_across_metrics(store, folder, experiment):
     (folder / "codec.safetensors").write_bytes(b"other")
     second = published(folder, experiment, key="key2", name="metrics")
     assert not registry.promote_if_best("egic-metrics", second.model_version, "val/miou", 90.0, True, "a")
-    listed = dict(cli_refs.registered())
+    listed = dict(model_refs.registered())
     assert listed[f"models:/egic-metrics/{first.model_version}"].endswith(" @best")
     assert listed[f"models:/egic-metrics/{second.model_version}"].endswith(" @latest")
 
@@ -540,14 +540,14 @@ def test_a_folder_from_elsewhere_is_registered_once_and_is_a_parent(tmp_path, ex
     """Imported weights, as `jobs.alone` takes them: a registered version, or the folder itself."""
     import torch
 
-    from egic import checkpoint
+    from egic.artifact import save
     from jobs import alone
     from jobs.presets import PRESETS, extended
     from jobs.stage import load_stage
     from tests.codec_models import tiny_model
 
     with torch.random.fork_rng():
-        sha256 = checkpoint.save(tmp_path / "new", {"codec": tiny_model().codec}, {"stage": "gan", "source": "ckpt-7"})
+        sha256 = save(tmp_path / "new", {"codec": tiny_model().codec}, {"stage": "gan", "source": "ckpt-7"})
     first = registry.publish_folder(tmp_path / "new", experiment=experiment)
     assert registry.publish_folder(tmp_path / "new", experiment=experiment) == first and first.sha256 == sha256
     refs = (str(tmp_path / "new"), f"models:/egic-gan/{first.model_version}")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from egic import strips
-from egic.codec import Codec, CodecConfig
-from egic.swin import SwinBlock
-from egic.transforms import Analysis, PatchMerging, Stage, Synthesis, depth_to_space
+from egic.networks import tiled_inference
+from egic.networks.codec import Codec, CodecConfig
+from egic.networks.swin import SwinBlock
+from egic.networks.transforms import Analysis, PatchMerging, Stage, Synthesis, depth_to_space
 
 PARTS = {
     "g_a": 9_139_416,
@@ -78,7 +78,7 @@ def test_a_block_mixes_pixels_of_one_window(shift, pixel, rows, cols):
 @pytest.mark.parametrize("chunk", [1, 3000, 2**18])
 def test_strips_equal_whole_maps(monkeypatch, chunk):
     """Without gradients a transform runs in strips of any height; the input stays as it was."""
-    monkeypatch.setitem(strips.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(tiled_inference.CHUNK, "cpu", chunk)
     torch.manual_seed(0)
     g_a = Analysis(3, (32, 32, 64), (2, 2, 2), 4).eval()
     g_s = Synthesis(3, (64, 32, 32), (2, 2, 2), 4).eval()

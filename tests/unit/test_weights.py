@@ -5,8 +5,8 @@ import hashlib
 import pytest
 import torch
 
-from egic import weights
-from egic.weights import NETWORKS, Network, find
+from egic.metrics import pretrained
+from egic.metrics.pretrained import NETWORKS, Network, find
 
 SMALL = {"features.0.weight": torch.ones(2, 3), "features.0.bias": torch.zeros(2), "classifier.weight": torch.ones(9)}
 
@@ -19,7 +19,7 @@ def small(tmp_path, monkeypatch):
     name = f"small-{digest[:8]}.pth"
     shapes = {"0.weight": (2, 3), "0.bias": (2,)}
     network = Network(what="Small", url=f"http://127.0.0.1:9/{name}", names=("small.pth",), shapes=shapes)
-    monkeypatch.setitem(weights.NETWORKS, "small", network)
+    monkeypatch.setitem(pretrained.NETWORKS, "small", network)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("EGIC_WEIGHTS", raising=False)

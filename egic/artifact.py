@@ -1,0 +1,136 @@
+"""A stage's artifact: `<component>.safetensors` (codec, orp, discriminator), config.json, provenance.json. No pickle.
+
+Its digest is one sha256 over the weights and config.json: what a child stage, a registry or a file's header pins.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict, cast
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import nn
+
+from egic.networks.codec import Codec, CodecConfig
+from egic.networks.discriminator import Discriminator, DiscriminatorConfig
+from egic.networks.orp import ResidualHead
+
+FORMAT = 1
+_BUILD = {
+    "codec": (Codec, CodecConfig),
+    "orp": (ResidualHead, CodecConfig),
+    "discriminator": (Discriminator, DiscriminatorConfig),
+}
+
+
+class Components(TypedDict, total=False):
+    """Networks of an artifact by component."""
+
+    codec: Codec
+    orp: ResidualHead
+    discriminator: Discriminator
+
+
+def _config(data: object, where: str, kind: type):
+    """A config dataclass from JSON; unknown keys and wrong types are errors that name their place."""
+    fields = {f.name: f.type for f in dataclasses.fields(kind)}
+    if not isinstance(data, dict) or (unknown := data.keys() - fields.keys()):
+        what = f"unknown keys {sorted(unknown)}" if isinstance(data, dict) else "no table"
+        raise ValueError(f"{where}: {what}; it was written by another version, or is damaged")
+    for name, value in data.items():
+        ok = (
+            isinstance(value, list) and all(type(v) is int for v in value)
+            if "tuple" in str(fields[name])
+            else type(value) is int
+        )
+        if not ok:
+            raise ValueError(f"{where}: {name} has the wrong type ({value!r})")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def digest(folder: Path) -> str:
+    """sha256 (hex) over the artifact's config.json and weight files, by name; provenance does not count."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} is no EGIC model: it has no config.json")
+    total = hashlib.sha256()
+    files = sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"])
+    for path in files:
+        with open(path, "rb") as f:
+            total.update(f"{path.name} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def save(folder: Path, components: Mapping[str, nn.Module], provenance: Mapping[str, object]) -> str:
+    """Write the artifact aside, rename it into place, return its digest. `components`: as in the module's docstring."""
+    folder = Path(folder)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    aside.mkdir(parents=True)
+    try:
+        config: dict[str, object] = {"format": FORMAT}
+        for name, module in components.items():
+            tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+            safetensors.torch.save_file(tensors, aside / f"{name}.safetensors", metadata={"component": name})
+        codec, discriminator = components.get("codec"), components.get("discriminator")
+        if isinstance(codec, Codec):
+            config["codec"] = dataclasses.asdict(codec.config)
+        if isinstance(discriminator, Discriminator):
+            config["discriminator"] = dataclasses.asdict(discriminator.config)
+        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (aside / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return digest(folder)
+
+
+def read_config(folder: str | Path) -> dict[str, CodecConfig | DiscriminatorConfig]:
+    """The artifact's component configs, by component. Raises ValueError naming the folder and what is wrong."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is no EGIC model: it has no config.json")
+    try:
+        data = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is not JSON ({e}); the artifact is damaged") from e
+    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        raise ValueError(f"{path}: this version reads format {FORMAT} only")
+    found = {name: _config(data.pop(name), f"{path}: {name}", _BUILD[name][1]) for name in list(data) if name in _BUILD}
+    if data:
+        raise ValueError(f"{path}: unknown keys {sorted(data)}; it was written by another version, or is damaged")
+    if "codec" in found and (Path(folder) / "orp.safetensors").is_file():
+        found["orp"] = found["codec"]
+    return found
+
+
+def load(folder: str | Path, *names: str) -> Components:
+    """The named components (all there are, without names) on the CPU, in eval mode, with exactly the stored weights.
+
+    Raises ValueError for a missing component and for weights that are missing, surplus, misshaped or unreadable.
+    """
+    configs = read_config(folder)
+    if missing := [n for n in names if n not in configs]:
+        raise ValueError(f"{folder} has no {', '.join(missing)}; it holds {', '.join(configs)}")
+    found = {name: _load(Path(folder) / f"{name}.safetensors", name, configs[name]) for name in names or configs}
+    return cast(Components, found)
+
+
+def _load(path: Path, name: str, config: CodecConfig | DiscriminatorConfig) -> nn.Module:
+    module = _BUILD[name][0](config)
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path} cannot be read ({e}); fetch the artifact again") from e
+    expected = module.state_dict()
+    wrong = sorted(expected.keys() ^ tensors.keys())
+    wrong += [k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape]
+    if wrong:
+        raise ValueError(f"{path} does not fit its config.json: {', '.join(wrong[:3])} ({len(wrong)} in all)")
+    module.load_state_dict(tensors)
+    return module.eval()

@@ -1,0 +1,118 @@
+"""egic demo: a local page to see the codec at work. Arguments, and what must be right before the page starts."""
+
+import argparse
+import importlib.util
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from egic.cli import model_refs
+
+if TYPE_CHECKING:
+    from egic.model import Model
+
+PORT = 7860
+MAX_PIXELS = 2**22  # 2048 x 2048: about a minute at full size on two cores, and 100 MB that stay for alpha
+
+
+def add(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Put `demo` among the commands; the caller adds the model's options."""
+    demo = commands.add_parser("demo", help="a local page to see the codec at work (needs egic[demo])")
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, only here)")
+    demo.add_argument("--port", type=int, default=PORT, help=f"0 takes any that is free (default: {PORT})")
+    demo.add_argument("--no-open", action="store_true", help="do not open a browser")
+    demo.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N",
+        help=f"largest picture, with sides rounded up to 256 (default: {MAX_PIXELS})",
+    )  # fmt: skip
+    demo.add_argument(
+        "--serve", type=int, nargs="?", const=1, metavar="N", help="code in N replicas (default: 1) on Ray Serve"
+    )
+    return demo
+
+
+def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], "Model"]) -> None:
+    """Serve the page until it is interrupted. Raises ValueError for what cannot be."""
+    if args.max_pixels < 1:
+        raise ValueError(f"--max-pixels must be at least 1, got {args.max_pixels}")
+    if args.serve is not None and args.serve < 1:
+        raise ValueError(f"--serve must be at least 1, got {args.serve}")
+    port = free_port(args.host, args.port)
+    _check_installed(args.serve)
+    with tempfile.TemporaryDirectory(prefix="egic-demo-") as folder:
+        _prepare_gradio(folder, args.host)
+        _end_as_ctrl_c_does()
+        if args.serve is None:
+            _page(args, load(args), Path(folder), port)
+        else:
+            serve = model_refs.jobs("serve", "egic demo --serve needs")
+            path = model_refs.folder_of(args.model)
+            with serve.replicas(path, args.serve, args.device, args.precision, args.threads) as coder:
+                _page(args, coder, Path(folder), port)
+
+
+def _page(args: argparse.Namespace, coder: "Model", folder: Path, port: int) -> None:
+    from egic.demo import page as demo
+    from egic.demo import session
+
+    _end_as_ctrl_c_does()  # again, since Ray has a handler of its own
+    desk = session.Desk(coder, args.max_pixels)
+    shown = args.model if model_refs.is_uri(args.model) else Path(args.model).resolve().name
+    page = demo.build(desk, shown, folder, args.serve or 1)
+    try:
+        url = demo.start(page, args.host, port)
+        print(f"{url} (Ctrl-C ends it)", flush=True)
+        seen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        if seen and sys.stdout.isatty() and not args.no_open:
+            webbrowser.open(url)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    finally:
+        page.close(verbose=False)
+
+
+def _end_as_ctrl_c_does() -> None:
+    """SIGTERM, too, stops the server and Ray, and clears the page's folder."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises ValueError where host and port cannot be listened on."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port must lie in 0..65535, got {port}")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return probe.getsockname()[1]
+    except (OSError, UnicodeError) as error:
+        fix = "--port 0 takes one that is free" if not isinstance(error, socket.gaierror) else "name another --host"
+        raise ValueError(f"cannot listen on {host} port {port} ({getattr(error, 'strerror', error)}); {fix}") from error
+
+
+def _check_installed(serve: int | None) -> None:
+    for module in ("gradio", *(() if serve is None else ("ray.serve",))):
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:  # the package above it
+            found = None
+        if found is None:
+            raise ValueError(f"egic demo needs {module}; install it with pip install 'egic[demo]'")
+
+
+def _prepare_gradio(folder: str, host: str) -> None:
+    """Gradio reads these when it is imported: no telemetry, no share, its files below `folder`."""
+    os.environ.update(
+        GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1", GRADIO_TEMP_DIR=folder,
+        NO_PROXY=",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", host))),
+    )  # fmt: skip
+    os.environ["no_proxy"] = os.environ["NO_PROXY"]

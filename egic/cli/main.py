@@ -1,0 +1,304 @@
+"""egic compress | decompress | info | demo | models | evaluate | report | compare | export | import-reference.
+
+Plain argparse: `egic --help` and `egic info` start in a fraction of a second, torch is imported only to code pictures.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from egic import __version__
+from egic.cli import demo as cli_demo
+from egic.cli import files, model_refs
+from egic.cli.files import Task
+from egic.coding import bitstream
+from egic.errors import out_of_memory, reason, run_main
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from egic.model import Model
+
+SUFFIX = ".egic"
+_REF = "artifact folder, a file in one, or an MLflow URI (models:/egic-orp@best)"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = _Parser(prog="egic", description="EGIC, a generative image codec.")
+    top.add_argument("--version", action="version", version=f"egic {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join([*_COMMANDS, *_JOBS]))
+    compress = commands.add_parser("compress", help="pictures -> .egic files")
+    decompress = commands.add_parser("decompress", help=".egic files -> pictures")
+    command: argparse.ArgumentParser
+    for command, what, made in ((compress, "pictures", ".egic"), (decompress, ".egic files", ".png")):
+        command.add_argument("inputs", nargs="+", metavar="IN", help=f"{what}, folders of them, or - for stdin")
+        command.add_argument(
+            "-o", "--output", metavar="OUT", help=f"file, folder for several, or - (default: beside IN, {made})"
+        )
+        command.add_argument("-f", "--force", action="store_true", help="overwrite outputs")
+        command.add_argument("--stats", action="store_true", help="print rate, quality and time of each picture")
+    demo = cli_demo.add(commands)
+    for command in (compress, decompress, demo):
+        command.add_argument("-m", "--model", required=True, metavar="REF", help=_REF)
+        command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
+        command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+        command.add_argument(
+            "--precision", choices=("float32", "bfloat16"), default="float32",
+            help="of the transforms; entropy parameters stay float32, files fit either way (default: float32)",
+        )  # fmt: skip
+    decompress.add_argument(
+        "--alpha", type=float, metavar="A", help="0 most faithful ... 1 most realistic (default: 1; needs an ORP model)"
+    )
+    info = commands.add_parser("info", help="what a file says of itself, and whether it is whole")
+    info.add_argument("files", nargs="+", metavar="FILE", help=".egic files, or - for stdin")
+    models = commands.add_parser("models", help="models in MLflow's registry, or in folders")
+    models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="look here instead of in MLflow")
+    report = commands.add_parser("report", help="write the report of an evaluation, with other codecs beside it")
+    report.add_argument("folder", metavar="FOLDER", type=Path, help="what jobs.evaluate wrote")
+    report.add_argument(
+        "--anchors", metavar="CODECS", help="code the pictures at the model's rates, too: jpeg,webp,avif,jxl,bpg,vtm"
+    )
+    report.add_argument("--images", metavar="FOLDER", type=Path, help="where the evaluated pictures lie, for --anchors")
+    commands.add_parser("evaluate", help="models on folders of pictures, through real files (needs egic[train])")
+    commands.add_parser("compare", help="all that MLflow has evaluated in one report (needs egic[train])")
+    export = commands.add_parser("export", help="a model as a folder for the Hugging Face hub, with a model card")
+    export.add_argument("model", metavar="MODEL", help=_REF)
+    export.add_argument("--license", default="apache-2.0", metavar="ID", help="of the weights (default: apache-2.0)")
+    reference = commands.add_parser(
+        "import-reference", help="weights of the TensorFlow reference -> a model",
+        description="Weights of the TensorFlow reference (codec, codec with ORP head, discriminator) -> a model.",
+    )  # fmt: skip
+    reference.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path,
+        help="prefix of a tf.train.Checkpoint (.../ckpt-7), the folder of a training's backup, or a SavedModel's",
+    )  # fmt: skip
+    reference.add_argument(
+        "--stage", choices=("mse-codec", "gan"),
+        help="what a codec was trained for, as --init-from will take it (default: gan)",
+    )  # fmt: skip
+    for command in (export, reference):
+        command.add_argument("-o", "--output", required=True, metavar="FOLDER", type=Path, help="a new folder")
+        command.add_argument("-f", "--force", action="store_true", help="overwrite a model that is there")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status: 0, or 2 when anything could not be done."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in _JOBS:  # jobs of the pipeline, with options of their own
+        name, rest = argv[0], argv[1:]
+        return run_main(lambda: getattr(model_refs.jobs(name, f"egic {name} needs"), _JOBS[name])(rest)) or 0
+    args = parser().parse_args(argv)
+    try:
+        return run_main(lambda: _COMMANDS[args.command](args)) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _each(tasks: list[Task], work: Callable[[Task], str]) -> int:
+    """Work on every task, one line each when there are several; a failure is told and the rest goes on."""
+    failed = 0
+    for number, task in enumerate(tasks, 1):
+        place = f"[{number}/{len(tasks)}] " if len(tasks) > 1 else ""
+        try:
+            line = work(task)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
+            failed += 1
+            print(f"{place}error: {task.name}: {reason(error)}", file=sys.stderr)
+        else:
+            if place and line:
+                print(f"{place}{task.name}: {line}", file=sys.stderr)
+    if failed and len(tasks) > 1:
+        print(f"{failed} of {len(tasks)} failed", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _load(args: argparse.Namespace) -> "Model":
+    """The model asked for, on its device."""
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {args.threads}")
+    folder = model_refs.folder_of(args.model)
+    import torch  # seconds; everything above fails without it
+
+    from egic.model import load
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {args.device} cannot be used ({reason}); try --device cpu") from error
+    return load(folder, device, args.precision)
+
+
+def _compress(args: argparse.Namespace) -> int:
+    from egic import pictures
+
+    tasks = files.plan(args.inputs, args.output, SUFFIX, pictures.READ_SUFFIXES)
+    files.check_any_free(tasks, args.force)
+    model = _load(args)
+
+    def work(task: Task) -> str:
+        files.check_free(task, args.force)
+        image, notes = pictures.read(files.read(task))
+        for note in notes:
+            print(f"warning: {task.name}: {note}", file=sys.stderr)
+        start = time.perf_counter()
+        data = model.compress(image)
+        time_s = time.perf_counter() - start
+        files.write(task, data)
+        if args.stats:
+            print(f"{task.name}: {_quality(model, image, data, time_s)}", file=_beside(task))
+            if sys.stdout.isatty():
+                return ""  # both would come to the same screen
+        return f"{len(data)} bytes, {8 * len(data) / image[..., 0].size:.4f} bpp, {time_s:.2f} s"
+
+    return _each(tasks, work)
+
+
+def _decompress(args: argparse.Namespace) -> int:
+    from egic import pictures
+
+    tasks = files.plan(args.inputs, args.output, ".png", (SUFFIX,))
+    for task in tasks:
+        pictures.check_suffix(task.target.suffix if task.target else ".png")
+    if args.alpha is not None and not 0 <= args.alpha <= 1:  # before the model is fetched
+        raise ValueError(f"--alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {args.alpha}")
+    files.check_any_free(tasks, args.force)
+    model = _load(args)
+    if args.alpha is not None:
+        model.check_alpha(args.alpha)
+
+    def work(task: Task) -> str:
+        files.check_free(task, args.force)
+        data = files.read(task)
+        start = time.perf_counter()
+        image = model.decompress(data, args.alpha)
+        time_s = time.perf_counter() - start
+        files.write(task, pictures.write(image, task.target.suffix if task.target else ".png"))
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        if args.stats:
+            print(
+                f"{task.name}: {8 * len(data) / image[..., 0].size:.4f} bpp, {time_s:.2f} s decompress",
+                file=_beside(task),
+            )
+            if sys.stdout.isatty():
+                return ""
+        return f"{size}, {time_s:.2f} s"
+
+    return _each(tasks, work)
+
+
+def _beside(task: Task):
+    """Where a line of text goes without harm to the output: stderr when stdout carries it."""
+    return sys.stdout if task.target else sys.stderr
+
+
+def _quality(model: "Model", image: "np.ndarray", data: bytes, compress_s: float) -> str:
+    """Rate, PSNR, MS-SSIM (from 161 pixels a side) and times of a picture and its file, decoded as by default."""
+    import torch
+
+    from egic.metrics import distortion
+
+    start = time.perf_counter()
+    decoded = model.decompress(data)
+    decompress_s = time.perf_counter() - start
+    x, x_hat = (torch.from_numpy(a.copy()).permute(2, 0, 1)[None] for a in (image, decoded))
+    quality = f"{distortion.psnr_db(x_hat, x).item():.2f} dB PSNR"
+    if min(x.shape[2:]) > 160:
+        from pytorch_msssim import ms_ssim
+
+        quality += f", {ms_ssim(x_hat.float(), x.float(), data_range=255).item():.4f} MS-SSIM"
+    bpp = distortion.bpp(len(data), *image.shape[:2])
+    quality += " at alpha 1" if model.orp else ""
+    return f"{bpp:.4f} bpp, {quality}, {compress_s:.2f} s compress, {decompress_s:.2f} s decompress"
+
+
+def _info(args: argparse.Namespace) -> int:
+    def work(task: Task) -> str:
+        data = files.read(task)
+        header, payload = bitstream.unpack(data)
+        pixels = header.height * header.width
+        print(
+            f"{task.name}: {header.width} x {header.height}, {len(data)} bytes ({len(payload)} payload), "
+            f"{8 * len(data) / pixels:.4f} bpp, format {bitstream.VERSION}, model {header.model_id.hex()}"
+        )
+        return ""
+
+    return _each([Task(source=None if f == files.STD else Path(f), target=None) for f in args.files], work)
+
+
+def _models(args: argparse.Namespace) -> None:
+    if not args.folders:
+        rows = model_refs.registered()
+        print("\n".join(f"{uri:32} {what}" for uri, what in rows) if rows else "no EGIC model is registered in MLflow")
+        return
+    for folder in args.folders:
+        for found in model_refs.local(folder):
+            orp = "codec + ORP" if (found / "orp.safetensors").is_file() else "codec"
+            print(f"{found}  {orp}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    if (args.anchors is None) != (args.images is None):
+        raise ValueError("--anchors and --images go together: which codecs, and the folder of the evaluated pictures")
+    try:
+        import matplotlib  # noqa: F401
+        import pyarrow  # noqa: F401
+
+        from egic.report import matched_rates
+        from egic.report.page import write_report
+    except ModuleNotFoundError as error:
+        raise ValueError(f"a report needs {error.name}; install it with pip install 'egic[train]'") from error
+    if args.anchors is not None:
+        names = [name.strip() for name in args.anchors.split(",") if name.strip()]
+        matched_rates.add(
+            args.folder, matched_rates.below(args.images), names, told=lambda line: print(line, file=sys.stderr)
+        )
+    print(write_report(args.folder))
+
+
+def _export(args: argparse.Namespace) -> None:
+    output = files.check_free_folder(args.output, args.force)
+    folder = model_refs.folder_of(args.model)
+    from egic.cli import export as cli_export
+
+    print("\n".join(cli_export.run(folder, output, args.license)))
+
+
+def _import_reference(args: argparse.Namespace) -> None:
+    output = files.check_free_folder(args.output, args.force)
+    from egic.reference import tensorflow_checkpoint
+
+    print("\n".join(tensorflow_checkpoint.run(args.checkpoint.expanduser(), output, args.stage)))
+
+
+_COMMANDS = {
+    "compress": _compress,
+    "decompress": _decompress,
+    "info": _info,
+    "models": _models,
+    "demo": lambda args: cli_demo.run(args, _load),
+    "report": _report,
+    "export": _export,
+    "import-reference": _import_reference,
+}
+_JOBS = {"evaluate": "evaluate_folders", "compare": "compare_runs"}
+"""Module of `jobs` by the command's name, and its function that takes the arguments."""
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,102 @@
+"""The .egic file: magic, version, model, true size, checksums, one payload. Knows nothing of networks.
+
+| bytes   | what |
+| 4       | "EGIC" |
+| 1       | format version |
+| 8       | model: `egic.coding.latent_coder.identity`, shared by every stage of a family |
+| 1..5 x2 | height, width: LEB128 |
+| 4       | CRC-32 of the decoded symbols: arithmetic that drifts too far is an error, never garbage |
+| n       | payload: one range-coded stream |
+| 4       | CRC-32 of everything before it: damage is found before anything is decoded |
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+MAGIC, VERSION = b"EGIC", 1
+ID_BYTES = 8
+BLOCK = 256  # sides are counted in blocks of so many pixels: networks pad to them, and work is proportional to that
+MAX_PIXELS = 2**28  # 16384 x 16384
+BYTES_PER_BLOCK = 4  # a payload has at least so many: a short file cannot ask for hours of work
+_CRC = struct.Struct("<I")
+
+
+class BitstreamError(ValueError):
+    """The bytes are no .egic file, are damaged, or belong to another model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file says of itself."""
+
+    model_id: bytes
+    height: int
+    width: int
+    symbols_crc: int
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for i, byte in enumerate(data[at : at + 5]):
+        value |= (byte & 127) << 7 * i
+        if byte < 128:
+            if byte == 0 and i:
+                raise BitstreamError("damaged .egic file: a size is not in its shortest form")
+            return value, at + i + 1
+    raise BitstreamError("damaged .egic file: it ends, or a size is absurd, in the header")
+
+
+def blocks(height: int, width: int) -> int:
+    """Number of 256 x 256 blocks that cover the picture."""
+    return -(-height // BLOCK) * -(-width // BLOCK)
+
+
+def least_payload(height: int, width: int) -> int:
+    """Bytes that the payload of such a picture has at least; the encoder fills up with zeros."""
+    return blocks(height, width) * BYTES_PER_BLOCK
+
+
+def check_size(height: int, width: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise ValueError for pictures that no file holds."""
+    if not height or not width or blocks(height, width) * BLOCK**2 > max_pixels:
+        raise BitstreamError(
+            f"the picture is {width} x {height}; allowed are 1 to {max_pixels} pixels, sides rounded up to {BLOCK}"
+        )
+
+
+def pack(header: Header, payload: bytes) -> bytes:
+    """The file's bytes."""
+    if len(header.model_id) != ID_BYTES:
+        raise ValueError(f"a model identity has {ID_BYTES} bytes, got {len(header.model_id)}")
+    payload = payload.ljust(least_payload(header.height, header.width), b"\0")
+    start = MAGIC + bytes([VERSION]) + header.model_id + _varint(header.height) + _varint(header.width)
+    body = start + _CRC.pack(header.symbols_crc) + payload
+    return body + _CRC.pack(zlib.crc32(body))
+
+
+def unpack(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes]:
+    """Header and payload. Raises BitstreamError for anything that is not one undamaged file of a plausible size."""
+    if len(data) < 5 or data[:4] != MAGIC:
+        raise BitstreamError("not an .egic file" if data else "not an .egic file: it is empty")
+    if data[4] != VERSION:
+        raise BitstreamError(f"this is .egic format {data[4]}; this version reads format {VERSION}")
+    height, at = _read_varint(data, 5 + ID_BYTES)
+    width, at = _read_varint(data, at)
+    end = len(data) - _CRC.size
+    if end < at + _CRC.size or zlib.crc32(memoryview(data)[:end]) != _CRC.unpack_from(data, end)[0]:
+        raise BitstreamError("damaged or truncated .egic file: its checksum does not fit")
+    check_size(height, width, max_pixels)
+    payload = bytes(data[at + _CRC.size : end])
+    if len(payload) < least_payload(height, width):
+        raise BitstreamError(f"{len(payload)} bytes cannot hold a picture of {width} x {height}")
+    (symbols_crc,) = _CRC.unpack_from(data, at)
+    return Header(model_id=bytes(data[5 : 5 + ID_BYTES]), height=height, width=width, symbols_crc=symbols_crc), payload

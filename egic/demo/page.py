@@ -1,0 +1,207 @@
+"""The page of `egic demo`: drop a picture, see its file's size, and the decoded picture beside the original.
+
+Built of Gradio's own parts. Nothing is fetched from elsewhere: fonts are the system's, analytics are off, and the
+caller sets Gradio's environment before this module is imported (`egic.cli.demo`).
+"""
+
+import html
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import safehttpx
+from PIL import Image
+
+from egic.demo.session import MAX_BYTES, Desk, Opened
+from egic.errors import reason
+
+CSS = Path(__file__).with_suffix(".css")
+FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+
+
+def theme() -> gr.themes.Base:
+    """The report's colours, light and dark, and the system's own type."""
+    base = gr.themes.Base(font=FONT, font_mono=("ui-monospace", "monospace"))
+    return base.set(
+        body_background_fill="#f4f5f6", body_background_fill_dark="#121619",
+        body_text_color="#1c2126", body_text_color_dark="#e8eaed",
+        body_text_color_subdued="#5d666f", body_text_color_subdued_dark="#98a2ad",
+        block_background_fill="#ffffff", block_background_fill_dark="#1b2025",
+        border_color_primary="#c9cfd5", border_color_primary_dark="#3c454e",
+        color_accent="#0072b2", slider_color="#0072b2", slider_color_dark="#56b4e9",
+        button_secondary_background_fill="#ffffff", button_secondary_background_fill_dark="#1b2025",
+        button_secondary_border_color="#c9cfd5", button_secondary_border_color_dark="#3c454e",
+        button_border_width="1px", block_border_width="0px", block_label_background_fill="transparent",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Something that was opened, and the folder where the files lie that the browser asks for."""
+
+    opened: Opened
+    folder: Path
+
+    @classmethod
+    def of(cls, opened: Opened, below: Path) -> "Shelf":
+        shelf = cls(opened, Path(tempfile.mkdtemp(dir=below)))
+        shelf.egic.write_bytes(opened.data)
+        for name, x in (("original", opened.original), ("jpeg", opened.jpeg.picture if opened.jpeg else None)):
+            if x is not None:
+                _save(x, shelf.folder / f"{name}.png")
+        return shelf
+
+    @property
+    def egic(self) -> Path:
+        return self.folder / f"{self.opened.name}.egic"
+
+    def at(self, alpha: float) -> Path:
+        """The PNG at alpha, made when it is first asked for."""
+        path = self.folder / f"{self.opened.name}_alpha_{alpha:.2f}.png"
+        if not path.exists():
+            _save(self.opened.at(alpha), path)
+        return path
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _save(x: np.ndarray, path: Path) -> None:
+    Image.fromarray(x).save(path, compress_level=1)  # a quarter of the usual level's time, a tenth more bytes
+
+
+def _mine(shelf: Shelf, alpha: float) -> tuple:
+    """(pictures left and right of the divider, their names, numbers, PNG to download) at alpha."""
+    opened, shown = shelf.opened, shelf.at(alpha)
+    has_alpha = opened.x_mse is not None
+    right = f"EGIC, alpha {alpha:.2f}" if has_alpha else "EGIC"
+    if opened.original is not None:
+        left, name = shelf.folder / "original.png", "Original"
+    elif has_alpha:  # no original to compare with: the most faithful picture takes its place
+        left, name = shelf.at(0), "EGIC, alpha 0.00"
+    else:
+        left, name = shown, ""
+    height, width = opened.size
+    small = f"1/{_times(opened, len(opened.data))} of the raw {width} × {height} pixels · "
+    if opened.compress_s is not None:
+        small += f"compressed in {opened.compress_s:.1f} s, "
+    small += f"decompressed in {opened.decompress_s:.1f} s"
+    numbers = _numbers(len(opened.data), opened.bpp, opened.psnr_db(opened.at(alpha)))
+    return (left, shown), _sides(name, right), _caption(numbers, small), gr.DownloadButton(value=shown)
+
+
+def _jpeg(shelf: Shelf) -> tuple:
+    """(column, pictures, names, numbers) of the JPEG of nearest size; hidden where there is none."""
+    opened = shelf.opened
+    jpeg = opened.jpeg
+    if jpeg is None:
+        return gr.Column(visible=False), None, "", ""
+    more = jpeg.num_bytes / len(opened.data)
+    why = f"its smallest file, {more:.1f} times as large" if more > 1.1 else "the quality whose file is nearest in size"
+    small = f"1/{_times(opened, jpeg.num_bytes)} of the raw pixels · {why}"
+    both = shelf.folder / "original.png", shelf.folder / "jpeg.png"
+    numbers = _numbers(jpeg.num_bytes, jpeg.bpp, opened.psnr_db(jpeg.picture))
+    return gr.Column(visible=True), both, _sides("Original", "JPEG"), _caption(numbers, small)
+
+
+def _times(opened: Opened, num_bytes: int) -> str:
+    """How often the file goes into the picture's 24-bit pixels."""
+    return f"{3 * opened.size[0] * opened.size[1] / num_bytes:.0f}"
+
+
+def _numbers(num_bytes: int, bpp: float, psnr_db: float | None) -> list[str]:
+    return [f"{num_bytes:,} bytes", f"{bpp:.3f} bpp"] + ([] if psnr_db is None else [f"{psnr_db:.2f} dB PSNR"])
+
+
+def _sides(left: str, right: str) -> str:
+    return f"<p><span>{left}</span><span>{right}</span></p>"
+
+
+def _caption(numbers: list[str], small: str) -> str:
+    return f"<p>{' · '.join(numbers)}<small>{small}</small></p>"
+
+
+def _message(kind: str, text: str) -> str:
+    return f'<p class="{kind}" role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</p>'
+
+
+def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
+    """The page. model: what to call the model. folder: where its files lie. at_once: uploads coded side by side."""
+    with gr.Blocks(title="EGIC", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
+        state = gr.State(None, time_to_live=3600, delete_callback=lambda shelf: shelf and shelf.clear())
+        gr.HTML(f"<h1>EGIC</h1><p>Generative image codec, <span>{html.escape(model)}</span></p>", elem_id="head")
+        upload = gr.File(show_label=False, container=False, elem_id="drop")
+        message = gr.HTML(elem_id="message")
+        with gr.Row(visible=False, elem_id="panes") as panes:
+            with gr.Column(min_width=300):
+                sides, pane = gr.HTML(elem_classes="sides"), _pane("mine")
+                alpha = gr.Slider(0, 1, 1, step=0.01, label="alpha: most faithful to most realistic", elem_id="alpha")
+                caption = gr.HTML(elem_classes="caption")
+                with gr.Row(elem_id="save"):
+                    save_egic = gr.DownloadButton("Save .egic", elem_id="save-egic", min_width=120)
+                    save_png = gr.DownloadButton("Save PNG", elem_id="save-png", min_width=120)
+            with gr.Column(min_width=300) as beside:
+                jpeg_sides, jpeg_pane = gr.HTML(elem_classes="sides"), _pane("jpeg")
+                jpeg_caption = gr.HTML(elem_classes="caption")
+
+        mine = [pane, sides, caption, save_png]
+        theirs = [beside, jpeg_pane, jpeg_sides, jpeg_caption]
+
+        def open_file(path: str, at: float, before: Shelf | None) -> Iterator[dict]:
+            name = Path(path).name
+            yield {upload: None, message: _message("busy", f"Compressing and decompressing {name}")}
+            try:
+                opened = desk.open(name, Path(path).read_bytes())
+            except (ValueError, OSError, MemoryError, RuntimeError) as error:
+                yield {message: _message("error", f"{name} cannot be opened: {reason(error)}")}
+                return
+            shelf = Shelf.of(opened, folder)
+            if before is not None:
+                before.clear()
+            notes = f"{name}: {'; '.join(opened.notes)}" if opened.notes else ""
+            yield {
+                state: shelf, panes: gr.Row(visible=True), message: _message("note", notes) if notes else "",
+                alpha: gr.Slider(visible=opened.x_mse is not None), save_egic: gr.DownloadButton(value=shelf.egic),
+                **dict(zip(mine, _mine(shelf, at), strict=True)), **dict(zip(theirs, _jpeg(shelf), strict=True)),
+            }  # fmt: skip
+
+        def slide(shelf: Shelf | None, at: float) -> dict:
+            if shelf is None:
+                return {message: _message("error", "the page was left alone for too long: open the file again")}
+            return dict(zip(mine, _mine(shelf, at), strict=True))
+
+        upload.upload(
+            open_file, [upload, alpha, state], [upload, message, state, panes, alpha, save_egic, *mine, *theirs],
+            show_progress="hidden", concurrency_limit=at_once,
+        )  # fmt: skip
+        alpha.input(
+            slide, [state, alpha], [message, *mine], show_progress="hidden", queue=False, trigger_mode="always_last"
+        )
+    return page
+
+
+def _pane(name: str) -> gr.ImageSlider:
+    return gr.ImageSlider(
+        show_label=False, container=False, buttons=[], interactive=False, max_height=600, elem_id=name,
+        elem_classes="pane", format="png",
+    )  # fmt: skip
+
+
+async def _no_url(*_, **__) -> None:
+    """In place of Gradio's two ways to fetch a file that a request names by URL, from any public machine."""
+    raise gr.Error("this page opens files that were uploaded to it, and no URLs", print_exception=False)
+
+
+def start(page: gr.Blocks, host: str, port: int) -> str:
+    """Serve the page, and return its address."""
+    safehttpx.get = safehttpx.async_validate_url = _no_url
+    _, url, _ = page.launch(
+        server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, inbrowser=False,
+        max_file_size=MAX_BYTES, footer_links=[], theme=theme(), css_paths=CSS, root_path="", state_session_capacity=8,
+        run_history=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
+    )  # fmt: skip
+    return url

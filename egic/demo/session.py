@@ -1,0 +1,155 @@
+"""What the demo page knows of a picture: its file, and what the networks make of it once, so that alpha is arithmetic.
+
+alpha blends two decoded pictures before they are rounded (`egic.networks.orp`). Both are kept, so that another alpha
+costs no network and gives what `egic decompress --alpha` writes, bit for bit.
+"""
+
+import io
+import re
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from egic import pictures
+from egic.coding import bitstream
+from egic.metrics import distortion
+from egic.model import as_bytes
+from egic.networks.orp import blend
+from egic.report import anchors
+
+MAX_BYTES = 2**25
+"""Of an uploaded file: more than 4 million pixels need in any usual format."""
+
+
+class Coder(Protocol):
+    """What codes for the page: `egic.model.Model`, or replicas of it elsewhere."""
+
+    def compress(self, image: np.ndarray) -> bytes: ...
+
+    def decode_pictures(self, data: bytes) -> tuple[Tensor, Tensor | None]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A picture or an .egic file that was opened: what the page shows of it."""
+
+    name: str
+    """Name of the upload without its suffix."""
+    data: bytes
+    """The .egic file."""
+    original: np.ndarray | None
+    """uint8 (H, W, 3); None where an .egic file was opened."""
+    jpeg: anchors.Coded | None
+    """The original as the JPEG file nearest in size; None without original."""
+    x_gan: Tensor
+    """Picture at alpha 1, float (H, W, 3) in 0..255, neither rounded nor clipped."""
+    x_mse: Tensor | None
+    """Picture at alpha 0; None for a model without ORP."""
+    notes: tuple[str, ...]
+    """What was changed on the way in, in words."""
+    compress_s: float | None
+    decompress_s: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.x_gan.shape[0], self.x_gan.shape[1]
+
+    @property
+    def bpp(self) -> float:
+        return distortion.bpp(len(self.data), *self.size)
+
+    def at(self, alpha: float) -> np.ndarray:
+        """uint8 (H, W, 3), equal to `Model.decompress(data, alpha)`. Raises ValueError for alpha outside [0, 1]."""
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {alpha}")
+        if self.x_mse is None or alpha == 1:
+            return as_bytes(self.x_gan)
+        if alpha == 0:  # as blended, x_gan + (x_mse - x_gan) is x_mse only up to float rounding
+            return as_bytes(self.x_mse)
+        return as_bytes(blend(self.x_gan, self.x_mse, alpha))
+
+    def psnr_db(self, x_hat: np.ndarray) -> float | None:
+        """PSNR of a decoded picture, None without original."""
+        if self.original is None:
+            return None
+        x, y = (torch.from_numpy(a.copy()).permute(2, 0, 1)[None] for a in (self.original, x_hat))
+        return distortion.psnr_db(y, x).item()
+
+
+class Desk:
+    """Opens uploads with a coder."""
+
+    def __init__(self, coder: Coder, max_pixels: int):
+        self.coder, self.max_pixels = coder, max_pixels
+
+    def open(self, name: str, data: bytes) -> Opened:
+        """A picture, which is compressed, or an .egic file; either is then decoded from the file's bytes.
+
+        Raises ValueError with one line for the user.
+        """
+        if not data:
+            raise ValueError("the file is empty")
+        image: np.ndarray | None = None
+        notes: list[str] = []
+        if data[:4] == bitstream.MAGIC:
+            header, _ = bitstream.unpack(data)
+            self._check_size(header.height, header.width)
+        else:
+            self._check_size(*_sides(data))
+            image, notes = pictures.read(data)
+        start = time.perf_counter()
+        if image is not None:
+            data = self.coder.compress(image)
+        compressed = time.perf_counter()
+        x_gan, x_mse = self.coder.decode_pictures(data)
+        decompressed = time.perf_counter()
+        height, width = x_gan.shape[:2]
+        jpeg = None if image is None else _jpeg(image, distortion.bpp(len(data), height, width))
+        return Opened(
+            name=_plain(name), data=data, original=image, jpeg=jpeg, notes=tuple(notes),
+            x_gan=x_gan.cpu(), x_mse=None if x_mse is None else x_mse.cpu(),
+            compress_s=None if image is None else compressed - start, decompress_s=decompressed - compressed,
+        )  # fmt: skip
+
+    def _check_size(self, height: int, width: int) -> None:
+        """Refuse what is too large before it is decoded; the networks work on sides rounded up to whole blocks."""
+        padded = bitstream.blocks(height, width) * bitstream.BLOCK**2
+        if padded > self.max_pixels:
+            raise ValueError(
+                f"{width} × {height} pixels are too many for this page, which takes {self.max_pixels / 1e6:.1f} "
+                f"million (sides rounded up to {bitstream.BLOCK}): make the picture smaller, or start the page with "
+                "a higher --max-pixels"
+            )
+
+
+def _sides(data: bytes) -> tuple[int, int]:
+    """Height and width from a picture's header; 0, 0 for what `pictures.read` will refuse with the reason."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=pictures.READS) as image:
+                return image.height, image.width
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError):
+        return 0, 0
+
+
+def _plain(name: str) -> str:
+    """A file's name without suffix, fit for any file system."""
+    return re.sub(r"[^\w.-]+", "_", PurePath(name).stem)[:60].strip("._") or "picture"
+
+
+def _jpeg(x: np.ndarray, bpp: float) -> anchors.Coded | None:
+    """The JPEG of nearest size; none for sides that JPEG cannot hold."""
+    (codec,), _ = anchors.find(("jpeg",))
+    try:
+        return anchors.Matcher(codec, x).nearest(bpp)
+    except ValueError:
+        return None

@@ -1,0 +1,91 @@
+"""FID/256 and KID/256 of two sets of pictures: how alike the sets look, whatever pictures they hold.
+
+As in HiFiC (arXiv 2006.09965): every 256-pixel patch of a grid, and of the grid shifted by 128 pixels both ways, of
+8-bit pictures. Features (2048 numbers a patch, 8 KB) are made picture by picture and kept, since KID needs them all;
+pictures are not. Network and both formulas are torch-fidelity's.
+"""
+
+import io
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+NAMES = ("fid256", "kid256")
+"""Columns of the measures, in order."""
+NETWORK = "inception"
+"""The network in `egic.metrics.pretrained` they run on."""
+PATCH, SHIFT = 256, 128
+RELIABLE_PATCHES = 5000
+"""Fewer patches than this do not settle a covariance of 2048 dimensions: FID is then biased upwards, and more so the
+fewer there are. Figures of different numbers of patches never compare."""
+_KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000  # the usual ones; smaller sets are taken whole
+
+
+def corners(height: int, width: int) -> list[tuple[int, int]]:
+    """(top, left) of every patch of a picture, the grid first, then the shifted grid; empty for a small picture."""
+    return [
+        (top, left)
+        for start in (0, SHIFT)
+        for top in range(start, height - PATCH + 1, PATCH)
+        for left in range(start, width - PATCH + 1, PATCH)
+    ]
+
+
+class Features:
+    """Inception's pooled features of pictures. state: as from `weights.find("inception")`. Raises ValueError."""
+
+    def __init__(self, state: dict[str, Tensor], device: str | torch.device = "cpu"):
+        self.device = torch.device(device)
+        self.network = _inception(state).to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, x: np.ndarray, batch: int = 8) -> np.ndarray:
+        """uint8 (H, W, 3) -> float32 (patches, 2048)."""
+        found = [np.zeros((0, 2048), np.float32)]
+        places = corners(*x.shape[:2])
+        for i in range(0, len(places), batch):
+            patches = np.stack([x[top : top + PATCH, left : left + PATCH] for top, left in places[i : i + batch]])
+            (features,) = self.network(torch.from_numpy(patches).permute(0, 3, 1, 2).to(self.device))
+            found.append(features.float().cpu().numpy())
+        return np.concatenate(found)
+
+
+def _inception(state: dict[str, Tensor]) -> nn.Module:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as e:
+        raise ValueError(f"FID and KID need the package torch-fidelity ({e}): pip install 'egic[train]'") from e
+    file = io.BytesIO()  # it unpickles what it is given, so it is given what we have read and written ourselves
+    torch.save(state, file)
+    file.seek(0)
+    try:
+        return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
+    except RuntimeError as e:
+        raise ValueError(f"these are no weights of the Inception of FID ({str(e).splitlines()[0]})") from e
+
+
+def fid256(features: np.ndarray, original: np.ndarray) -> float | None:
+    """Frechet distance of two sets' features (patches, 2048); None with fewer than 2 patches."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
+    if min(len(features), len(original)) < 2:
+        return None
+    stats = [fid_features_to_statistics(torch.from_numpy(f).double()) for f in (features, original)]
+    return fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID]
+
+
+def kid256(features: np.ndarray, original: np.ndarray) -> float | None:
+    """Kernel distance (unbiased, so a little below 0 for equal sets; not times 1000); None with fewer than 2 patches.
+
+    The mean over 100 subsets of 1000 patches, drawn from a fixed seed; fewer patches are taken whole.
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+
+    size = min(len(features), len(original), _KID_SUBSET_SIZE)
+    if size < 2:
+        return None
+    subsets = _KID_SUBSETS if max(len(features), len(original)) > size else 1
+    pair = [torch.from_numpy(f).double() for f in (features, original)]
+    found = kid_features_to_metric(*pair, kid_subset_size=size, kid_subsets=subsets, rng_seed=2020, verbose=False)
+    return found[KEY_METRIC_KID_MEAN]

@@ -1,0 +1,128 @@
+"""The Swin block: attention and an MLP inside windows of a feature map, shifted by half in every other block.
+
+A window reads and writes its own pixels only and all else acts on single pixels, so that a block is a function of
+windows: whole maps (`SwinBlock.forward`) and strips of them (egic/networks/tiled_inference.py) do the same arithmetic.
+Source: Liu et al. 2021 (arXiv 2103.14030); parameters are named as timm names them.
+"""
+
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from egic.networks.attention import LearnedBiasAttention
+from egic.networks.linear import linear
+
+HEAD_DIM = 32
+LayerNorm = partial(nn.LayerNorm, eps=1e-5)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention over the pixels of a window, with a learned bias per head and relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, window: int):
+        super().__init__()
+        self.num_heads = dim // HEAD_DIM
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, self.num_heads))
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        apart = torch.arange(window)[:, None] - torch.arange(window) + window - 1
+        index = apart[:, None, :, None] * (2 * window - 1) + apart[None, :, None, :]
+        self.register_buffer("relative_position_index", index.reshape(window**2, window**2), persistent=False)
+
+    def position_bias(self) -> Tensor:
+        """(1, heads, w^2, w^2)."""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).contiguous()[None]
+
+    def forward(self, t: Tensor, bias: Tensor, plus: Tensor) -> Tensor:
+        """plus + attention of windows t (n, w^2, C) with an additive bias (n or 1, heads, w^2, w^2): (n, w^2, C)."""
+        n, area, c = t.shape
+        qkv = linear(self.qkv, t).view(n, area, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return linear(self.proj, _attention(qkv, bias).transpose(1, 2).reshape(n, area, c), plus=plus)
+
+
+def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
+    """(3, n, heads, w^2, d) -> (n, heads, w^2, d)."""
+    if qkv.device.type == "cpu" and torch.is_grad_enabled():
+        return LearnedBiasAttention.apply(qkv, bias)
+    if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu":
+        q, k, v = qkv
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(qkv.dtype))
+    # on CPUs the fused kernel gains nothing from bfloat16: products in it and softmax in float32 take 0.6 of its time
+    _, n, heads, area, d = qkv.shape
+    q, k, v = qkv.reshape(3, n * heads, area, d)
+    scores = torch.bmm(q, k.transpose(1, 2)).view(n, heads, area, area).float().mul_(d**-0.5).add_(bias)
+    return torch.bmm(scores.softmax(-1).to(v.dtype).view(-1, area, area), v).view(n, heads, area, d)
+
+
+class SwinBlock(nn.Module):
+    """x + attention(norm1 x), then x + mlp(norm2 x), in windows that lie `shift` pixels to the lower right.
+
+    With a shift the windows of the last row and column wrap around; pixels that meet only there do not attend.
+    """
+
+    masks: Tensor  # None without a shift
+    mlp: Any  # fc1, act, fc2
+
+    def __init__(self, dim: int, window: int, shift: int):
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = LayerNorm(dim)
+        self.attn = WindowAttention(dim, window)
+        self.norm2 = LayerNorm(dim)
+        layers = ("fc1", nn.Linear(dim, 4 * dim)), ("act", nn.GELU()), ("fc2", nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.register_buffer("masks", _wrap_masks(window, shift) if shift else None, persistent=False)
+
+    def on_windows(self, t: Tensor, bias: Tensor) -> Tensor:
+        """Windows (n, w^2, C) -> the same; bias as in `WindowAttention`."""
+        t = self.attn(self.norm1(t), bias, plus=t)
+        return linear(self.mlp.fc2, linear(self.mlp.fc1, self.norm2(t), gelu=True), plus=t)
+
+    def bias_of(self, position_bias: Tensor, kinds: Tensor) -> Tensor:
+        """Position bias and mask of windows of the given kinds (n,): see `window_kinds`."""
+        return position_bias + self.masks[kinds] if self.shift else position_bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) with H and W multiples of the window -> the same."""
+        b, height, width, _ = x.shape
+        w, s = self.window, self.shift
+        t = to_windows(torch.roll(x, (-s, -s), (1, 2)) if s else x, w)
+        kinds = window_kinds(b, height // w, width // w, x.device)
+        t = self.on_windows(t, self.bias_of(self.attn.position_bias(), kinds))
+        x = from_windows(t, b, height, width, w)
+        return torch.roll(x, (s, s), (1, 2)) if s else x
+
+
+def to_windows(x: Tensor, w: int) -> Tensor:
+    """(B, H, W, C) -> (B H/w W/w, w^2, C), by rows of windows."""
+    b, height, width, c = x.shape
+    return x.reshape(b, height // w, w, width // w, w, c).transpose(2, 3).reshape(-1, w * w, c)
+
+
+def from_windows(t: Tensor, b: int, height: int, width: int, w: int) -> Tensor:
+    """The reverse of `to_windows`."""
+    return t.view(b, height // w, width // w, w, w, -1).transpose(2, 3).reshape(b, height, width, -1)
+
+
+def window_kinds(
+    b: int, down: int, across: int, device: torch.device, first: int = 0, last: int | None = None
+) -> Tensor:
+    """Kinds of the windows in rows first..last, (b rows across,): 1 more in the last column, 2 more in the last row."""
+    kinds = torch.zeros(b, (down if last is None else last) - first, across, dtype=torch.long, device=device)
+    kinds[..., -1] = 1
+    kinds[:, down - 1 - first :] += 2
+    return kinds.flatten()
+
+
+def _wrap_masks(w: int, shift: int) -> Tensor:
+    """(4, 1, w^2, w^2) by kind of window: -100 between pixels that lie together only because the shift wraps around."""
+    wrapped = torch.arange(w) >= w - shift
+    right, bottom = wrapped.repeat(w), wrapped.repeat_interleave(w)
+    apart_x, apart_y = right[:, None] != right, bottom[:, None] != bottom
+    return torch.stack([apart_x & False, apart_x, apart_y, apart_x | apart_y])[:, None] * -100.0

@@ -1,0 +1,104 @@
+"""Pictures to compare, cut and packed small enough to stand inside a page."""
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from egic.pictures import read as read_picture
+from egic.report.curves import number
+from egic.report.evaluation_folder import Shown
+
+MAX_PICTURES = 8
+STEPS = ((448, None), (384, None), (320, None), (320, 95), (256, 90), (192, 80), (128, 70))
+"""Side of a crop in pixels and quality of its WebP file (None: lossless); the first that fits is taken."""
+
+
+def comparisons(shown: Mapping[str, tuple[Path, list[Shown]]], max_bytes: int) -> tuple[list[dict], str]:
+    """What the page shows of each picture, all together within `max_bytes`, and in words how the crops are stored.
+
+    shown: original and decoded pictures by stem, as `evaluation.shown` gives them.
+    Each: `name`, `where` in words, `original` (URI), `models` (label, frames over alpha), `anchors`.
+    """
+    pictures = [_cut(stem, *files) for stem, files in list(shown.items())[:MAX_PICTURES]]
+    for side, quality in STEPS:
+        found, total = [], 0
+        for stem, where, (top, left), crops in pictures:
+            down, right = busiest(crops[0][1], side)
+            files = [_webp(p[down : down + side, right : right + side], quality) for _, p in crops]
+            total += sum(map(len, files))
+            if total > max_bytes:
+                break
+            height, width = min(side, crops[0][1].shape[0]), min(side, crops[0][1].shape[1])
+            words = f"{width} x {height} pixels at {left + right}, {top + down} of {where}"
+            found.append(_comparison(stem, words, (height, width), files, [s for s, _ in crops[1:]]))
+        if total <= max_bytes:
+            break
+    return found, "lossless" if quality is None else f"as WebP of quality {quality}"
+
+
+def _cut(stem: str, original: Path, decoded: list[Shown]) -> tuple[str, str, tuple[int, int], list]:
+    """Only the largest crop of each picture is kept in memory; those of another size than the original drop out."""
+    side, x = STEPS[0][0], _load(original)
+    top, left = busiest(x, side)
+    crops: list[tuple[Shown | None, np.ndarray]] = [(None, x[top : top + side, left : left + side].copy())]
+    for s in decoded:
+        picture = _load(s.file)
+        if picture.shape == x.shape:
+            crops.append((s, picture[top : top + side, left : left + side].copy()))
+    return stem, f"{x.shape[1]} x {x.shape[0]}", (top, left), crops
+
+
+def _load(path: Path) -> np.ndarray:
+    return read_picture(path.read_bytes())[0]  # the folder may have come from elsewhere
+
+
+def busiest(x: np.ndarray, side: int, step: int = 32) -> tuple[int, int]:
+    """Top left corner of the square of the picture (H, W, 3) with most detail, where codecs differ most.
+
+    Chosen by the original alone, so that it favours none of them.
+    """
+    grey = x.astype(np.float32).mean(2)
+    detail = np.zeros_like(grey)
+    detail[1:] += np.abs(np.diff(grey, axis=0))
+    detail[:, 1:] += np.abs(np.diff(grey, axis=1))
+    summed = np.pad(np.minimum(detail, 64).cumsum(0, dtype=np.float64).cumsum(1), ((1, 0), (1, 0)))
+    height, width = grey.shape
+    best, place = -1.0, (0, 0)
+    for top in range(0, max(1, height - side + 1), step):
+        for left in range(0, max(1, width - side + 1), step):
+            bottom, right = min(top + side, height), min(left + side, width)
+            value = summed[bottom, right] - summed[top, right] - summed[bottom, left] + summed[top, left]
+            if value > best:
+                best, place = value, (top, left)
+    return place
+
+
+def _webp(x: np.ndarray, quality: int | None) -> bytes:
+    buffer = io.BytesIO()
+    options = {"lossless": True} if quality is None else {"quality": quality}
+    Image.fromarray(np.ascontiguousarray(x)).save(buffer, "WEBP", **options)
+    return buffer.getvalue()
+
+
+def _comparison(stem: str, where: str, size: tuple[int, int], files: list[bytes], shown: list[Shown]) -> dict:
+    uris = ["data:image/webp;base64," + base64.b64encode(data).decode() for data in files]
+    models: dict[str, list[dict]] = {}
+    anchors = []
+    for uri, s in zip(uris[1:], shown, strict=True):
+        alpha, psnr_db, bpp = (number(s.row, name) for name in ("alpha", "psnr_db", "bpp"))
+        numbers = [] if bpp is None else [f"{bpp:.4f} bpp"]
+        numbers = ([] if psnr_db is None else [f"{psnr_db:.2f} dB"]) + numbers
+        if alpha is None and s.row["codec"] != "egic":
+            anchors.append({"uri": uri, "label": s.row["label"], "point": s.row["point"], "text": ", ".join(numbers)})
+        else:
+            name = s.row["point"] if alpha is None else f"alpha {alpha:g}"
+            frame = {"uri": uri, "alpha": alpha or 0.0, "name": name, "text": ", ".join(numbers)}
+            models.setdefault(s.row["label"], []).append(frame)
+    return {
+        "name": stem, "where": where, "height": size[0], "width": size[1], "original": uris[0], "anchors": anchors,
+        "models": [{"label": k, "frames": sorted(v, key=lambda f: f["alpha"])} for k, v in models.items()],
+    }  # fmt: skip
