@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 import egic
 from egic.cli import model_refs
-from egic.config import parse_config
 from egic.errors import quiet, run_main
 from egic.metrics import distortion
 from egic.report import anchors
-from jobs.scenes import SceneConfig, draw_scene
+from jobs.config.flags import parse_config
+from jobs.data.sources.scenes.scenes import SceneConfig, draw_scene
 
 HEAD, GAP = 44, 8  # pixels; the page shows the picture at about a third of its size
 

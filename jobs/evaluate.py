@@ -24,22 +24,38 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from egic.artifact import read_config
-from egic.config import parse_config
 from egic.errors import quiet, run_main
 from egic.metrics import fid_kid, quality
 from egic.metrics import pretrained as weights
 from egic.report import matched_rates
 from egic.report.anchors import find
 from egic.report.page import write_report
-from jobs import command, lease, registry, storage, tracking
-from jobs import evaluate_tables as tables
-from jobs.config import ComputeConfig, Config, EvaluateConfig
-from jobs.evaluate_parts import Coder, Parts, Picture, first_readable, of_data, of_folders
+from jobs import registry
+from jobs.config import command_line
+from jobs.config.flags import parse_config
+from jobs.config.schema import ComputeConfig, Config, EvaluateConfig
+from jobs.data.shards import MANIFEST, Manifest
+from jobs.evaluation import tables
+from jobs.evaluation.parts import Coder, Parts, Picture, first_readable, of_data, of_folders
 from jobs.prepare import open_data
 from jobs.registry import Artifact
-from jobs.shards import MANIFEST, Manifest
-from jobs.stage import EVALUATE as NAME
-from jobs.stage import code_digest, code_tag, stage_key
+from jobs.storage import lease
+from jobs.storage.files import (
+    Folder,
+    Place,
+    absolute,
+    check,
+    check_spelling,
+    exists,
+    fetched,
+    filled,
+    join,
+    read,
+    write,
+)
+from jobs.tracking import runs
+from jobs.training.stage import EVALUATE as NAME
+from jobs.training.stage import code_digest, code_tag, stage_key
 
 if TYPE_CHECKING:
     import ray  # takes seconds to import: not to print a configuration
@@ -151,7 +167,7 @@ def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[s
     """Make the parts that are missing; returns {name, reason} of the pictures that could not be finished, and seconds
     of work per worker."""
     digests = {artifact.sha256: artifact for artifact in job.models.values()}
-    with storage.fetched(parts.folder) as folder:
+    with fetched(parts.folder) as folder:
         near = Parts(folder=folder)
         missing = [p for p in job.pictures if not all(near.is_done(d, p, p.name in shown) for d in digests)]
     log.info("%d pictures, %d of them to code", len(job.pictures), len(missing))
@@ -160,11 +176,11 @@ def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[s
     import ray
     import ray.data
 
-    from jobs.cluster import check_shared, start_ray, threads
-    from jobs.run import local_copy
+    from jobs.cluster.start import check_shared, start_ray, threads
+    from jobs.training.reuse_or_train import local_copy
 
     start_ray()
-    first = storage.join(job.manifest.folder, MANIFEST) if job.manifest else missing[0].path
+    first = join(job.manifest.folder, MANIFEST) if job.manifest else missing[0].path
     check_shared(job.output, first)
     files = {}
     for digest, artifact in digests.items():
@@ -232,40 +248,40 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
     measures = find_measures(job.evaluate)
     facts = ingredients(job, measures, data)
     key = stage_key(facts)
-    output = storage.absolute(job.output)
-    folder = storage.join(output, NAME, key)
-    with lease.held(storage.Folder(folder), NAME):
+    output = absolute(job.output)
+    folder = join(output, NAME, key)
+    with lease.held(Folder(folder), NAME):
         found = reused(job, key, folder, parent_run) or measure(job, measures, facts, folder, parent_run)
     if parent_run:  # MLflow's list shows pipelines and hides their stages: their curves are to be compared there
-        tracking.log_rows(parent_run, curve_of(folder))
+        runs.log_rows(parent_run, curve_of(folder))
     return found
 
 
-def curve_of(folder: storage.Place) -> list[dict]:
+def curve_of(folder: Place) -> list[dict]:
     """The evaluation's curve as rows for MLflow."""
-    return tables.curve_rows(json.loads(storage.read(storage.join(folder, "sets.json"))))
+    return tables.curve_rows(json.loads(read(join(folder, "sets.json"))))
 
 
 def reused(job: Job, key: str, folder: str, parent_run: str | None) -> dict | None:
     """What a finished evaluation with this key found."""
-    done = [r for r in tracking.runs_of(NAME, key, experiment=job.experiment) if r.info.status == "FINISHED"]
-    if done and storage.exists(storage.join(folder, "summary.json")):
+    done = [r for r in runs.runs_of(NAME, key, experiment=job.experiment) if r.info.status == "FINISHED"]
+    if done and exists(join(folder, "summary.json")):
         if parent_run:
-            tracking.reuse_stage(parent_run, NAME, done[0].info.run_id)
-        found = json.loads(storage.read(storage.join(folder, "summary.json")))
+            runs.reuse_stage(parent_run, NAME, done[0].info.run_id)
+        found = json.loads(read(join(folder, "summary.json")))
         return found | {"folder": folder, "run_id": done[0].info.run_id, "reused": True}
     return None
 
 
 def measure(job: Job, measures: Measures, facts: dict, folder: str, parent_run: str | None) -> dict:
     """Measure what is missing and write everything to `folder`; returns the summary."""
-    key, output = stage_key(facts), storage.absolute(job.output)
+    key, output = stage_key(facts), absolute(job.output)
     content = {"alphas": job.evaluate.alphas, "measures": measures.names, "sources": measures.sources}
     parts_key = stage_key(content | {"code": facts["code"]})
-    parts = Parts(folder=storage.join(output, NAME, "parts", parts_key))
+    parts = Parts(folder=join(output, NAME, "parts", parts_key))
     params = facts | {"parents": {tables.slug(k): sha256 for k, sha256 in facts["parents"].items()}}  # no @ in names
-    run_id = tracking.start_stage(parent_run, NAME, key, params, code_tag(NAME), experiment=job.experiment)
-    with tracking.ending(run_id), storage.filled(folder, last="summary.json") as here:
+    run_id = runs.start_stage(parent_run, NAME, key, params, code_tag(NAME), experiment=job.experiment)
+    with runs.ending(run_id), filled(folder, last="summary.json") as here:
         parents = {"model" if len(job.models) == 1 else tables.slug(k): a for k, a in job.models.items()}
         registry.log_parents(run_id, parents)
         start = time.perf_counter()
@@ -275,9 +291,9 @@ def measure(job: Job, measures: Measures, facts: dict, folder: str, parent_run: 
             add_anchors(job, here, measures)
         if job.report:
             write_report(here)
-        storage.write(here / "summary.json", (json.dumps(found, indent=2) + "\n").encode())
-        tracking.log_folder(run_id, here, {f"val/{k}": v for k, v in found.items()})
-        tracking.log_rows(run_id, curve_of(here))
+        write(here / "summary.json", (json.dumps(found, indent=2) + "\n").encode())
+        runs.log_folder(run_id, here, {f"val/{k}": v for k, v in found.items()})
+        runs.log_rows(run_id, curve_of(here))
     return found | {"folder": folder, "run_id": run_id, "reused": False}
 
 
@@ -292,16 +308,16 @@ def write_results(job: Job, folder: Path, parts: Parts, measures: Measures) -> d
     listed = [p for p in job.pictures if p.name not in names]
     if not listed:
         raise ValueError(f"no picture could be evaluated; the first, {skipped[0]['name']}: {skipped[0]['reason']}")
-    with storage.fetched(parts.folder) as near:
+    with fetched(parts.folder) as near:
         parts = Parts(folder=near)
         table = tables.rows_table(parts, {label: a.sha256 for label, a in job.models.items()}, listed)
         found = tables.set_rows(table, parts, listed, measures.names)
         shown = [p for p in candidates if p.name not in names]
         tables.write_shown(folder, table, parts, shown, [p.read(job.manifest) for p in shown])
     pq.write_table(table, file := io.BytesIO())
-    storage.write(folder / "rows.parquet", file.getvalue())
-    storage.write(folder / "sets.json", (json.dumps(found, indent=2) + "\n").encode())
-    storage.write(folder / "skipped.json", (json.dumps(skipped, indent=2) + "\n").encode())
+    write(folder / "rows.parquet", file.getvalue())
+    write(folder / "sets.json", (json.dumps(found, indent=2) + "\n").encode())
+    write(folder / "skipped.json", (json.dumps(skipped, indent=2) + "\n").encode())
     return tables.summarise(table, found) | {"busy_s": busy_s}
 
 
@@ -365,7 +381,7 @@ def main(argv: list[str] | None = None) -> None:
     """`python -m jobs.evaluate PRESET --model REF ... [--images FOLDER ... | --data FOLDER]`."""
     quiet("jobs")
     raise SystemExit(
-        run_main(lambda: run_alone(command.read(AloneConfig, argv, prog="python -m jobs.evaluate").config))
+        run_main(lambda: run_alone(command_line.read(AloneConfig, argv, prog="python -m jobs.evaluate").config))
     )
 
 
@@ -380,19 +396,19 @@ def evaluate_folders(argv: Sequence[str]) -> None:
 
 def run_alone(config: AloneConfig | FoldersConfig) -> None:
     """Evaluate `config.model` and print the table, what was left out, and where the rows are."""
-    from jobs import forks
+    from jobs.cluster import forks
 
     forks.start()
-    from jobs.cluster import interruptible
-    from jobs.run import local_copy
+    from jobs.cluster.start import interruptible
+    from jobs.training.reuse_or_train import local_copy
 
-    storage.check_spelling("output", config.output)
+    check_spelling("output", config.output)
     if not config.model:
         raise ValueError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
     if len(set(map(tables.slug, config.model))) < len(config.model):
         raise ValueError(f"--model names one model twice: {' '.join(config.model)}")
     settings, output = config.applied(config.evaluate), config.output
-    storage.check(output, writable=True)
+    check(output, writable=True)
     models = {ref: registry.resolve(ref) for ref in config.model}
     for ref, artifact in models.items():
         if "codec" not in read_config(local_copy(artifact, output)):
@@ -414,11 +430,11 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
     with interruptible():
         found = evaluate(job, data=data)
     folder = found["folder"]
-    print(tables.text(json.loads(storage.read(storage.join(folder, "sets.json")))))
-    for each in json.loads(storage.read(storage.join(folder, "skipped.json"))):
+    print(tables.text(json.loads(read(join(folder, "sets.json")))))
+    for each in json.loads(read(join(folder, "skipped.json"))):
         print(f"left out: {each['name']}: {each['reason']}")
     print(f"{'reused, ' if found['reused'] else ''}MLflow run {found['run_id']}")
-    print(storage.join(folder, "report.html"))
+    print(join(folder, "report.html"))
 
 
 if __name__ == "__main__":

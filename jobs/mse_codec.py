@@ -10,9 +10,9 @@ from egic.networks.codec import Codec
 from egic.report import panels
 from egic.training import steps
 from egic.training.steps import Batch, Nets
-from jobs.config import Config
+from jobs.config.schema import Config
 from jobs.segmentation import as_image
-from jobs.stage import Components, Stage, means
+from jobs.training.stage import Components, Stage, means
 
 
 def build(config: Config, components: Components) -> Nets:
@@ -61,6 +61,6 @@ STAGE = Stage(
 )
 
 if __name__ == "__main__":
-    from jobs.alone import main
+    from jobs.commands.one_stage import main
 
     main("mse-codec")

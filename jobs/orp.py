@@ -10,9 +10,9 @@ from egic.networks.orp import ResidualHead, blend
 from egic.report import panels
 from egic.training import steps
 from egic.training.steps import Batch, Nets
-from jobs.config import Config
+from jobs.config.schema import Config
 from jobs.segmentation import as_image
-from jobs.stage import Components, Stage, means
+from jobs.training.stage import Components, Stage, means
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -74,6 +74,6 @@ STAGE = Stage(
 )
 
 if __name__ == "__main__":
-    from jobs.alone import main
+    from jobs.commands.one_stage import main
 
     main("orp")

@@ -3,7 +3,7 @@
 Every picture and label is decoded once and checked; bad ones are named in the log and skipped up to a limit. Samples
 are stored in one seeded, global random order. A split appears under OUT/train or OUT/val only when it is complete, and
 an unchanged input is not prepared again. OUT may be s3://bucket/folder or gs://bucket/folder. FOLDER is a COCO tree,
-pictures with label maps, or photographs alone: see `jobs.folders`.
+pictures with label maps, or photographs alone: see `jobs.data.sources.folders`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,23 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from egic.config import metavar, parse_config
 from egic.errors import run_main
-from jobs import lease, storage
-from jobs.coco import Tree
-from jobs.download import download_coco
-from jobs.folders import PHOTOGRAPHS, SPLITS, kind_of, read_trees
-from jobs.shards import FORMAT, INDEX, MANIFEST, Manifest, Row, file_sha256, load_manifest, write_index, write_shard
+from jobs.config.flags import metavar, parse_config
+from jobs.data.shards import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    Manifest,
+    Row,
+    file_sha256,
+    load_manifest,
+    write_index,
+    write_shard,
+)
+from jobs.data.sources.coco import Tree
+from jobs.data.sources.coco_download import download_coco
+from jobs.data.sources.folders import PHOTOGRAPHS, SPLITS, kind_of, read_trees
+from jobs.storage import files, lease
 
 log = logging.getLogger(__name__)
 NUM_NAMED = 5
@@ -67,7 +77,7 @@ class PrepareConfig:
     """Threads that decode and check; 0: one per core."""
 
     def __post_init__(self) -> None:
-        storage.check_spelling("OUT", self.out)
+        files.check_spelling("OUT", self.out)
         if self.max_bad is not None and self.max_bad < 0:
             raise ValueError(f"max_bad is {self.max_bad}; give 0 or more")
         if not 0 < self.val_share < 1:
@@ -80,11 +90,11 @@ class PrepareConfig:
 
 def prepare(config: PrepareConfig) -> dict[str, str]:
     """Prepare the chosen splits; returns {split: place of its manifest.json}. Raises ValueError for unusable input."""
-    storage.check(config.out, writable=True)
+    files.check(config.out, writable=True)
     splits = SPLITS if config.split == "all" else (config.split,)
     if config.download:
         download_coco(config.folder, base_url=config.download_url, splits=splits)
-    inside = not storage.is_remote(config.out) and Path(config.out).resolve().is_relative_to(config.folder.resolve())
+    inside = not files.is_remote(config.out) and Path(config.out).resolve().is_relative_to(config.folder.resolve())
     if inside and kind_of(config.folder, config.classes) == PHOTOGRAPHS:
         raise ValueError(f"{config.out} lies inside {config.folder}, where pictures that a run leaves would become "
                          "photographs; choose OUT (of a pipeline, --output) outside")  # fmt: skip
@@ -95,35 +105,35 @@ def prepare(config: PrepareConfig) -> dict[str, str]:
     return {tree.split: _prepare_split(tree, config) for tree in trees}
 
 
-def open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
+def open_data(data: str, output: files.Place) -> dict[str, Manifest]:
     """Manifests of train and val: of a prepared folder, of another one (prepared below `output` first; see
-    `jobs.folders`), or of drawn scenes when `data` is empty. Raises ValueError when `data` is none of these.
+    `jobs.data.sources`), or of drawn scenes when `data` is empty. Raises ValueError when `data` is none of these.
     """
-    if data and storage.is_remote(data):
+    if data and files.is_remote(data):
         return _open_data(data, output)
-    work = storage.working_folder(output) / "data"
-    with lease.held(storage.Folder(storage.absolute(work)), "data"):  # two pipelines may start at once
+    work = files.working_folder(output) / "data"
+    with lease.held(files.Folder(files.absolute(work)), "data"):  # two pipelines may start at once
         return _open_data(data, output)
 
 
-def _open_data(data: str, output: storage.Place) -> dict[str, Manifest]:
+def _open_data(data: str, output: files.Place) -> dict[str, Manifest]:
     if not data:
-        from jobs.scenes import write_scenes
+        from jobs.data.sources.scenes.scenes import write_scenes
 
-        data = str(write_scenes(storage.working_folder(output) / "scenes"))
-    storage.check(data, writable=False)
+        data = str(write_scenes(files.working_folder(output) / "scenes"))
+    files.check(data, writable=False)
     if _is_prepared(data):
         return _manifests(data)
-    if storage.is_remote(data):
+    if files.is_remote(data):
         raise ValueError(f"{data} holds no prepared data; make it with `python -m jobs.prepare FOLDER {data}`")
     folder = Path(data)
     made = prepare(PrepareConfig(folder=folder, out=prepared_folder(folder, output)))
     return {split: load_manifest(path) for split, path in made.items()}
 
 
-def prepared_folder(tree: Path, output: storage.Place) -> str:
+def prepared_folder(tree: Path, output: files.Place) -> str:
     """Where `open_data` puts what it makes of a folder that is not prepared."""
-    return storage.join(output, "data", hashlib.sha256(str(tree.resolve()).encode()).hexdigest()[:16])
+    return files.join(output, "data", hashlib.sha256(str(tree.resolve()).encode()).hexdigest()[:16])
 
 
 def find_data(data: str, output: str) -> dict[str, Manifest]:
@@ -134,21 +144,21 @@ def find_data(data: str, output: str) -> dict[str, Manifest]:
 
 def find_prepared(data: str, output: str) -> str:
     """The folder that `open_data` took the last time; empty when there is none."""
-    folder = data or storage.join(output, "scenes")
-    places = [folder] if storage.is_remote(folder) else [folder, prepared_folder(Path(folder), output)]
+    folder = data or files.join(output, "scenes")
+    places = [folder] if files.is_remote(folder) else [folder, prepared_folder(Path(folder), output)]
     return next(filter(_is_prepared, places), "")
 
 
 def _is_prepared(folder: str) -> bool:
-    return all(storage.exists(storage.join(folder, split, MANIFEST)) for split in SPLITS)
+    return all(files.exists(files.join(folder, split, MANIFEST)) for split in SPLITS)
 
 
 def _manifests(folder: str) -> dict[str, Manifest]:
-    return {split: load_manifest(storage.join(folder, split)) for split in SPLITS}
+    return {split: load_manifest(files.join(folder, split)) for split in SPLITS}
 
 
 def _prepare_split(tree: Tree, config: PrepareConfig) -> str:
-    folder = storage.join(config.out, tree.split)
+    folder = files.join(config.out, tree.split)
     limit = config.max_bad
     if limit is None:
         limit = max(10, (len(tree.entries) + len(tree.bad)) // 100)
@@ -163,21 +173,21 @@ def _prepare_split(tree: Tree, config: PrepareConfig) -> str:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
-            if storage.is_remote(folder):
+            if files.is_remote(folder):
                 _write_remotely(aside, folder, tree, config, source, limit)
             else:
                 _write_split(aside, tree, config, source, limit)
                 _publish(aside, Path(folder))
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return storage.join(folder, MANIFEST)
+    return files.join(folder, MANIFEST)
 
 
 @contextmanager
 def _alone(out: str, split: str) -> Iterator[Path]:
     """A local folder for work on a split, which one process of this machine (or shared disk) has at a time."""
     name = hashlib.sha256(os.fspath(out).encode()).hexdigest()[:16]
-    work = storage.working_folder(out) / "preparing" / name if storage.is_remote(out) else Path(out)
+    work = files.working_folder(out) / "preparing" / name if files.is_remote(out) else Path(out)
     work.mkdir(parents=True, exist_ok=True)
     with (work / f".{split}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -186,20 +196,20 @@ def _alone(out: str, split: str) -> Iterator[Path]:
 
 def _finished(folder: str, source: str, limit: int) -> str | None:
     """The manifest of an earlier run over the same input, if it is there and intact."""
-    there, path = storage.sizes(folder), storage.join(folder, MANIFEST)
+    there, path = files.sizes(folder), files.join(folder, MANIFEST)
     if MANIFEST not in there:
         if any(name != INDEX and not name.startswith("shard-") for name in there):  # not what an upload left
             raise ValueError(f"{folder} holds something else than prepared data; choose another OUT")
         return None
     try:
-        content = json.loads(storage.read(path))
+        content = json.loads(files.read(path))
         load_manifest(path)
     except ValueError as error:
         log.warning("%s; preparing it again", error)
         return None
     if content.get("source") != source:
         return None
-    _check_limit(content.get("skipped", []), limit, storage.split(folder)[1])
+    _check_limit(content.get("skipped", []), limit, files.split(folder)[1])
     return path
 
 
@@ -216,17 +226,17 @@ def _publish(aside: Path, folder: Path) -> None:
 def _write_remotely(aside: Path, folder: str, tree: Tree, config: PrepareConfig, source: str, limit: int) -> None:
     """Object stores rename nothing: the old manifest goes first and the new one comes last, so that a reader finds a
     whole split or none. Shards leave this machine one by one."""
-    storage.remove(storage.join(folder, MANIFEST))
-    old = storage.sizes(folder)
+    files.remove(files.join(folder, MANIFEST))
+    old = files.sizes(folder)
 
     def send(file: Path) -> None:
-        storage.write(storage.join(folder, file.name), file.read_bytes())
+        files.write(files.join(folder, file.name), file.read_bytes())
         file.unlink()
         old.pop(file.name, None)
 
     _write_split(aside, tree, config, source, limit, send)
     for name in old:  # shards of a larger data set that stood here
-        storage.remove(storage.join(folder, name))
+        files.remove(files.join(folder, name))
 
 
 def _write_split(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import tracking
+from jobs.tracking import runs
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def publish(
 
     Publishing the same run and digest again, after a crash say, returns the version that is already there.
     """
-    client, name = tracking.client(), f"egic-{stage}"
+    client, name = runs.client(), f"egic-{stage}"
     published = version_of(run_id, name, sha256)
     if published is None:
         tags = {"egic.stage": stage, "egic.sha256": sha256, **tags}
@@ -56,7 +56,7 @@ def publish(
             client.get_run(run_id).info.experiment_id,
             name=name,
             source_run_id=run_id,
-            params={key: value[:250] for key, value in tracking.flatten(params).items()},  # whole ones: on the run
+            params={key: value[:250] for key, value in runs.flatten(params).items()},  # whole ones: on the run
             tags=tags,
             model_type="egic",
         )
@@ -68,14 +68,14 @@ def publish(
         client.finalize_logged_model(model.model_id, "READY")
         published = register(name, f"models:/{model.model_id}", run_id, model.model_id, tags)
     version, uri = int(published.version), published.source
-    tracking.set_tags(run_id, {"egic.sha256": sha256, "egic.uri": uri, "egic.model_version": str(version)})
+    runs.set_tags(run_id, {"egic.sha256": sha256, "egic.uri": uri, "egic.model_version": str(version)})
     log.info("%s is models:/%s/%d, sha256 %s", stage, name, version, sha256[:12])
     return Artifact(run_id=run_id, uri=uri, sha256=sha256, model_version=version)
 
 
 def version_of(run_id: str, name: str, sha256: str) -> Any | None:
     """The version of model `name` that `run_id` has published with this digest, if any."""
-    versions = tracking.client().search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    versions = runs.client().search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     return next((version for version in versions if version.tags.get("egic.sha256") == sha256), None)
 
 
@@ -90,33 +90,33 @@ def stage_of(folder: Path) -> str:
     return stage
 
 
-def publish_folder(folder: Path, *, experiment: str = tracking.EXPERIMENT) -> Artifact:
+def publish_folder(folder: Path, *, experiment: str = runs.EXPERIMENT) -> Artifact:
     """Register an artifact that no run here has made, imported weights say; once, however often it is called."""
     sha256 = sha256_of(folder, None)
     stage, key = stage_of(folder), sha256[:16]
     if artifact := find_finished(stage, key, experiment=experiment):
         return artifact
     facts = {"key": key, "source": json.loads((folder / "provenance.json").read_text()).get("source", folder.name)}
-    run_id = tracking.start_stage(None, stage, key, facts, {"egic.imported": "true"}, experiment=experiment)
-    with tracking.ending(run_id):
+    run_id = runs.start_stage(None, stage, key, facts, {"egic.imported": "true"}, experiment=experiment)
+    with runs.ending(run_id):
         return publish(run_id, folder, stage, sha256, facts, {"egic.key": key})
 
 
 def register(name: str, uri: str, run_id: str, model_id: str, tags: Mapping[str, str]) -> Any:
     """A new version of model `name`, which is made when missing."""
-    client = tracking.client()
+    client = runs.client()
     try:
         client.create_registered_model(name)
-    except tracking.mlflow().MlflowException as error:
+    except runs.mlflow().MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return client.create_model_version(name, uri, run_id=run_id, model_id=model_id, tags=dict(tags))
 
 
-def find_finished(stage: str, key: str, *, experiment: str = tracking.EXPERIMENT) -> Artifact | None:
+def find_finished(stage: str, key: str, *, experiment: str = runs.EXPERIMENT) -> Artifact | None:
     """The artifact of the newest FINISHED run of `stage` with `key` whose files still exist, if any."""
-    client = tracking.client()
-    for run in tracking.runs_of(stage, key, experiment=experiment):
+    client = runs.client()
+    for run in runs.runs_of(stage, key, experiment=experiment):
         artifact = artifact_of(run)
         if run.info.status != "FINISHED" or artifact is None:
             continue
@@ -124,7 +124,7 @@ def find_finished(stage: str, key: str, *, experiment: str = tracking.EXPERIMENT
             if client.list_logged_model_artifacts(artifact.uri.removeprefix("models:/")):
                 return artifact
             reason = "its files are gone"
-        except tracking.mlflow().MlflowException as error:
+        except runs.mlflow().MlflowException as error:
             reason = str(error)
         log.warning("%s was finished in run %s, but can't be reused: %s", stage, run.info.run_id, reason)
     return None
@@ -145,15 +145,15 @@ def artifact_of(run: Any) -> Artifact | None:
 
 def log_parents(run_id: str, parents: Mapping[str, Artifact]) -> None:
     """Note the artifacts a stage began from: MLflow's lineage (model inputs) and tags `egic.parent.<name>.*`."""
-    client = tracking.client()
+    client = runs.client()
     tags: dict[str, str] = {}
     for name, parent in parents.items():
         tags |= {f"egic.parent.{name}.run_id": parent.run_id, f"egic.parent.{name}.sha256": parent.sha256}
         tags[f"egic.parent.{name}.uri"] = parent.uri
         if parent.uri.startswith("models:/m-"):
-            model = tracking.mlflow().entities.LoggedModelInput(parent.uri.removeprefix("models:/"))
+            model = runs.mlflow().entities.LoggedModelInput(parent.uri.removeprefix("models:/"))
             client.log_inputs(run_id, models=[model])
-    tracking.set_tags(run_id, tags)
+    runs.set_tags(run_id, tags)
 
 
 def promote_if_best(
@@ -164,7 +164,7 @@ def promote_if_best(
     The first version becomes best. Values on other data or of another metric are not compared. Returns whether
     `version` is the best now.
     """
-    client = tracking.client()
+    client = runs.client()
     tags = {"egic.metric": metric, "egic.value": repr(float(value)), "egic.metric_data": data_digest}
     for key, text in tags.items():
         client.set_model_version_tag(name, str(version), key, text)
@@ -195,7 +195,7 @@ def resolve(ref: str, *, digest: Digest | None = None) -> Artifact:
         if not folder.is_dir():
             raise ValueError(f"{ref} is no folder; name one, or an artifact such as models:/egic-gan@latest")
         return Artifact(run_id="", uri=str(folder.resolve()), sha256=sha256_of(folder, digest), model_version=None)
-    client, mlflow = tracking.client(), tracking.mlflow()
+    client, mlflow = runs.client(), runs.mlflow()
     rest = ref.partition(":/")[2].strip("/")
     try:
         if ref.startswith("runs:/"):
@@ -215,7 +215,7 @@ def resolve(ref: str, *, digest: Digest | None = None) -> Artifact:
             given = look_up(name, which)
             tags, run_id, uri, version = given.tags, given.run_id, given.source or "", int(given.version)
     except mlflow.MlflowException as error:
-        raise ValueError(f"{ref} is not in {tracking.shown_uri()} ({error}); see the Models page there") from error
+        raise ValueError(f"{ref} is not in {runs.shown_uri()} ({error}); see the Models page there") from error
     if "egic.sha256" not in tags:
         raise ValueError(f"{ref} was not published by EGIC: it has no tag egic.sha256")
     return Artifact(run_id=run_id or "", uri=uri, sha256=tags["egic.sha256"], model_version=version)
@@ -238,13 +238,13 @@ def fetch(ref: str, dest: Path, expect_sha256: str | None = None, *, digest: Dig
     aside = dest.with_name(f".{dest.name}.{uuid.uuid4().hex}")
     aside.mkdir()
     try:
-        uri = tracking.tracking_uri()
+        uri = runs.tracking_uri()
         try:
-            tracking.mlflow().artifacts.download_artifacts(
+            runs.mlflow().artifacts.download_artifacts(
                 artifact_uri=artifact.uri, dst_path=str(aside), tracking_uri=uri, registry_uri=uri
             )
-        except tracking.mlflow().MlflowException as error:
-            raise ValueError(f"{ref} can't be downloaded from {tracking.shown_uri()}: {error}") from error
+        except runs.mlflow().MlflowException as error:
+            raise ValueError(f"{ref} can't be downloaded from {runs.shown_uri()}: {error}") from error
         checked(aside, artifact, digest)
         try:
             os.rename(aside, dest)
@@ -284,8 +284,8 @@ class Registration:
 
 def main() -> None:
     """`python -m jobs.registry FOLDER`: registers an artifact and prints its name in the registry."""
-    from egic.config import parse_config  # tyro: not for those who only look models up
     from egic.errors import quiet, run_main
+    from jobs.config.flags import parse_config  # tyro: not for those who only look models up
 
     quiet("jobs")
     folder = parse_config(Registration, prog="python -m jobs.registry").folder

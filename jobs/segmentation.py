@@ -11,8 +11,8 @@ from egic.networks.discriminator import Discriminator
 from egic.report import panels
 from egic.training import losses, steps
 from egic.training.steps import Batch, Nets
-from jobs.config import Config
-from jobs.stage import Components, Stage
+from jobs.config.schema import Config
+from jobs.training.stage import Components, Stage
 
 
 def build(config: Config, components: Components) -> Nets:
@@ -75,6 +75,6 @@ STAGE = Stage(
 )
 
 if __name__ == "__main__":
-    from jobs.alone import main
+    from jobs.commands.one_stage import main
 
     main("segmentation")

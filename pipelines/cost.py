@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script
 
-from egic.coco import CATEGORIES
 from egic.errors import quiet, run_main
-from jobs import command
-from jobs.config import Config
+from jobs.config import command_line
+from jobs.config.schema import Config
+from jobs.data.sources.coco_classes import CATEGORIES
 
 HEAD = ("stage", "steps", "batch", "TFLOP/step", "EFLOP", "GPU-hours", "price")
 
@@ -71,8 +71,9 @@ def flop_per_picture(stage_name: str, config: Config, step: int) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from egic.training.steps import Batch
-    from jobs import dry_run, loop
-    from jobs.stage import load_stage
+    from jobs.commands import dry_run
+    from jobs.training import loop
+    from jobs.training.stage import load_stage
 
     stage, size, batch = load_stage(stage_name), config.crop.size, 2  # the adversarial step halves its batch
     with torch.device("meta"):
@@ -92,7 +93,7 @@ def flop_per_picture(stage_name: str, config: Config, step: int) -> float:
 
 def text(config: Priced) -> str:
     """Table of the phases and their sum."""
-    from jobs.categories import with_categories
+    from jobs.training.num_categories import with_categories
 
     if not config.discriminator.num_categories:  # as many as the data has
         config = with_categories(config, len(CATEGORIES))
@@ -115,7 +116,7 @@ def _priced(flop: float, config: Priced) -> tuple[str, str, str]:
 
 def start(argv: list[str] | None = None) -> None:
     """Read the command line, and print the table."""
-    print(text(command.read(Priced, argv, prog="cost.py").config))
+    print(text(command_line.read(Priced, argv, prog="cost.py").config))
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from typing import Annotated, Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, and as a submitted job
 
-from egic.config import flag
 from egic.errors import quiet, run_main
-from jobs import command
-from jobs.config import Config
-from jobs.stage import load_stage
+from jobs.config import command_line
+from jobs.config.flags import flag
+from jobs.config.schema import Config
+from jobs.training.stage import load_stage
 
 T = TypeVar("T")
 STAGES = ("segmentation", "mse-codec", "gan", "orp", "evaluate")
@@ -64,13 +64,13 @@ class Pipeline(Config):
 
 def start(argv: Sequence[str] | None = None) -> None:
     """Read the command line, and do what it says."""
-    told = command.read(Pipeline, argv, prog="full.py", actions=(command.DRY_RUN, command.STATUS))
-    if told.action == command.DRY_RUN:
-        from jobs import dry_run
+    told = command_line.read(Pipeline, argv, prog="full.py", actions=(command_line.DRY_RUN, command_line.STATUS))
+    if told.action == command_line.DRY_RUN:
+        from jobs.commands import dry_run
 
         print(dry_run.text(told.config, told.config.wanted))
-    elif told.action == command.STATUS:
-        from jobs import status
+    elif told.action == command_line.STATUS:
+        from jobs.commands import status
 
         print(status.text(told.config, told.config.wanted))
     else:
@@ -79,33 +79,36 @@ def start(argv: Sequence[str] | None = None) -> None:
 
 def main(preset: str, config: Pipeline) -> None:
     """Run the pipeline and print its table; the last line is the path of summary.json."""
-    from jobs import forks
+    from jobs.cluster import forks
 
     began = time.perf_counter()
     forks.start()
-    from jobs import cluster, run, storage, tracking
-    from jobs.categories import open_fitted
+    from jobs.cluster.start import interruptible, start_ray
     from jobs.prepare import find_prepared
+    from jobs.storage import files
+    from jobs.tracking import runs
+    from jobs.training import reuse_or_train
+    from jobs.training.num_categories import open_fitted
 
-    storage.check(config.output, writable=True)
-    lpips = run.find_lpips(config) if "gan" in config.wanted else ("", None)
+    files.check(config.output, writable=True)
+    lpips = reuse_or_train.find_lpips(config) if "gan" in config.wanted else ("", None)
     fitted = in_background(lambda: open_fitted(config, config.wanted))
-    store = in_background(lambda: tracking.experiment_id(config.experiment))  # making an sqlite file takes seconds
-    ready = storage.is_remote(config.data) or find_prepared(config.data, config.output)
+    store = in_background(lambda: runs.experiment_id(config.experiment))  # making an sqlite file takes seconds
+    ready = files.is_remote(config.data) or find_prepared(config.data, config.output)
     with suppress(TimeoutError):  # a wrong place is told before Ray starts, and finished stages do without it
         fitted.result(timeout=None if ready else 0.5)
     if not fitted.done():  # data is being made: there will be stages to train
-        cluster.start_ray()
+        start_ray()
     (config, manifests), _ = fitted.result(), store.result()
-    run_id = tracking.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
-    with tracking.ending(run_id), ThreadPoolExecutor(2) as pool, cluster.interruptible(config.compute.grace_s):
+    run_id = runs.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
+    with runs.ending(run_id), ThreadPoolExecutor(2) as pool, interruptible(config.compute.grace_s):
         rows = run_stages(config, manifests, lpips, run_id, pool)
     took = time.perf_counter() - began
     between = 1 - busy_s(rows) / took
     summary = {"preset": preset, "run_id": run_id, "time_s": took, "between_steps": between, "lpips": lpips[0]}
     summary["stages"] = rows
-    path = storage.join(storage.absolute(config.output), "summary.json")
-    storage.write(path, (json.dumps(summary, indent=2) + "\n").encode())
+    path = files.join(files.absolute(config.output), "summary.json")
+    files.write(path, (json.dumps(summary, indent=2) + "\n").encode())
     print(table(rows))
     if "random" in lpips[0]:
         print(f"* LPIPS ran on a {lpips[0]}: its values compare with nothing; give --lpips-weights FILE for real ones")
@@ -120,8 +123,9 @@ def main(preset: str, config: Pipeline) -> None:
 
 def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, pool: ThreadPoolExecutor) -> list[dict]:
     """One summary row per wanted stage. Independent stages overlap when the cluster can place both."""
-    from jobs import cluster, evaluate
-    from jobs.run import Work, reuse_stage, train_stage
+    from jobs import evaluate
+    from jobs.cluster.start import check_resources, stages_side_by_side, start_ray
+    from jobs.training.reuse_or_train import Work, reuse_stage, train_stage
 
     done: dict[str, Any] = {}  # Outcome, or evaluation's facts
     walls: dict[str, float] = {}
@@ -144,9 +148,9 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
         done |= {n: found for n, w in works.items() if (found := timed(n, partial(reuse_stage, w, run_id)))}
         if missing := [n for n in works if n not in done]:  # evaluation starts Ray by itself, if it must
             check_may_train(missing, config.start)
-            cluster.start_ray()
-            cluster.check_resources(config.compute)
-            size = min(len(names), 2, cluster.stages_side_by_side(config.compute))
+            start_ray()
+            check_resources(config.compute)
+            size = min(len(names), 2, stages_side_by_side(config.compute))
         for part in (names[i : i + size] for i in range(0, len(names), size)):
             calls: dict[str, Callable[[], Any]] = {
                 n: partial(train_stage, works[n], run_id, len(part)) for n in part if n in missing
@@ -186,7 +190,7 @@ def in_background(work: Callable[[], T]) -> "Future[T]":
 
 def wait(futures: Collection[Future]) -> None:
     """Until all are done, open to signals. Raises at once what one raises; when told to stop, lets all finish."""
-    from jobs.cluster import stopping
+    from jobs.cluster.start import stopping
 
     while not all(f.done() for f in futures):
         for f in futures:
@@ -197,7 +201,7 @@ def wait(futures: Collection[Future]) -> None:
 
 def row_of(name: str, result) -> dict:
     """One stage's line of the table."""
-    from jobs import storage
+    from jobs.storage import files
 
     if name == "evaluate":
         psnr = {k.removeprefix("psnr_db_alpha_"): v for k, v in result.items() if k.startswith("psnr_db_alpha_")}
@@ -211,7 +215,7 @@ def row_of(name: str, result) -> dict:
             "psnr_db": psnr,
             "run_id": result["run_id"],
             "reused": result["reused"],
-            "sheet": storage.join(result["folder"], "sheet.png"),
+            "sheet": files.join(result["folder"], "sheet.png"),
         }
     facts, stage = result.provenance, load_stage(name)
     busy = 0.0 if result.reused else facts["time_s"] + facts["validation_s"]
@@ -253,13 +257,13 @@ def clock(time_s: float) -> str:
 
 def mlflow_page(experiment: str) -> str:
     """How to see the runs: MLflow's own page would open on prompts and traces."""
-    from jobs import tracking
+    from jobs.tracking import runs
 
-    page = f"#/experiments/{tracking.experiment_id(experiment)}/runs?workflowType=machine_learning"
-    uri = tracking.tracking_uri()
+    page = f"#/experiments/{runs.experiment_id(experiment)}/runs?workflowType=machine_learning"
+    uri = runs.tracking_uri()
     if uri.startswith("sqlite"):
         return f"mlflow ui --backend-store-uri {uri}\nthen open http://127.0.0.1:5000/{page}"
-    return f"{tracking.shown_uri().rstrip('/')}/{page}"
+    return f"{runs.shown_uri().rstrip('/')}/{page}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import torch
 import egic
 from egic import artifact, pictures
 from egic.cli import model_refs
-from egic.coco import CATEGORIES
 from egic.metrics import distortion
 from egic.metrics.perceptual import LPIPS
 from egic.networks.codec import Codec
@@ -24,8 +23,9 @@ from egic.networks.discriminator import Discriminator
 from egic.networks.orp import ResidualHead
 from egic.report import anchors, panels
 from egic.training import steps
-from jobs.presets import tiny
-from jobs.scenes import SceneConfig, draw_scene
+from jobs.config.presets import tiny
+from jobs.data.sources.coco_classes import CATEGORIES
+from jobs.data.sources.scenes.scenes import SceneConfig, draw_scene
 
 FOLDER = Path("outputs/tutorial")
 FOLDER.mkdir(parents=True, exist_ok=True)

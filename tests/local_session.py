@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 
 from egic.metrics.perceptual import LPIPS
-from jobs import loop
-from jobs.categories import with_categories
-from jobs.presets import tiny
-from jobs.stage import load_stage
+from jobs.config.presets import tiny
+from jobs.training import loop
+from jobs.training.num_categories import with_categories
+from jobs.training.stage import load_stage
 
 
 def sample(position: int, size: int, num_classes: int = 133) -> dict[str, np.ndarray]:

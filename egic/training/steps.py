@@ -97,7 +97,7 @@ def update(opt: Optimizer, loss: Tensor, clip_norm: float, **terms: Tensor) -> T
     """Backward pass, gradient clipping (0 = off) and one optimizer step; returns the gradient norm before clipping.
 
     Raises NonFiniteError before anything is changed, naming the term; but if `opt.found_inf` is there, nothing is asked
-    of the device: it becomes 1 and stays so, and Adam itself leaves out the update (see jobs/queued.py).
+    of the device: it becomes 1 and stays so, and Adam itself leaves out the update (see jobs/training/cuda_graphs.py).
     """
     opt.zero_grad(set_to_none=True)
     loss.backward()

@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from egic.networks.codec import Codec  # noqa: E402
 from egic.training.steps import Batch  # noqa: E402
-from jobs import loop, presets  # noqa: E402
-from jobs.queued import QueuedSteps  # noqa: E402
-from jobs.stage import load_stage  # noqa: E402
+from jobs.config import presets  # noqa: E402
+from jobs.training import loop
+from jobs.training.cuda_graphs import QueuedSteps  # noqa: E402
+from jobs.training.stage import load_stage  # noqa: E402
 from tests.bench.bench_steps import PRECISIONS  # noqa: E402
 from tests.bench.common import commit, device_name, drawing, picture_files, random_crop  # noqa: E402
 

@@ -24,14 +24,14 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from egic.coco import CATEGORIES
-from egic.memory import keep_freed_memory
 from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
-from jobs.categories import with_categories
-from jobs.loop import prepare_training, to_batch
-from jobs.presets import paper
-from jobs.stage import load_stage
+from jobs.config.presets import paper
+from jobs.data.sources.coco_classes import CATEGORIES
+from jobs.training.loop import prepare_training, to_batch
+from jobs.training.memory import keep_freed_memory
+from jobs.training.num_categories import with_categories
+from jobs.training.stage import load_stage
 from tests.bench.common import commit
 from tests.integration import hosts
 

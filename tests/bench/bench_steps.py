@@ -33,16 +33,17 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from egic.coco import CATEGORIES  # noqa: E402
-from egic.memory import keep_freed_memory  # noqa: E402
 from egic.metrics.perceptual import LPIPS  # noqa: E402
 from egic.networks.codec import Codec  # noqa: E402
 from egic.networks.discriminator import Discriminator  # noqa: E402
 from egic.training.steps import Batch  # noqa: E402
-from jobs import loop, presets  # noqa: E402
-from jobs.categories import with_categories  # noqa: E402
-from jobs.queued import WARM_UP, QueuedSteps  # noqa: E402
-from jobs.stage import load_stage  # noqa: E402
+from jobs.config import presets  # noqa: E402
+from jobs.data.sources.coco_classes import CATEGORIES  # noqa: E402
+from jobs.training import loop  # noqa: E402
+from jobs.training.cuda_graphs import WARM_UP, QueuedSteps  # noqa: E402
+from jobs.training.memory import keep_freed_memory  # noqa: E402
+from jobs.training.num_categories import with_categories  # noqa: E402
+from jobs.training.stage import load_stage  # noqa: E402
 from tests.bench.common import commit, device_name, drawing, seconds  # noqa: E402
 from tests.bench.reference import Reference  # noqa: E402
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from jobs import tracking
+from jobs.tracking import runs as tracking
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVERY = 40, 10

@@ -26,7 +26,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs import cluster, tracking
+from jobs.cluster import start
+from jobs.tracking import runs as tracking
 from tests.faults.injected import ROOT, Run, title
 
 GROWTH = 0.05
@@ -131,7 +132,7 @@ def soak(folder: Path, given: argparse.Namespace) -> tuple[Samples, dict]:
             with Run(own, *args) as run:
                 look(run)
                 status = run.process.returncode
-                if cluster.BUSY in run.text():
+                if start.BUSY in run.text():
                     kills["busy"] += 1
                     status = None
                 if status not in (None, 0, -signal.SIGKILL):

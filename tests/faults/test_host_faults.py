@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import tracking
+from jobs.tracking.runs import client
 from tests.integration import hosts
 
 pytestmark = [
@@ -72,7 +72,7 @@ class Run:
 def curves(folder: Path, monkeypatch) -> dict[str, list[int]]:
     """Steps of a training and a validation curve, over all runs in the folder's store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    store = tracking.client()
+    store = client()
     runs = store.search_runs([e.experiment_id for e in store.search_experiments()])
     names = ("train/loss", "val/psnr_db")
     return {name: [m.step for run in runs for m in store.get_metric_history(run.info.run_id, name)] for name in names}

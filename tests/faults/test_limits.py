@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import tracking
-from jobs.presets import tiny
-from jobs.train import MAX_ROLLBACKS
+from jobs.config.presets import tiny
+from jobs.tracking import runs as tracking
+from jobs.training.trainer import MAX_ROLLBACKS
 from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, checkpoints, curves, head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]

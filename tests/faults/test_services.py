@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import tracking
+from jobs.tracking import runs as tracking
 from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, free_port, head, wait_for_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import tracking
+from jobs.tracking import runs as tracking
 from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Head, Run, checkpoints, curves, head, spoken_steps, step_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1200)]

@@ -11,19 +11,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs import train
+from jobs.training import trainer
 
 
-def recording_worker(job: train.Job) -> None:
-    """`jobs.train.train_worker`, its stream of batches written down as the loop takes them."""
+def recording_worker(job: trainer.Job) -> None:
+    """`jobs.training.trainer.train_worker`, its stream of batches written down as the loop takes them."""
     import json
     import socket
     import time
     from pathlib import Path
 
-    from jobs import train
+    from jobs.training import trainer
 
-    stream = train.RaySession.stream
+    stream = trainer.RaySession.stream
 
     def recorded(self, *args):
         with Path(job.config.output, f"seen-{job.stage}-{self.rank}.jsonl").open("a", buffering=1) as lines:
@@ -32,11 +32,11 @@ def recording_worker(job: train.Job) -> None:
                 lines.write(json.dumps({"time": time.time(), "host": socket.gethostname()} | seen) + "\n")
                 yield batch
 
-    train.RaySession.stream = recorded
-    train.train_worker(job)
+    trainer.RaySession.stream = recorded
+    trainer.train_worker(job)
 
 
 if __name__ == "__main__":
-    train.train_worker = recording_worker  # travels by value: workers could not import __main__
+    trainer.train_worker = recording_worker  # travels by value: workers could not import __main__
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import egic.config
+import jobs.config.flags
 from egic.artifact import save
 from egic.cli import main
 from jobs import registry
@@ -50,7 +50,7 @@ class Block:
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # run a second time, as scripts
-READ = egic.config._one_line
+READ = jobs.config.flags._one_line
 
 
 class Parsed(Exception):
@@ -144,7 +144,7 @@ def told(run, monkeypatch) -> str:
         raise Parsed
 
     if "--print-config" not in sys.argv:
-        monkeypatch.setattr(egic.config, "_one_line", and_stop)
+        monkeypatch.setattr(jobs.config.flags, "_one_line", and_stop)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         try:
             run()
@@ -152,7 +152,7 @@ def told(run, monkeypatch) -> str:
             pass
         except SystemExit as end:
             assert end.code in (0, None), f"exit status {end.code}"  # --help, --print-config
-    monkeypatch.setattr(egic.config, "_one_line", READ)
+    monkeypatch.setattr(jobs.config.flags, "_one_line", READ)
     return said.getvalue()
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import storage, tracking
+from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.prepare import PrepareConfig, prepare
-from jobs.scenes import SceneConfig, write_scenes
+from jobs.storage import files
+from jobs.tracking import runs
 from tests.fake_s3 import place_on, s3_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ def test_a_stage_lives_on_object_storage(server, tmp_path):
     options = ["--data", data, "--output", output, *FEW]
 
     def checkpoints() -> set[str]:
-        names = storage.sizes(storage.join(output, "checkpoints"))
+        names = files.sizes(files.join(output, "checkpoints"))
         return {name.split("/")[1] for name in names if name.endswith("meta.json")}
 
     broken = start(work, "jobs.mse_codec", "tiny", *options)
@@ -71,8 +72,8 @@ def test_a_stage_lives_on_object_storage(server, tmp_path):
 
     out = finish(start(work, "jobs.mse_codec", "tiny", *options))
     assert f"after {STEPS} steps (trained)" in out
-    (run,) = tracking.client().search_runs(["1"], "tags.`egic.stage` = 'mse-codec'")
-    history = tracking.client().get_metric_history(run.info.run_id, "train/loss")
+    (run,) = runs.client().search_runs(["1"], "tags.`egic.stage` = 'mse-codec'")
+    history = runs.client().get_metric_history(run.info.run_id, "train/loss")
     steps = [m.step for m in history]
     assert len(set(steps)) == len(steps), "steps were made twice: nothing was resumed"
     assert set(steps) >= set(range(5, STEPS + 1, 5))  # and where it was told to stop
@@ -81,12 +82,12 @@ def test_a_stage_lives_on_object_storage(server, tmp_path):
     evaluate = ["jobs.evaluate", "tiny", "--model", "models:/egic-mse-codec@best", "--data", data, "--output", output]
     evaluate += ["--metrics", "psnr", "--compute.threads", "1"]
     printed = finish(start(work, *evaluate)).strip().splitlines()
-    report = storage.split(printed[-1])
+    report = files.split(printed[-1])
     assert report[0].startswith(output + "/evaluate/") and report[1] == "report.html"
-    rows = pq.read_table(io.BytesIO(storage.read(storage.join(report[0], "rows.parquet")))).to_pylist()
+    rows = pq.read_table(io.BytesIO(files.read(files.join(report[0], "rows.parquet")))).to_pylist()
     assert {row["bpp"] for row in rows} == {8 * row["bytes"] / (row["height"] * row["width"]) for row in rows}
-    assert json.loads(storage.read(storage.join(report[0], "summary.json")))["num_pictures"] == 2
-    assert {"sheet.png", "report.html", "sets.json", "skipped.json"} <= storage.sizes(report[0]).keys()
+    assert json.loads(files.read(files.join(report[0], "summary.json")))["num_pictures"] == 2
+    assert {"sheet.png", "report.html", "sets.json", "skipped.json"} <= files.sizes(report[0]).keys()
     reused = finish(start(work, *evaluate)).strip().splitlines()
     assert reused[-1] == printed[-1] and reused[-2].startswith("reused, ")
 

@@ -12,10 +12,10 @@ import pytest
 
 from egic import artifact
 from egic.report import panels
-from jobs import data, loop
-from jobs.categories import open_fitted
-from jobs.data import TrainingSequence
-from jobs.shards import load_manifest
+from jobs.data.shards import load_manifest
+from jobs.data.stream import TrainingSequence, local_stream, validation_batches
+from jobs.training import loop
+from jobs.training.num_categories import open_fitted
 from tests.local_session import LocalSession, components, small
 from tests.own_data import write_label_maps, write_photographs
 
@@ -30,7 +30,7 @@ class DataSession(LocalSession):
         self.manifests = manifests
 
     def stream(self, config, first_step, settings):
-        return data.local_stream(
+        return local_stream(
             TrainingSequence(
                 manifest=self.manifests["train"], crop=config.crop, seed=config.seed, global_batch=settings.batch,
                 first_step=first_step, last_step=settings.steps,
@@ -38,7 +38,7 @@ class DataSession(LocalSession):
         )  # fmt: skip
 
     def val_batches(self, config, settings):
-        return data.validation_batches(self.manifests["val"], config.crop, settings.val_samples, settings.batch)
+        return validation_batches(self.manifests["val"], config.crop, settings.val_samples, settings.batch)
 
 
 def trained(stage: str, config, parts: dict, folder: Path, manifests: dict) -> tuple[Path, dict[str, float]]:

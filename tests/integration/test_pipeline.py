@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import egic
-from jobs import registry, tracking
+from jobs import registry
+from jobs.tracking.runs import client
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = (
@@ -71,7 +72,7 @@ def test_models_are_registered_and_decode_at_any_alpha(finished, monkeypatch):
 def test_lineage_curves_and_pictures_are_in_mlflow(finished, monkeypatch):
     folder, _, done = finished
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    runs = {r["stage"]: tracking.client().get_run(r["run_id"]) for r in summary(done)["stages"]}
+    runs = {r["stage"]: client().get_run(r["run_id"]) for r in summary(done)["stages"]}
     rows = {r["stage"]: r for r in summary(done)["stages"]}
     tags = runs["gan"].data.tags
     for parent in ("mse-codec", "segmentation"):
@@ -82,10 +83,10 @@ def test_lineage_curves_and_pictures_are_in_mlflow(finished, monkeypatch):
         assert run_.data.tags["mlflow.parentRunId"] == summary(done)["run_id"]
         if name != "evaluate":
             assert {"time/data_s", "time/step_s", "system/worker_rss_gb", "train/grad_norm"} <= run_.data.metrics.keys()
-            assert tracking.client().list_artifacts(run_.info.run_id, "pictures")
-    curve = tracking.client().get_metric_history(rows["evaluate"]["run_id"], "rd/psnr_db")
+            assert client().list_artifacts(run_.info.run_id, "pictures")
+    curve = client().get_metric_history(rows["evaluate"]["run_id"], "rd/psnr_db")
     assert [m.step for m in curve] == [0, 50, 100]
-    parent = tracking.client().get_run(summary(done)["run_id"]).data.metrics
+    parent = client().get_run(summary(done)["run_id"]).data.metrics
     assert parent["rd/bpp"] == runs["evaluate"].data.metrics["rd/bpp"] > 0
 
 

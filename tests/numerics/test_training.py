@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from egic.training.steps import NonFiniteError
-from jobs import loop
-from jobs.stage import MODULES, load_stage
+from jobs.training import loop
+from jobs.training.stage import MODULES, load_stage
 from tests.local_session import LocalSession, components, run, run_group, small, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,7 +117,7 @@ def test_a_non_finite_loss_names_stage_step_and_rank(tmp_path, monkeypatch):
     def broken(*args):
         raise NonFiniteError("non-finite mse255")
 
-    monkeypatch.setattr("jobs.loop.load_stage", lambda name: dataclasses.replace(stage, step=broken))
+    monkeypatch.setattr("jobs.training.loop.load_stage", lambda name: dataclasses.replace(stage, step=broken))
     with pytest.raises(NonFiniteError, match=r"orp step 1, rank 0: non-finite mse255"):
         run("orp", config, LocalSession(tmp_path))
 

@@ -7,9 +7,9 @@ import pytest
 
 from egic import artifact
 from egic.networks.discriminator import Discriminator
-from jobs import alone, dry_run
-from jobs.categories import check_parent, fitted, foretold, learning_labels, open_fitted, with_categories
-from jobs.presets import extended, tiny
+from jobs.commands import dry_run, one_stage
+from jobs.config.presets import extended, tiny
+from jobs.training.num_categories import check_parent, fitted, foretold, learning_labels, open_fitted, with_categories
 from pipelines.full import STAGES, Pipeline
 from tests.own_data import write_label_maps, write_photographs
 
@@ -84,7 +84,7 @@ def test_a_stage_alone_ends_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     root = write_photographs(tmp_path / "mine", 4)
     with pytest.raises(SystemExit) as stop:
-        alone.main("segmentation", ["tiny", "--data", str(root), "--output", str(tmp_path / "out")])
+        one_stage.main("segmentation", ["tiny", "--data", str(root), "--output", str(tmp_path / "out")])
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
         f"error: segmentation learns from labels, and {root} has none; give a COCO panoptic tree, or label maps with a "

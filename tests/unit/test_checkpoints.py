@@ -5,9 +5,9 @@ import json
 import pyarrow.fs
 import pytest
 
-from jobs import checkpoints
-from jobs.checkpoints import SNAPSHOT
-from jobs.storage import Folder
+from jobs.storage.files import Folder
+from jobs.training import checkpoints
+from jobs.training.checkpoints import SNAPSHOT
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jobs.class_table import Pattern, read_table
+from jobs.data.sources.class_table import Pattern, read_table
 from tests.own_data import TABLE, VALUES
 
 

@@ -1,6 +1,6 @@
 """The category table against COCO's own facts."""
 
-from egic.coco import CATEGORIES
+from jobs.data.sources.coco_classes import CATEGORIES
 
 
 def test_official_table():

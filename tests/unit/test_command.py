@@ -12,12 +12,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs import alone, command
-from jobs.alone import StageConfig
-from jobs.config import Config
-from jobs.config_file import field_texts, from_yaml, to_yaml
+from jobs.commands import one_stage
+from jobs.commands.one_stage import StageConfig
+from jobs.config import command_line
+from jobs.config.presets import PRESETS, extended, tiny
+from jobs.config.schema import Config
+from jobs.config.yaml_file import field_texts, from_yaml, to_yaml
 from jobs.evaluate import AloneConfig
-from jobs.presets import PRESETS, extended, tiny
 from pipelines.full import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +106,7 @@ compute: {workers: 1:4, use_gpu: True}
 
 
 def full_command(*words: str):
-    return command.read(Pipeline, words, prog="full.py", actions=(command.DRY_RUN, command.STATUS))
+    return command_line.read(Pipeline, words, prog="full.py", actions=(command_line.DRY_RUN, command_line.STATUS))
 
 
 def test_the_fields_type_decides_and_what_is_left_out_has_its_default(tmp_path):
@@ -179,19 +180,19 @@ def test_files_that_hold_no_configuration(tmp_path, content, message):
 def test_flags_change_what_a_file_says_and_the_file_gives_the_name(tmp_path):
     path = written(tmp_path, to_yaml(extended(tiny, Pipeline)()), "beta sweep.v2.yaml")
     for words in (["--config", str(path)], [f"--config={path}"]):
-        told = command.read(Pipeline, [*words, "--gan.steps", "200", "--until", "gan"], prog="full.py")
+        told = command_line.read(Pipeline, [*words, "--gan.steps", "200", "--until", "gan"], prog="full.py")
         expected = replace(extended(tiny, Pipeline)(), until="gan", gan=replace(tiny().gan, steps=200))
-        assert (told.name, told.config, told.action) == ("beta sweep.v2", expected, command.RUN)
+        assert (told.name, told.config, told.action) == ("beta sweep.v2", expected, command_line.RUN)
 
 
 def test_a_preset_gives_its_own_name():
-    told = command.read(Pipeline, ["tiny", "--seed", "3", "--dry-run"], prog="x", actions=(command.DRY_RUN,))
-    assert (told.name, told.config.seed, told.action) == ("tiny", 3, command.DRY_RUN)
+    told = command_line.read(Pipeline, ["tiny", "--seed", "3", "--dry-run"], prog="x", actions=(command_line.DRY_RUN,))
+    assert (told.name, told.config.seed, told.action) == ("tiny", 3, command_line.DRY_RUN)
 
 
 def test_printing_ends_the_process_and_holds_the_flags(capsys):
     with pytest.raises(SystemExit) as end:
-        command.read(Pipeline, ["tiny", "--print-config", "--gan.steps", "200"], prog="full.py")
+        command_line.read(Pipeline, ["tiny", "--print-config", "--gan.steps", "200"], prog="full.py")
     assert end.value.code == 0
     assert capsys.readouterr().out == to_yaml(replace(extended(tiny, Pipeline)(), gan=replace(tiny().gan, steps=200)))
 
@@ -207,14 +208,14 @@ def test_printing_ends_the_process_and_holds_the_flags(capsys):
 )
 def test_command_lines_that_contradict_themselves(words, message):
     with pytest.raises(ValueError, match=message):
-        command.read(Pipeline, words, prog="full.py", actions=(command.STATUS,))
+        command_line.read(Pipeline, words, prog="full.py", actions=(command_line.STATUS,))
 
 
 @pytest.mark.parametrize("words", [["--gan.steps", "x"], ["--nope"], ["--gan.warmup-steps", "999"], ["tinny"]])
 def test_a_wrong_flag_after_a_file_is_one_line_and_status_2(tmp_path, words, capsys):
     path = written(tmp_path, to_yaml(extended(tiny, Pipeline)()))
     with pytest.raises(SystemExit) as end:
-        command.read(Pipeline, ["--config", str(path), *words], prog="full.py")
+        command_line.read(Pipeline, ["--config", str(path), *words], prog="full.py")
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
 
@@ -243,7 +244,7 @@ def test_printing_imports_nothing_that_takes_seconds(program):
 
 def test_bash_completes_flags_and_nothing_else(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        command.read(Pipeline, ["--tyro-print-completion", "bash"], prog="full.py")
+        command_line.read(Pipeline, ["--tyro-print-completion", "bash"], prog="full.py")
     assert end.value.code == 0
     script = written(tmp_path, capsys.readouterr().out, "completion.sh")
     ask = f"source {script}; COMP_WORDS=(full.py tiny --mse-codec.b); COMP_CWORD=2; _tyro_full_py; "
@@ -262,7 +263,7 @@ def test_a_presets_help_names_what_else_there_is(capsys):
 
 def test_the_help_of_one_stage_says_that_it_is_one(capsys):
     with pytest.raises(SystemExit):
-        alone.start("mse-codec", ["tiny", "--help"])
+        one_stage.start("mse-codec", ["tiny", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "runs mse-codec alone: what stands below the names of other stages changes nothing." in text
 

@@ -8,7 +8,8 @@ import pytest
 
 from egic.cli import main
 from egic.report import evaluation_folder
-from jobs import compare, tracking
+from jobs.evaluation import compare
+from jobs.tracking.runs import client, experiment_id, finish, finished_runs, log_folder, start_pipeline, start_stage
 from tests import evaluation_folders
 
 LABEL = "models:/egic-orp@best"
@@ -66,9 +67,9 @@ def test_another_codec_is_taken_once_and_stands_behind_the_models(tmp_path):
 
 def logged(folder, experiment, data="d", status="FINISHED", parent=None):
     """The run of an evaluation whose files these are."""
-    run_id = tracking.start_stage(parent, "evaluate", folder.name, {"data": data}, {}, experiment=experiment)
-    tracking.log_folder(run_id, folder, {})
-    tracking.finish(run_id, status)
+    run_id = start_stage(parent, "evaluate", folder.name, {"data": data}, {}, experiment=experiment)
+    log_folder(run_id, folder, {})
+    finish(run_id, status)
     return run_id
 
 
@@ -77,7 +78,7 @@ def test_an_experiment_has_a_report_per_set_of_pictures(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     assert main.main(["compare", "--experiment", "x"]) == 2
     assert "'x' has no finished evaluation" in capsys.readouterr().err
-    pipeline = tracking.start_pipeline("beta02", {}, {}, experiment="x")
+    pipeline = start_pipeline("beta02", {}, {}, experiment="x")
     first = logged(kept(tmp_path / "1", "1" * 64), "x", parent=pipeline)
     second = logged(kept(tmp_path / "2", "2" * 64), "x")
     logged(kept(tmp_path / "3", "3" * 64, seed=7), "x", data="other")
@@ -92,15 +93,15 @@ def test_an_experiment_has_a_report_per_set_of_pictures(tmp_path, monkeypatch, c
     page = reports[1].read_text()
     assert f"beta02, {LABEL}" in page and "PSNR over rate" in page
 
-    runs = tracking.client().search_runs(
-        [tracking.experiment_id("x")], "tags.`egic.kind` = 'comparison'", order_by=["attributes.start_time ASC"]
+    runs = client().search_runs(
+        [experiment_id("x")], "tags.`egic.kind` = 'comparison'", order_by=["attributes.start_time ASC"]
     )
     assert [json.loads(run.data.tags["egic.compared"]) for run in runs][1] == [second, first]
-    kept_files = {f.path for run in runs for f in tracking.client().list_artifacts(run.info.run_id)}
+    kept_files = {f.path for run in runs for f in client().list_artifacts(run.info.run_id)}
     assert kept_files == {"report.html", "plots"} and {run.info.status for run in runs} == {"FINISHED"}
     assert main.main(["compare", "--experiment", "x"]) == 0  # again: the same two runs
-    assert len(tracking.finished_runs("evaluate", experiment="x")) == 4
-    assert len(tracking.client().search_runs([runs[0].info.experiment_id], "tags.`egic.kind` = 'comparison'")) == 2
+    assert len(finished_runs("evaluate", experiment="x")) == 4
+    assert len(client().search_runs([runs[0].info.experiment_id], "tags.`egic.kind` = 'comparison'")) == 2
 
 
 @pytest.mark.parametrize("output", ["s3://bucket/egic", "gs://bucket"])

@@ -10,17 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from egic.config import parse_config, parse_preset
 from egic.networks.codec import CodecConfig
 from egic.networks.discriminator import DiscriminatorConfig
 from egic.training.crops import CropConfig
 from egic.training.steps import GanLoss
-from jobs import config as jobs_config
-from jobs.alone import StageConfig
-from jobs.config import ComputeConfig, Config, EvaluateConfig, GanConfig, MseCodecConfig, OrpConfig, SegmentationConfig
-from jobs.config_file import field_texts
-from jobs.presets import PRESETS, extended, paper, tiny
-from jobs.train import sharing
+from jobs.commands.one_stage import StageConfig
+from jobs.config import schema as jobs_config
+from jobs.config.flags import parse_config, parse_preset
+from jobs.config.presets import PRESETS, extended, paper, tiny
+from jobs.config.schema import (
+    ComputeConfig,
+    Config,
+    EvaluateConfig,
+    GanConfig,
+    MseCodecConfig,
+    OrpConfig,
+    SegmentationConfig,
+)
+from jobs.config.yaml_file import field_texts
+from jobs.training.trainer import sharing
 from pipelines.full import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from torch import nn
 
 from egic.networks.codec import Codec
 from egic.networks.swin import WindowAttention
-from jobs.presets import extended, tiny
+from jobs.config.presets import extended, tiny
 from pipelines import cost
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from egic.training.crops import CropConfig
-from jobs import data
-from jobs.data import TrainingSequence, local_stream, permutation, validation_batches
+from jobs.data import stream
+from jobs.data.shards import Manifest, load_manifest
+from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
+from jobs.data.stream import TrainingSequence, local_stream, permutation, validation_batches
 from jobs.prepare import PrepareConfig, prepare
-from jobs.scenes import SceneConfig, write_scenes
-from jobs.shards import Manifest, load_manifest
 
 CROP = CropConfig(size=32, longer_side=80, small_instance_pixels=64)
 
@@ -120,8 +120,8 @@ def test_settings_that_cannot_work(manifest, changes, message):
 
 
 def test_a_damaged_picture_is_named(manifest, tmp_path, monkeypatch):
-    samples = list(data.read_samples(manifest, range(10)))
+    samples = list(stream.read_samples(manifest, range(10)))
     broken = replace(samples[0], jpeg=samples[0].jpeg[:300])
-    monkeypatch.setattr(data, "read_samples", lambda _, indices: [broken for _ in indices])
+    monkeypatch.setattr(stream, "read_samples", lambda _, indices: [broken for _ in indices])
     with pytest.raises(ValueError, match=r"shard-0000\d.parquet, sample \d \(0+\d+.jpg\): .*JPEG"):
         list(local_stream(sequence(manifest)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.download import Archive, download_coco, fetch, unpack
+from jobs.data.sources.coco_download import Archive, download_coco, fetch, unpack
 
 PATH = "zips/val2017.zip"
 
@@ -202,6 +202,6 @@ def test_links_are_refused(tmp_path):
 
 
 def test_too_small_a_disk_is_said_before_the_transfer(tmp_path, server, coco, monkeypatch):
-    monkeypatch.setattr("jobs.download.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr("jobs.data.sources.coco_download.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(ValueError, match="are needed, 0.0 GB are free"):
         download(tmp_path, server, coco[2:])

@@ -10,10 +10,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from egic import artifact
-from jobs import dry_run, loop
-from jobs.categories import with_categories
-from jobs.presets import tiny
-from jobs.stage import MODULES, load_stage
+from jobs.commands import dry_run
+from jobs.config.presets import tiny
+from jobs.training import loop
+from jobs.training.num_categories import with_categories
+from jobs.training.stage import MODULES, load_stage
 from tests.local_session import NEEDS, collate, components
 
 
@@ -67,7 +68,7 @@ def test_files_are_as_large_as_foretold(name, tmp_path):
 
 
 def test_parameters_are_the_published_numbers():
-    from jobs.presets import paper
+    from jobs.config.presets import paper
 
     for name, expected in (("segmentation", 22_450_247), ("mse-codec", 32_556_240)):
         with torch.device("meta"):

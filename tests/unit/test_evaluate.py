@@ -11,11 +11,11 @@ from egic.cli import main, model_refs
 from egic.metrics import fid_kid, quality
 from egic.metrics.quality import Quality
 from jobs import evaluate, registry
-from jobs import evaluate_tables as tables
-from jobs import run as stage_run
-from jobs.config import EvaluateConfig
-from jobs.evaluate_parts import Coder, Parts, first_readable, of_folders
-from jobs.stage import load_stage
+from jobs.config.schema import EvaluateConfig
+from jobs.evaluation import tables
+from jobs.evaluation.parts import Coder, Parts, first_readable, of_folders
+from jobs.training import reuse_or_train as stage_run
+from jobs.training.stage import load_stage
 from tests.codec_models import tiny_model
 
 ALPHAS = (0.0, 0.5, 1.0)

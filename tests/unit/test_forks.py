@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import forks
+from jobs.cluster import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """

@@ -142,7 +142,7 @@ def test_the_ray_cluster():
 
 
 def test_the_ray_job_fits_cluster_and_image():
-    from jobs.presets import PRESETS
+    from jobs.config.presets import PRESETS
 
     job, cluster = load(INFRA / "kuberay/job.yaml"), load(INFRA / "kuberay/cluster.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")

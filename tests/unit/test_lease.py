@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from jobs import lease
-from jobs.storage import Folder
+from jobs.storage import lease
+from jobs.storage.files import Folder
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def place(tmp_path, monkeypatch) -> Folder:
 
 
 def test_one_after_the_other(place, caplog):
-    caplog.set_level("INFO", "jobs.lease")
+    caplog.set_level("INFO", "jobs.storage.lease")
     order, holds = [], threading.Event()
 
     def other():

@@ -19,7 +19,7 @@ def test_the_table_fits_a_terminal():
 
 
 def test_it_says_where_the_runs_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("jobs.tracking.experiment_id", lambda name: "7")
+    monkeypatch.setattr("jobs.tracking.runs.experiment_id", lambda name: "7")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/x.db")
     page = "#/experiments/7/runs?workflowType=machine_learning"
     assert full.mlflow_page("x") == (

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from egic.coco import CATEGORIES
 from egic.training.crops import decode_jpeg
+from jobs.data.shards import load_manifest, read_index, read_samples
+from jobs.data.sources.coco_classes import CATEGORIES
 from jobs.prepare import PrepareConfig, open_data, prepare
-from jobs.shards import load_manifest, read_index, read_samples
 
 SKY, PERSON, CAT = 187, 1, 17
 CLASS = {category.id: c for c, category in enumerate(CATEGORIES, start=1)}

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from egic.training.steps import NonFiniteError
-from jobs import loop, queued
-from jobs.stage import MODULES, load_stage
+from jobs.training import cuda_graphs, loop
+from jobs.training.stage import MODULES, load_stage
 from tests.local_session import LocalSession, run, small, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,15 +36,15 @@ def with_graphs(monkeypatch):
 
     def capture(function):
         captured.append(function)
-        return queued.uncaptured(function)
+        return cuda_graphs.uncaptured(function)
 
     def prepared(stage, nets, session, settings):
         state = prepare(stage, nets, session, settings)
         config = small(stage.name, **LENGTH[stage.name])
-        state.queued = queued.QueuedSteps(stage, nets, state.optimizers, config, session.device, capture)
+        state.queued = cuda_graphs.QueuedSteps(stage, nets, state.optimizers, config, session.device, capture)
         return state
 
-    monkeypatch.setattr(queued, "WARM_UP", 1)
+    monkeypatch.setattr(cuda_graphs, "WARM_UP", 1)
     monkeypatch.setattr(loop, "prepare_training", prepared)
     return captured
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from egic.coco import CATEGORIES
 from egic.training.crops import decode_jpeg
-from jobs import scenes
+from jobs.data.shards import load_manifest
+from jobs.data.sources.coco_classes import CATEGORIES
+from jobs.data.sources.scenes import scenes
+from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.prepare import PrepareConfig, prepare
-from jobs.scenes import SceneConfig, write_scenes
-from jobs.shards import load_manifest
 
 SMALL = SceneConfig(num_train=12, num_val=4, min_side=160, max_side=240)
 
@@ -73,7 +73,7 @@ def test_what_a_killed_run_has_begun_is_drawn_again(tmp_path, monkeypatch):
     one = SceneConfig(num_train=2, num_val=1, min_side=64, max_side=96)
     whole = contents(write_scenes(tmp_path / "whole", one))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("jobs.scenes._write_split", interrupted(scenes._write_split))
+        patch.setattr("jobs.data.sources.scenes.scenes._write_split", interrupted(scenes._write_split))
         write_scenes(tmp_path / "a", one)
     assert contents(tmp_path / "a").keys() < whole.keys()
     assert contents(write_scenes(tmp_path / "a", one)) == whole

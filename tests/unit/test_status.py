@@ -10,10 +10,14 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from jobs import checkpoints, lease, registry, status, tracking
-from jobs.categories import with_categories
-from jobs.presets import tiny
-from jobs.stage import CODE_TAG, code_tag, ingredients, load_stage, run_params, stage_key
+from jobs import registry
+from jobs.commands import status
+from jobs.config.presets import tiny
+from jobs.storage import lease
+from jobs.tracking import runs
+from jobs.training import checkpoints
+from jobs.training.num_categories import with_categories
+from jobs.training.stage import CODE_TAG, code_tag, ingredients, load_stage, run_params, stage_key
 
 MANIFESTS = {
     split: SimpleNamespace(digest=f"digest of {split}", folder=split, num_classes=133, class_pixels=(0, 9))
@@ -34,18 +38,18 @@ def config(database, tmp_path, monkeypatch, request):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     monkeypatch.delenv("EGIC_WEIGHTS", raising=False)
     monkeypatch.setattr(status, "find_data", lambda data, output: MANIFESTS)
-    tracking.experiment_id(request.node.name)
+    runs.experiment_id(request.node.name)
     return with_categories(replace(tiny(), experiment=request.node.name, output=str(tmp_path)), 133)
 
 
 def begin(name, config, tmp_path, parents=(), tags=None, data=DATA):
-    """A run of the stage as `jobs.run.train_stage` begins it; returns its id and key."""
+    """A run of the stage as `jobs.training.reuse_or_train.train_stage` begins it; returns its id and key."""
     parents = dict(parents)
     digests = {k: a.sha256 for k, a in parents.items()}
     lpips = LPIPS if name == "gan" else ""
     facts = ingredients(load_stage(name), config, parents=digests, data=data, lpips=lpips)
     key, tags = stage_key(facts), code_tag(name) if tags is None else tags
-    run_id = tracking.start_stage(None, name, key, run_params(facts), tags, experiment=config.experiment)
+    run_id = runs.start_stage(None, name, key, run_params(facts), tags, experiment=config.experiment)
     registry.log_parents(run_id, parents)
     return run_id, key
 
@@ -58,7 +62,7 @@ def finished(name, config, tmp_path, parents=(), **changes):
     (folder / "weights").write_text(key)
     sha256 = hashlib.sha256(key.encode()).hexdigest()
     artifact = registry.publish(run_id, folder, name, sha256, {}, {"egic.key": key})
-    tracking.finish(run_id)
+    runs.finish(run_id)
     return artifact
 
 
@@ -119,20 +123,20 @@ def test_a_changed_field_is_named_with_both_values(config, tmp_path):
 def test_the_newest_run_counts_and_imported_ones_do_not(config, tmp_path):
     finished("mse-codec", replace(config, seed=1), tmp_path)
     newest = finished("mse-codec", replace(config, seed=2), tmp_path)
-    tracking.start_stage(None, "mse-codec", "k", {}, {"egic.imported": "true"}, experiment=config.experiment)
+    runs.start_stage(None, "mse-codec", "k", {}, {"egic.imported": "true"}, experiment=config.experiment)
     assert why(config) == f"differs from run {newest.run_id}: seed: 2 -> 0"
 
 
 def test_changed_sources_are_named(config, tmp_path, monkeypatch):
     tag = json.loads(code_tag("mse-codec")[CODE_TAG]) | {"egic/networks/swin.py": "0" * 12, "egic/gone.py": "1" * 12}
     finished("mse-codec", config, tmp_path, tags={CODE_TAG: json.dumps(tag)})
-    monkeypatch.setattr("jobs.stage.code_digest", lambda name: "another")
+    monkeypatch.setattr("jobs.training.stage.code_digest", lambda name: "another")
     assert why(config).endswith(": changed: egic/gone.py, egic/networks/swin.py")
 
 
 def test_runs_without_a_list_of_sources_and_of_other_data(config, tmp_path, monkeypatch):
     finished("mse-codec", config, tmp_path, tags={}, data="other")
-    monkeypatch.setattr("jobs.stage.code_digest", lambda name: "another")
+    monkeypatch.setattr("jobs.training.stage.code_digest", lambda name: "another")
     assert why(config).endswith(": other code (the run does not say which files); other data")
 
 
@@ -161,7 +165,7 @@ def test_an_evaluation_is_found_by_its_key(config, tmp_path):
     )  # fmt: skip
     facts = evaluate.ingredients(job, evaluate.find_measures(config.evaluate), "d")
     key = stage_key(facts)
-    run_id = tracking.start_stage(None, "evaluate", key, facts, code_tag("evaluate"), experiment=config.experiment)
+    run_id = runs.start_stage(None, "evaluate", key, facts, code_tag("evaluate"), experiment=config.experiment)
 
     def state(config):
         with pytest.MonkeyPatch.context() as patch:
@@ -169,7 +173,7 @@ def test_an_evaluation_is_found_by_its_key(config, tmp_path):
             return status.state_of_evaluation(config, {"val": manifest}, artifact, True)
 
     assert state(config).state.startswith("interrupted") and state(config).run_id == run_id
-    tracking.finish(run_id)
+    runs.finish(run_id)
     assert state(config).state == "finished elsewhere"
     (tmp_path / "evaluate" / key).mkdir(parents=True)
     (tmp_path / "evaluate" / key / "summary.json").write_text("{}")

@@ -11,15 +11,15 @@ import pytest
 from pyarrow import fs
 
 from egic.errors import run_main
-from jobs import storage
-from jobs.config import Config
+from jobs.config.presets import tiny
+from jobs.config.schema import Config
+from jobs.data.shards import load_manifest, read_index, read_samples
+from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.evaluate import FoldersConfig, run_alone
-from jobs.evaluate_parts import ORIGINAL, Parts, Picture, write_array
+from jobs.evaluation.parts import ORIGINAL, Parts, Picture, write_array
 from jobs.prepare import PrepareConfig, open_data, prepare
 from jobs.prepare import main as prepare_main
-from jobs.presets import tiny
-from jobs.scenes import SceneConfig, write_scenes
-from jobs.shards import load_manifest, read_index, read_samples
+from jobs.storage import files as storage
 from pipelines import full
 from tests.fake_s3 import BUCKET, place_on, s3_server
 
@@ -261,7 +261,7 @@ def test_the_pipeline_says_so_before_it_trains(server, tmp_path, monkeypatch, ca
     missing = place_on(server, "x").replace(BUCKET, "missing")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setattr("jobs.cluster.start_ray", lambda: pytest.fail("too late"))
+    monkeypatch.setattr("jobs.cluster.start.start_ray", lambda: pytest.fail("too late"))
     monkeypatch.setattr(sys, "argv", ["jobs.prepare", str(tmp_path), missing])
     for program in (
         lambda: full.start(["tiny", "--output", missing]),

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from egic.cli import model_refs
-from jobs import metric_log, registry, reports, tracking
-from jobs.storage import Folder
+from jobs import registry
+from jobs.storage.files import Folder
+from jobs.tracking import metric_log, runs
+from jobs.training import reports
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
@@ -28,7 +30,7 @@ def database(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def store(database, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
-    return tracking.client()
+    return runs.client()
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def experiment(request) -> str:
 
 @pytest.fixture
 def run_id(experiment) -> str:
-    return tracking.start_stage(None, "gan", "key1", {}, {}, experiment=experiment)
+    return runs.start_stage(None, "gan", "key1", {}, {}, experiment=experiment)
 
 
 @pytest.fixture
@@ -56,9 +58,9 @@ def digest(folder: Path) -> str:
 
 
 def published(folder, experiment, key="key1", name="gan") -> registry.Artifact:
-    run_id = tracking.start_stage(None, name, key, {}, {}, experiment=experiment)
+    run_id = runs.start_stage(None, name, key, {}, {}, experiment=experiment)
     artifact = registry.publish(run_id, folder, name, digest(folder), {"lam": 2}, {"commit": "abc"})
-    tracking.finish(run_id)
+    runs.finish(run_id)
     return artifact
 
 
@@ -74,9 +76,9 @@ def free_port() -> int:
 def test_default_is_a_database_and_artifacts_in_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(tmp_path)
-    assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
-    run_id = tracking.start_pipeline("tiny", {}, {})
-    tracking.log_pictures(run_id, 100, {"val": PNG})
+    assert runs.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = runs.start_pipeline("tiny", {}, {})
+    runs.log_pictures(run_id, 100, {"val": PNG})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlartifacts", "mlflow.db"]
     assert [path.read_bytes() for path in tmp_path.rglob("pictures/val/step_000100.png")] == [PNG]
 
@@ -84,20 +86,20 @@ def test_default_is_a_database_and_artifacts_in_the_working_folder(tmp_path, mon
 def test_relative_sqlite_path_does_not_depend_on_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
-    assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/runs.db"
+    assert runs.tracking_uri() == f"sqlite:///{tmp_path}/runs.db"
 
 
 def test_server_that_is_down_is_one_clear_error_without_the_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
     with pytest.raises(ValueError, match=r"MLflow server http://127\.0\.0\.1:\d+ does not answer") as caught:
-        tracking.start_pipeline("tiny", {}, {})
+        runs.start_pipeline("tiny", {}, {})
     assert "secret" not in str(caught.value)
 
 
 def test_folder_that_does_not_exist_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/missing/mlflow.db")
     with pytest.raises(ValueError, match="cannot write the MLflow store .*/missing/mlflow.db; set MLFLOW"):
-        tracking.client()
+        runs.client()
 
 
 def test_a_database_is_made_by_one_at_a_time(tmp_path, monkeypatch):
@@ -111,8 +113,8 @@ def test_a_database_is_made_by_one_at_a_time(tmp_path, monkeypatch):
         met.append(len(inside))
         inside.pop()
 
-    monkeypatch.setattr(tracking.mlflow(), "MlflowClient", make)
-    threads = [threading.Thread(target=tracking.client) for _ in range(3)]
+    monkeypatch.setattr(runs.mlflow(), "MlflowClient", make)
+    threads = [threading.Thread(target=runs.client) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -121,14 +123,14 @@ def test_a_database_is_made_by_one_at_a_time(tmp_path, monkeypatch):
 
 
 def test_deleted_experiment_is_a_clear_error(store, experiment):
-    store.delete_experiment(tracking.experiment_id(experiment))
+    store.delete_experiment(runs.experiment_id(experiment))
     with pytest.raises(ValueError, match="is deleted in MLflow"):
-        tracking.start_pipeline("tiny", {}, {}, experiment=experiment)
+        runs.start_pipeline("tiny", {}, {}, experiment=experiment)
 
 
 def test_user_settings_of_mlflow_are_kept(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
-    tracking.mlflow()
+    runs.mlflow()
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
 
 
@@ -136,8 +138,8 @@ def test_user_settings_of_mlflow_are_kept(monkeypatch):
 
 
 def test_stage_is_a_child_run_with_its_key(store, experiment):
-    parent = tracking.start_pipeline("tiny", {"seed": 1}, {"preset": "tiny"}, experiment=experiment)
-    child = tracking.start_stage(parent, "gan", "k", {"lam": 2.0}, {"commit": "abc"}, experiment=experiment)
+    parent = runs.start_pipeline("tiny", {"seed": 1}, {"preset": "tiny"}, experiment=experiment)
+    child = runs.start_stage(parent, "gan", "k", {"lam": 2.0}, {"commit": "abc"}, experiment=experiment)
     run = store.get_run(child)
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert (run.data.tags["egic.key"], run.data.tags["egic.stage"], run.data.tags["commit"]) == ("k", "gan", "abc")
@@ -148,34 +150,34 @@ def test_stage_is_a_child_run_with_its_key(store, experiment):
 
 @pytest.mark.parametrize("ending", [None, "FAILED", "KILLED"])
 def test_unfinished_stage_is_opened_again_below_the_new_pipeline(store, experiment, ending):
-    first = tracking.start_stage(None, "gan", "k", {"lam": 2}, {}, experiment=experiment)
+    first = runs.start_stage(None, "gan", "k", {"lam": 2}, {}, experiment=experiment)
     if ending:
-        tracking.finish(first, ending)
-    parent = tracking.start_pipeline("again", {}, {}, experiment=experiment)
-    assert tracking.start_stage(parent, "gan", "k", {"lam": 2}, {}, experiment=experiment) == first
+        runs.finish(first, ending)
+    parent = runs.start_pipeline("again", {}, {}, experiment=experiment)
+    assert runs.start_stage(parent, "gan", "k", {"lam": 2}, {}, experiment=experiment) == first
     assert store.get_run(first).info.status == "RUNNING"
     assert store.get_run(first).data.tags["mlflow.parentRunId"] == parent
 
 
 def test_another_key_stage_or_a_finished_run_makes_a_new_run(experiment):
-    first = tracking.start_stage(None, "gan", "k", {}, {}, experiment=experiment)
+    first = runs.start_stage(None, "gan", "k", {}, {}, experiment=experiment)
     others = [
-        tracking.start_stage(None, stage, key, {}, {}, experiment=experiment)
+        runs.start_stage(None, stage, key, {}, {}, experiment=experiment)
         for stage, key in [("gan", "k2"), ("orp", "k")]
     ]
-    tracking.finish(first)
-    others.append(tracking.start_stage(None, "gan", "k", {}, {}, experiment=experiment))
+    runs.finish(first)
+    others.append(runs.start_stage(None, "gan", "k", {}, {}, experiment=experiment))
     assert len({first, *others}) == 4
 
 
 def test_finish_refuses_an_unknown_status(run_id):
     with pytest.raises(ValueError, match="status must be"):
-        tracking.finish(run_id, "DONE")
+        runs.finish(run_id, "DONE")
 
 
 def test_reused_stage_is_linked_from_the_pipeline(store, experiment, run_id):
-    parent = tracking.start_pipeline("tiny", {}, {}, experiment=experiment)
-    tracking.reuse_stage(parent, "gan", run_id)
+    parent = runs.start_pipeline("tiny", {}, {}, experiment=experiment)
+    runs.reuse_stage(parent, "gan", run_id)
     assert store.get_run(parent).data.tags["egic.reused.gan"] == run_id
 
 
@@ -186,7 +188,7 @@ def test_flatten_nested_configs():
         widths: tuple[int, ...] = (64, 32)
         ema: float | None = None
 
-    assert tracking.flatten({"gan": Loss(), "seed": 1}) == {
+    assert runs.flatten({"gan": Loss(), "seed": 1}) == {
         "gan.lam": "2.0",
         "gan.widths": "[64, 32]",
         "gan.ema": "None",
@@ -195,16 +197,16 @@ def test_flatten_nested_configs():
 
 
 def test_long_and_many_parameters(store, run_id, caplog):
-    tracking.log_params(run_id, {"long": "x" * 7000, **{f"p{i}": i for i in range(250)}})
+    runs.log_params(run_id, {"long": "x" * 7000, **{f"p{i}": i for i in range(250)}})
     params = store.get_run(run_id).data.params
     assert len(params) == 251
-    assert len(params["long"]) == tracking.PARAM_LIMIT and params["long"].endswith("(cut, 7000 characters)")
+    assert len(params["long"]) == runs.PARAM_LIMIT and params["long"].endswith("(cut, 7000 characters)")
     assert "parameter long is cut" in caplog.text
 
 
 def test_changed_parameter_of_a_reopened_run_is_a_tag(store, run_id, caplog):
-    tracking.log_params(run_id, {"workers": 2})
-    tracking.log_params(run_id, {"workers": 4})
+    runs.log_params(run_id, {"workers": 2})
+    runs.log_params(run_id, {"workers": 4})
     run = store.get_run(run_id)
     assert run.data.params["workers"] == "2" and run.data.tags["changed.workers"] == "4"
     assert "parameter workers was 2" in caplog.text
@@ -212,12 +214,12 @@ def test_changed_parameter_of_a_reopened_run_is_a_tag(store, run_id, caplog):
 
 def test_pictures_that_cannot_be_stored_do_not_stop_training(run_id, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    tracking.log_pictures(run_id, 100, {"val": PNG})
+    runs.log_pictures(run_id, 100, {"val": PNG})
     assert "pictures of step 100 did not reach MLflow" in caplog.text
 
 
 def test_system_metrics_are_logged(store, run_id):
-    with tracking.system_metrics(run_id, interval_s=0.1):
+    with runs.system_metrics(run_id, interval_s=0.1):
         wait_until(lambda: any(name.startswith("system/") for name in store.get_run(run_id).data.metrics))
 
 
@@ -268,7 +270,7 @@ def test_nonfinite_values_are_left_out_and_named(store, run_id, caplog):
 
 def failing(monkeypatch, num_failures: int, error: Exception) -> list:
     """Let the first `num_failures` batches fail after they were stored, as a lost answer would; returns the calls."""
-    client, calls = tracking.mlflow().MlflowClient, []
+    client, calls = runs.mlflow().MlflowClient, []
     log_batch = client.log_batch
 
     def lose_answer(self, *args, **kwargs):
@@ -299,7 +301,7 @@ def test_log_never_waits_and_close_says_what_is_lost(run_id, monkeypatch, caplog
         release.wait(60)
         raise ConnectionError("gone")
 
-    monkeypatch.setattr(tracking.mlflow().MlflowClient, "log_batch", hang)
+    monkeypatch.setattr(runs.mlflow().MlflowClient, "log_batch", hang)
     curves = metric_log.MetricLog(run_id)
     curves.log([{"step": 7, "train/loss": 1.0}])
     wait_until(lambda: entered)
@@ -333,10 +335,10 @@ def test_refused_metrics_are_lost_with_a_reason_not_retried_for_ever(run_id, cap
 
 
 def test_published_artifact_is_found_by_its_key_once_finished(folder, experiment):
-    run_id = tracking.start_stage(None, "gan", "k", {}, {}, experiment=experiment)
+    run_id = runs.start_stage(None, "gan", "k", {}, {}, experiment=experiment)
     artifact = registry.publish(run_id, folder, "gan", digest(folder), {"lam": 2}, {})
     assert registry.find_finished("gan", "k", experiment=experiment) is None
-    tracking.finish(run_id)
+    runs.finish(run_id)
     assert registry.find_finished("gan", "k", experiment=experiment) == artifact
     assert (artifact.run_id, artifact.sha256) == (run_id, digest(folder))
     assert registry.find_finished("gan", "k2", experiment=experiment) is None
@@ -361,7 +363,7 @@ def test_upload_that_fails_leaves_no_version(folder, run_id, store, monkeypatch)
     def fail(self, *args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(tracking.mlflow().MlflowClient, "log_model_artifacts", fail)
+    monkeypatch.setattr(runs.mlflow().MlflowClient, "log_model_artifacts", fail)
     with pytest.raises(OSError, match="disk full"):
         registry.publish(run_id, folder, "upload-fails", digest(folder), {}, {})
     assert store.search_model_versions(f"run_id = '{run_id}'") == []
@@ -507,7 +509,7 @@ def test_real_server_round_trip_and_restart(tmp_path, folder, monkeypatch):
 
     def answers() -> bool:
         try:
-            tracking.check_server(uri)
+            runs.check_server(uri)
         except ValueError:
             return False
         return True
@@ -521,7 +523,7 @@ def test_real_server_round_trip_and_restart(tmp_path, folder, monkeypatch):
     try:
         wait_until(answers, timeout_s=120)
         artifact = published(folder, "served")
-        tracking.log_pictures(artifact.run_id, 1, {"val": PNG})
+        runs.log_pictures(artifact.run_id, 1, {"val": PNG})
         assert registry.find_finished("gan", "key1", experiment="served") == artifact
         assert registry.fetch("models:/egic-gan@latest", tmp_path / "new", digest=digest).is_dir()
         curves = metric_log.MetricLog(artifact.run_id)
@@ -531,19 +533,19 @@ def test_real_server_round_trip_and_restart(tmp_path, folder, monkeypatch):
         server = start()
         wait_until(answers, timeout_s=120)
         assert curves.close(timeout=60) == 0
-        assert history(tracking.client(), artifact.run_id, "train/loss") == [(1, 1.0), (2, 2.0)]
+        assert history(runs.client(), artifact.run_id, "train/loss") == [(1, 1.0), (2, 2.0)]
     finally:
         stop(server)
 
 
 def test_a_folder_from_elsewhere_is_registered_once_and_is_a_parent(tmp_path, experiment):
-    """Imported weights, as `jobs.alone` takes them: a registered version, or the folder itself."""
+    """Imported weights, as `jobs.commands.one_stage` takes them: a registered version, or the folder itself."""
     import torch
 
     from egic.artifact import save
-    from jobs import alone
-    from jobs.presets import PRESETS, extended
-    from jobs.stage import load_stage
+    from jobs.commands import one_stage
+    from jobs.config.presets import PRESETS, extended
+    from jobs.training.stage import load_stage
     from tests.codec_models import tiny_model
 
     with torch.random.fork_rng():
@@ -552,9 +554,9 @@ def test_a_folder_from_elsewhere_is_registered_once_and_is_a_parent(tmp_path, ex
     assert registry.publish_folder(tmp_path / "new", experiment=experiment) == first and first.sha256 == sha256
     refs = (str(tmp_path / "new"), f"models:/egic-gan/{first.model_version}")
     for ref in refs:
-        config = extended(PRESETS["tiny"], alone.StageConfig)()
+        config = extended(PRESETS["tiny"], one_stage.StageConfig)()
         config = dataclasses.replace(config, init_from=(ref,), output=str(tmp_path / "out"))
-        found = alone.named_parents(load_stage("orp"), config)
+        found = one_stage.named_parents(load_stage("orp"), config)
         assert found["gan"].sha256 == sha256
 
 
@@ -577,8 +579,8 @@ def away(monkeypatch):
             raise ValueError("the MLflow server does not answer; start it")
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    monkeypatch.setattr(tracking, "check_server", check)
-    monkeypatch.setattr(tracking.time, "sleep", lambda s: None)
+    monkeypatch.setattr(runs, "check_server", check)
+    monkeypatch.setattr(runs.time, "sleep", lambda s: None)
     return left
 
 
@@ -597,13 +599,13 @@ def failing_first(times: int, error: Exception):
 
 def test_the_end_of_a_stage_waits_for_a_server_that_is_away(away, caplog):
     away[0] = 3
-    assert tracking.patiently(failing_first(3, ConnectionError("refused")), "gan is trained") == "done"
+    assert runs.patiently(failing_first(3, ConnectionError("refused")), "gan is trained") == "done"
     assert "trying again for" in caplog.text
 
 
 def test_a_database_that_restarts_is_waited_for(away):
-    error = tracking.mlflow().MlflowException("(psycopg2.OperationalError) server closed the connection")
-    assert tracking.patiently(failing_first(2, error), "gan is trained") == "done"
+    error = runs.mlflow().MlflowException("(psycopg2.OperationalError) server closed the connection")
+    assert runs.patiently(failing_first(2, error), "gan is trained") == "done"
 
 
 def test_a_server_that_stays_away_is_named_with_what_is_kept(away, monkeypatch):
@@ -612,7 +614,7 @@ def test_a_server_that_stays_away_is_named_with_what_is_kept(away, monkeypatch):
     with pytest.raises(
         ValueError, match="gan is trained, but the MLflow server does not answer.*give the same command"
     ):
-        tracking.patiently(failing_first(10**9, ConnectionError()), "gan is trained")
+        runs.patiently(failing_first(10**9, ConnectionError()), "gan is trained")
 
 
 def test_curves_outlive_a_controller_that_is_killed_while_the_server_is_away(store, run_id, tmp_path, monkeypatch):
@@ -627,16 +629,16 @@ def test_curves_outlive_a_controller_that_is_killed_while_the_server_is_away(sto
         killed.metric_log.close(0)  # its thread ends; nothing else of a close happens
     following = reports.Reports(run_id, 40, place)
     following.after_report(None, [{"step": 40, "rows": rows[30] + rows[40], "pictures": []}], None)
-    history = tracking.client().get_metric_history(run_id, "train/loss")
+    history = runs.client().get_metric_history(run_id, "train/loss")
     assert sorted(m.step for m in history) == [10, 20, 30, 40]
     assert place.names() == []
 
 
 def test_what_trying_again_does_not_mend_is_raised_at_once(away):
-    for error in (KeyError("x"), ValueError("no"), tracking.mlflow().MlflowException("bad", error_code=1000)):
+    for error in (KeyError("x"), ValueError("no"), runs.mlflow().MlflowException("bad", error_code=1000)):
         action = failing_first(10, error)
         with pytest.raises(type(error)):
-            tracking.patiently(action, "gan is trained")
+            runs.patiently(action, "gan is trained")
         assert len(action.calls) == 1
 
 
@@ -653,7 +655,7 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_back(store, run_id, tmp_p
     second = reports.resumed_log(run_id, place)
     second.log([{"step": 2, "train/loss": 0.5}, {"step": 3, "train/loss": 0.25}])  # a resumed run tells some again
     reports.finish_log(second, place, 30)
-    history = tracking.client().get_metric_history(run_id, "train/loss")
+    history = runs.client().get_metric_history(run_id, "train/loss")
     assert sorted((m.step, m.value) for m in history) == [(1, 1.0), (2, 0.5), (3, 0.25)]
     assert place.names() == []
     reports.deliver_rest(run_id, place)  # nothing is left to do

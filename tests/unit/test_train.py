@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import checkpoints, cluster
-from jobs.config import ComputeConfig
-from jobs.storage import Folder
-from jobs.train import RaySession
+from jobs.cluster import start
+from jobs.config.schema import ComputeConfig
+from jobs.storage.files import Folder
+from jobs.training import checkpoints
+from jobs.training.trainer import RaySession
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_a_group_that_will_grow_writes_a_checkpoint_first(session, monkeypatch):
     """Once for each node that comes, and not for those that it has no use for."""
     rooms = {10: 1, 20: 2, 30: 2, 40: 1, 50: 3, 60: 5}
     step = 0
-    monkeypatch.setattr(cluster, "places", lambda compute: rooms[step])
+    monkeypatch.setattr(start, "places", lambda compute: rooms[step])
     wishes = {}
     for step in rooms:
         wishes[step], next_look = session.look(step, step + 10)
@@ -34,6 +35,6 @@ def test_a_group_that_will_grow_writes_a_checkpoint_first(session, monkeypatch):
 
 
 def test_the_end_comes_before_growing(session, monkeypatch):
-    monkeypatch.setattr(cluster, "places", lambda compute: 2)
+    monkeypatch.setattr(start, "places", lambda compute: 2)
     checkpoints.ask_to_stop(session.place)
     assert session.look(10, 20) == ("stop", 20)

@@ -1,0 +1,210 @@
+"""`--status`: which stages are finished, running, interrupted or never run, and what differs from their last run.
+
+Reads MLflow and the output folder; starts nothing, downloads nothing, and makes no store where there is none.
+"""
+
+import json
+import os
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from egic.metrics.perceptual import ALEXNET_URL, find_backbone
+from jobs import registry
+from jobs.config.schema import Config
+from jobs.data.shards import Manifest
+from jobs.prepare import find_data
+from jobs.registry import Artifact
+from jobs.storage import files, lease
+from jobs.storage.files import Folder
+from jobs.tracking.runs import client, experiment_id, flatten, runs_of, sqlite_path, tracking_uri
+from jobs.training import checkpoints
+from jobs.training.num_categories import foretold
+from jobs.training.stage import CODE_TAG, EVALUATE, code_files, ingredients, load_stage, stage_key
+
+HEAD = ("stage", "state", "key", "run", "artifact")
+OTHERS = ("key", "code", "data", "lpips")
+"""Parameters of a stage's run that are no settings of it."""
+
+
+@dataclass(kw_only=True)
+class State:
+    """How things stand with a stage."""
+
+    stage: str
+    state: str = "never run"
+    key: str = ""
+    """Empty where it is not known yet, because a parent is to be trained first."""
+    run_id: str = ""
+    artifact: Artifact | None = None
+    why: list[str] = field(default_factory=list)
+    """Why it would run: what it waits for, and what differs from its newest run."""
+
+
+def states(config: Config, names: Sequence[str]) -> list[State]:
+    """The stages in order. Raises ValueError when MLflow's store or the data cannot be read."""
+    manifests = find_data(config.data, config.output)
+    config = foretold(config, manifests, names)
+    found: dict[str, State] = {}
+    known = store_exists(config.experiment)
+    for name in names:
+        done = {k: s.artifact for k, s in found.items() if s.artifact}
+        if name == EVALUATE:
+            found[name] = state_of_evaluation(config, manifests, done.get("orp"), known)
+        else:
+            found[name] = state_of_stage(name, config, manifests, done, known)
+    return list(found.values())
+
+
+def store_exists(experiment: str) -> bool:
+    """Whether MLflow has the experiment; asking MLflow for more would make it."""
+    path = sqlite_path(tracking_uri())
+    if path and not path.exists():
+        return False
+    return client().get_experiment_by_name(experiment) is not None
+
+
+def state_of_stage(
+    name: str, config: Config, manifests: Mapping[str, Manifest], done: Mapping[str, Artifact], known: bool
+) -> State:
+    """A stage that trains. done: artifacts of the stages before it. known: whether MLflow has the experiment."""
+    stage, state = load_stage(name), State(stage=name)
+    waits = [p for p in stage.parents if p not in done]
+    data = f"{manifests['train'].digest} {manifests['val'].digest}" if manifests else ""
+    parents = {p: done[p].sha256 for p in stage.parents if p in done}
+    lpips = lpips_name(config) if "lpips_weights" in stage.reads else ""
+    facts = ingredients(stage, config, parents=parents, data=data, lpips=lpips)
+    if waits:
+        state.why.append(f"waits for {' and '.join(waits)}")
+    if not data:
+        state.why.append("the data is not prepared yet")
+    if not waits and data:
+        state.key = stage_key(facts)
+        if known and (artifact := registry.find_finished(name, state.key, experiment=config.experiment)):
+            return State(stage=name, state="finished", key=state.key, run_id=artifact.run_id, artifact=artifact)
+        runs = runs_of(name, state.key, experiment=config.experiment) if known else []
+        state.run_id = runs[0].info.run_id if runs else ""
+        place = checkpoints.place_of(config.output, f"{name}-{state.key}")
+        state.state = progress(place, bool(runs))
+        if runs and runs[0].info.status == "FINISHED":
+            state.state = "finished, but its artifact is gone"
+    if not state.run_id and known:
+        state.why += differences(name, config.experiment, facts)
+    return state
+
+
+def progress(place: Folder, started: bool) -> str:
+    """How far an unfinished stage is, by its folder of checkpoints."""
+    steps = {name: step for name, step in checkpoints.steps_of(place).items() if step is not None}
+    newest = max(steps, key=lambda name: steps[name], default="")
+    where = f"at step {steps[newest]}, {place.path}/{newest}" if newest else "before its first checkpoint"
+    if lease.is_held(place):
+        return f"running, last checkpoint {where}" if newest else f"running, {where}"
+    return f"interrupted {where}" if newest or started else "never run"
+
+
+def state_of_evaluation(
+    config: Config, manifests: Mapping[str, Manifest], artifact: Artifact | None, known: bool
+) -> State:
+    """The evaluation of the ORP stage's artifact, if there is one."""
+    from jobs import evaluate
+
+    state = State(stage=EVALUATE)
+    if artifact is None or not manifests:
+        state.why.append("waits for orp")
+        return state
+    if lacking := evaluate.lacking_networks(config.evaluate):
+        state.state = "unknown"
+        state.why.append(f"depends on weights that are not on this machine yet: {', '.join(lacking)}")
+        return state
+    job = evaluate.pipeline_job(config, artifact, manifests["val"])
+    facts = evaluate.ingredients(job, evaluate.find_measures(config.evaluate), manifests["val"].digest)
+    state.key = stage_key(facts)
+    runs = runs_of(EVALUATE, state.key, experiment=config.experiment) if known else []
+    if runs:
+        state.run_id = runs[0].info.run_id
+        done = files.exists(files.join(config.output, EVALUATE, state.key, "summary.json"))
+        finished = any(run.info.status == "FINISHED" for run in runs)
+        state.state = "finished" if done and finished else "interrupted; what is measured stays"
+        if finished and not done:
+            state.state, state.why = "finished elsewhere", [f"its files are not below {config.output}"]
+    elif known:
+        state.why += differences(EVALUATE, config.experiment, facts)
+    return state
+
+
+def lpips_name(config: Config) -> str:
+    """What LPIPS would run on, as `find_backbone` names it, without its download."""
+    if config.lpips_weights == "" and not os.environ.get("EGIC_WEIGHTS"):
+        return f"torchvision {Path(ALEXNET_URL).name}"
+    return find_backbone(config.lpips_weights)[0]
+
+
+def differences(name: str, experiment: str, facts: Mapping[str, Any]) -> list[str]:
+    """What differs between `facts` and the newest run of the stage, in words; parents still to come don't count."""
+    run = newest_run(name, experiment)
+    if run is None:
+        return []
+    had, tags, found = run.data.params, run.data.tags, []
+    now = flatten(facts["config"])
+    prefix = "config." if name == EVALUATE else ""
+    before = {k.removeprefix(prefix): v for k, v in had.items() if k.startswith(prefix) and k not in OTHERS}
+    for key in sorted(now.keys() | before.keys()):
+        if now.get(key) != before.get(key):
+            found.append(f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'gone')}")
+    if had.get("code") != facts["code"]:
+        found.append(changed_code(name, tags.get(CODE_TAG)))
+    if facts["data"] and had.get("data") != facts["data"]:
+        found.append("other data")
+    if had.get("lpips", "") != facts.get("lpips", ""):
+        found.append(f"LPIPS: {had.get('lpips')} -> {facts['lpips']}")
+    for parent, sha256 in facts["parents"].items():
+        place = "model" if name == EVALUATE else parent
+        if (old := tags.get(f"egic.parent.{place}.sha256")) != sha256:
+            found.append(f"another {parent}: {(old or 'none')[:12]} -> {sha256[:12]}")
+    return [f"differs from run {run.info.run_id}: " + "; ".join(found)] if found else []
+
+
+def newest_run(name: str, experiment: str) -> Any | None:
+    """The newest run of a stage that was trained here, whatever became of it."""
+    store = client()
+    where, order = f"tags.`egic.stage` = '{name}' and tags.`egic.kind` = 'stage'", ["attributes.start_time DESC"]
+    runs = store.search_runs([experiment_id(experiment)], where, order_by=order)
+    return next((run for run in runs if "egic.imported" not in run.data.tags), None)
+
+
+def changed_code(name: str, tag: str | None) -> str:
+    """Which sources are not those that the run's tag lists."""
+    if tag is None:
+        return "other code (the run does not say which files)"
+    before, now = json.loads(tag), {file: digest[:12] for file, digest in code_files(name).items()}
+    return "changed: " + ", ".join(f for f in sorted(before.keys() | now.keys()) if before.get(f) != now.get(f))
+
+
+def text(config: Config, names: Sequence[str]) -> str:
+    """Table of the stages, and below it why those that are not finished would run."""
+    found = states(config, names)
+    rows = [HEAD] + [
+        (s.stage, short(s.state), s.key or "-", s.run_id[:8] or "-", artifact_text(s)) for s in found
+    ]  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for s in found:
+        for told in ([s.state] if short(s.state) != s.state else []) + s.why:
+            lines += textwrap.wrap(
+                f"{s.stage}: {told}", 79, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+            )
+    return "\n".join(lines)
+
+
+def short(state: str) -> str:
+    """A state as one word; the rest of it stands below the table."""
+    return state if state == "never run" else re.split(r"[ ,;]", state)[0]
+
+
+def artifact_text(state: State) -> str:
+    """A reference for --model and --init-from; `egic models` has the digests."""
+    return f"models:/egic-{state.stage}/{state.artifact.model_version}" if state.artifact else "-"

@@ -1,0 +1,80 @@
+"""Command lines of the pipeline and its stages: PRESET or --config FILE, flags, and what to do with the outcome."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from jobs.config.flags import parse_changes, parse_preset, print_completion
+from jobs.config.presets import PRESETS, extended
+from jobs.config.schema import Config
+from jobs.config.yaml_file import from_yaml, to_yaml
+
+C = TypeVar("C", bound=Config)
+
+RUN, PRINT, DRY_RUN, STATUS = "run", "--print-config", "--dry-run", "--status"
+COMPLETION = "--tyro-print-completion"
+HELP = {
+    PRINT: "print the configuration as YAML",
+    DRY_RUN: "print what it would take",
+    STATUS: "print what is done, and why the rest is not",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Generic[C]):
+    """What a user asked for."""
+
+    name: str
+    """The preset's, or the configuration file's without its ending."""
+    config: C
+    action: str
+    """RUN, DRY_RUN or STATUS."""
+
+
+def read(
+    kind: type[C], argv: Sequence[str] | None = None, *, prog: str, actions: Sequence[str] = (), note: str = ""
+) -> Command[C]:
+    """Read `PRESET | --config FILE`, then flags, and at most one of `actions` in place of running.
+
+    `note` is the last sentence above the help's options. `--print-config` prints and ends the process, as `--help`
+    does. Raises ValueError for what is wrong with a file; a wrong flag ends the process with one line and status 2.
+    """
+    rest = list(sys.argv[1:] if argv is None else argv)
+    actions = (PRINT, *actions)
+    chosen = [a for a in actions if a in rest]
+    rest = [word for word in rest if word not in actions]
+    if len(chosen) > 1:
+        raise ValueError(f"{chosen[0]} and {chosen[1]} were given; choose one")
+    rest, file = _without_file(rest)
+    told = "; ".join(f"{name}: {HELP[name]}" for name in actions)
+    about = f"--config FILE in place of PRESET takes what --print-config prints. Instead of running: {told}. "
+    about += "'Default:' says where the recipe has its value from, and '(default: ...)' what you get here."
+    about = f"{about} {note}".rstrip()
+    if file is None:
+        presets = {name: extended(make, kind) for name, make in PRESETS.items()}
+        if rest[:1] == [COMPLETION]:
+            print_completion(lambda: parse_preset(presets, rest, prog=prog))
+            raise SystemExit(0)
+        config, name = parse_preset(presets, rest, prog=prog, about=about), rest[0]
+    else:
+        if rest and rest[0] in PRESETS:
+            raise ValueError(f"the preset {rest[0]} and --config {file} were given; choose one")
+        config, name = parse_changes(from_yaml(file, kind), rest, prog=prog, about=about), file.stem
+    if chosen == [PRINT]:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return Command(name=name, config=config, action=chosen[0] if chosen else RUN)
+
+
+def _without_file(words: list[str]) -> tuple[list[str], Path | None]:
+    """The words but `--config FILE`, and that file."""
+    for i, word in enumerate(words):
+        if word.startswith("--config="):
+            return words[:i] + words[i + 1 :], Path(word.removeprefix("--config="))
+        if word == "--config":
+            if i + 1 == len(words):
+                raise ValueError("--config names no file; give --config FILE, as --print-config prints it")
+            return words[:i] + words[i + 2 :], Path(words[i + 1])
+    return words, None

@@ -1,0 +1,90 @@
+"""Complete configurations. Each starts from `paper()` and states only what differs."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from egic.networks.codec import CodecConfig
+from egic.training.crops import CropConfig
+from jobs.config.schema import (
+    ComputeConfig,
+    Config,
+    EvaluateConfig,
+    GanConfig,
+    MseCodecConfig,
+    OrpConfig,
+    SegmentationConfig,
+)
+
+C = TypeVar("C", bound=Config)
+
+
+def paper() -> Config:
+    """The recipe of EGIC's section 4 on COCO 2017: a cluster of GPUs, weeks of GPU time."""
+    return Config(
+        precision="bfloat16",  # DIFFERS: the reference trains in float32
+        segmentation=SegmentationConfig(steps=1_000_000, last_lr=1e-4),
+        # beta: not published for EGIC; above SwinT-ChARM's largest, 0.003, since its rates are lower
+        mse_codec=MseCodecConfig(steps=1_000_000, last_steps=100_000, clip_norm=10.0, beta=0.01),
+        gan=GanConfig(steps=3_000_000, warmup_steps=2_000_000, last_steps=200_000),
+        orp=OrpConfig(steps=2_000_000, last_steps=200_000),
+        compute=ComputeConfig(workers=8, use_gpu=True, cpus_per_worker=2.0),
+    )
+
+
+def workstation() -> Config:
+    """One 24 GB GPU: the full-size networks, a tenth to a fiftieth of the paper's steps per stage."""
+    p = paper()
+    return replace(
+        p,
+        segmentation=replace(p.segmentation, steps=50_000),
+        mse_codec=replace(p.mse_codec, steps=100_000, last_steps=10_000),
+        gan=replace(p.gan, steps=120_000, warmup_steps=80_000, last_steps=10_000, batch=8),
+        orp=replace(p.orp, steps=40_000, last_steps=4_000),
+        compute=ComputeConfig(workers=1, use_gpu=True, cpus_per_worker=2.0),
+    )
+
+
+def tiny() -> Config:
+    """Two CPU cores and a few minutes: every stage, on small networks and 128-pixel crops. For trying things."""
+    p = paper()
+    rhythm: dict[str, Any] = {"batch": 4, "log_every": 10, "checkpoint_every": 50, "val_samples": 16}
+    return replace(
+        p,
+        precision="float32",
+        lpips_weights="local",
+        crop=CropConfig(size=128, longer_side=320, small_instance_pixels=1024),
+        codec=CodecConfig(
+            dims=(32, 32, 64, 64),
+            depths=(1, 1, 2, 1),
+            window=4,
+            hyper_dims=(32, 32),
+            hyper_depths=(1, 1),
+            hyper_window=2,
+            num_slices=4,
+        ),  # fmt: skip
+        discriminator=replace(p.discriminator, down=(16, 32, 32, 64), up=(64, 32, 32, 16), latent_channels=64),
+        segmentation=replace(p.segmentation, steps=100, lr=1e-3, last_lr=1e-3, **rhythm),
+        mse_codec=replace(p.mse_codec, steps=450, last_steps=80, lr=5e-4, last_lr=1e-4, **rhythm),
+        gan=replace(
+            p.gan, steps=170, warmup_steps=120, last_steps=30, lr=5e-4, last_lr=1e-4, adversarial_lr=4e-4, **rhythm
+        ),
+        orp=replace(p.orp, steps=250, last_steps=100, lr=3e-4, last_lr=5e-5, **rhythm),
+        evaluate=EvaluateConfig(max_pictures=16, metrics=("psnr_db", "ms_ssim")),
+        # One thread: on two cores a second one would wait for the data tasks and the other stage at every operation.
+        compute=ComputeConfig(cpus_per_worker=0.5, data_cpus=0.25, threads=1),
+    )
+
+
+PRESETS = {"tiny": tiny, "workstation": workstation, "paper": paper}
+
+
+def extended(make: Callable[[], Config], kind: type[C]) -> Callable[[], C]:
+    """A preset as another kind of Config, one with fields of its own at their defaults."""
+
+    def preset() -> C:
+        config = make()
+        return kind(**{f.name: getattr(config, f.name) for f in fields(config)})
+
+    preset.__doc__ = make.__doc__
+    return preset

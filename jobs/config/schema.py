@@ -1,0 +1,265 @@
+"""Everything a run can be told: a frozen dataclass per stage, and `Config` with all of them (presets: jobs.presets)."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from egic.metrics import fid_kid, quality
+from egic.networks.codec import CodecConfig
+from egic.networks.discriminator import DiscriminatorConfig
+from egic.training.crops import CropConfig
+from egic.training.steps import GanLoss
+from jobs.config.flags import alias
+from jobs.storage.files import check_spelling
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Length, learning rate and rhythm of one stage."""
+
+    steps: int
+    """Optimizer steps of the stage, the only clock."""
+    batch: int = 16
+    """Pictures per step, over all workers. Default: EGIC's (section 4)."""
+    lr: float = 1e-4
+    """Adam's learning rate. Default: EGIC's (section 4); for segmentation nothing is published, and it takes the
+    same."""
+    last_lr: float = 1e-5
+    """Learning rate of the last steps; it does not follow lr. Default: EGIC's (section 4)."""
+    last_steps: int = 0
+    """How many steps at the end use last_lr. Default: off, since it depends on steps; the paper has a tenth of
+    them."""
+    clip_norm: float = 0.0
+    """Largest gradient norm; longer gradients are scaled down to it (0 = off). Default: off, as in the paper; the MSE
+    codec's preset has 10, with which it trains stably."""
+    log_every: int = 50
+    """Steps between two rows of metrics, each the mean over its steps. Default: a round number."""
+    checkpoint_every: int = 5000
+    """Steps between two checkpoints; each comes with validation and pictures (but for those out of turn, when a run is
+    stopped), so that what is kept, measured and seen are the same weights. Default: a round number; it is the most
+    steps that a kill can cost."""
+    val_samples: int = 512
+    """Validation crops behind each val/ metric (at most those there are). Default: a round number."""
+
+    def __post_init__(self) -> None:
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__.removesuffix("Config")).lower()
+        for field_name in ("steps", "batch", "log_every", "checkpoint_every", "val_samples"):
+            value = getattr(self, field_name)
+            _check(value >= 1, f"{name}.{field_name} is {value}; give 1 or more")
+        _check(self.lr > 0 and self.last_lr > 0, f"{name}.lr and last_lr must be positive")
+        _check(
+            0 <= self.last_steps <= self.steps,
+            f"{name}.last_steps is {self.last_steps}, which must lie in 0..steps ({self.steps}); change both",
+        )
+        _check(self.clip_norm >= 0, f"{name}.clip_norm is {self.clip_norm}; give 0 (off) or a positive norm")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the step with this index (0-based)."""
+        return self.last_lr if step >= self.steps - self.last_steps else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig(Training):
+    """OASIS-C taught to label real photographs, so that the GAN stage starts from a discriminator that sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MseCodecConfig(Training):
+    """SwinT-ChARM for rate and distortion: mse255 + beta * bits per image."""
+
+    beta: float = 0.003
+    """Weight of the bits of one crop against mse255: larger is a lower rate. SwinT-ChARM published 0.003 .. 0.0001;
+    EGIC's rates around 0.1 bpp need more. Default: SwinT-ChARM's largest; the presets have 0.01."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.beta > 0, f"mse_codec.beta is {self.beta}; give a positive weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GanConfig(Training):
+    """g_s alone, first for distortion and LPIPS (warm-up), then also against OASIS-C. Steps count both phases."""
+
+    warmup_steps: int
+    """Steps of the warm-up; the rest is adversarial, each step with half a batch for D and half for g_s."""
+    adversarial_lr: float = 1e-5
+    """Learning rate of g_s and D in the adversarial phase; lr, last_lr and last_steps belong to the warm-up. Default:
+    EGIC's (section 4.2)."""
+    loss: GanLoss = field(default_factory=GanLoss)
+    ema: float = 0.0
+    """Decay of an exponential moving average of g_s that is published in its place (0 = off, as in the paper).
+    Default: the paper's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(
+            0 <= self.warmup_steps <= self.steps,
+            f"gan.warmup_steps is {self.warmup_steps}, which must lie in 0..steps ({self.steps}); change both",
+        )
+        _check(
+            self.last_steps <= self.warmup_steps,
+            f"gan.last_steps is {self.last_steps}, which must lie in 0..warmup_steps ({self.warmup_steps}); "
+            "change both",
+        )
+        _check(self.batch % 2 == 0, f"gan.batch is {self.batch}; D and g_s need half each: give an even number")
+        _check(0 <= self.ema < 1, f"gan.ema is {self.ema}; give 0 (off) or a decay below 1, such as 0.999")
+
+    def lr_at(self, step: int) -> float:
+        if step >= self.warmup_steps:
+            return self.adversarial_lr
+        return self.last_lr if step >= self.warmup_steps - self.last_steps else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrpConfig(Training):
+    """The residual head alone, for mse255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Encode pictures to real files, decode them, one row per picture and alpha."""
+
+    alphas: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Realism of each decoded picture: 0 most faithful, 1 most realistic. Default: both ends and the middle."""
+    max_pictures: int = 500
+    """At most this many pictures of the validation set (in its order). Default: a round number; it bounds the time on
+    COCO's 5,000."""
+    metrics: tuple[str, ...] = ()
+    """Measures: psnr_db (always made), ms_ssim, lpips_alex, lpips_vgg, dists, fid256, kid256. Empty for all whose
+    weights are at hand or can be downloaded; the others are left out with a warning. Default: whatever can be had."""
+    weights: str = ""
+    """Folder with weights of the measures' networks, looked through before $EGIC_WEIGHTS and the download. Default:
+    none, so that nothing has to be set up."""
+    shown: int = 3
+    """Pictures whose decoded versions are kept, and put on the sheet. Default: as many as fit on a sheet."""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.metrics if name not in (*quality.NAMES, *fid_kid.NAMES)]:
+            known = ", ".join((*quality.NAMES, *fid_kid.NAMES))
+            raise ValueError(f"evaluate.metrics has {unknown[0]}; choose from {known}")
+        _check(self.shown >= 0, f"evaluate.shown is {self.shown}; give 0 or more")
+        _check(len(set(self.alphas)) == len(self.alphas), f"evaluate.alphas repeat themselves: {self.alphas}")
+        inside = bool(self.alphas) and all(0 <= a <= 1 for a in self.alphas)
+        _check(inside, f"evaluate.alphas must lie in [0, 1], got {self.alphas}")
+        _check(self.max_pictures >= 1, f"evaluate.max_pictures is {self.max_pictures}; give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """Where a stage runs; nothing here changes what it learns, beyond float rounding."""
+
+    workers: Annotated[int | str, alias("--workers")] = 1
+    """Train workers of a stage, over which the batch is split: a number, or SMALLEST:LARGEST (as in 1:4) for as many
+    as there is room for. Such a group shrinks when a node goes and grows when one comes; batch and learning rate stay.
+    Default: one, which fits on every machine."""
+    use_gpu: bool = False
+    """One GPU per worker (nccl); otherwise CPUs (gloo). Default: off, so that it runs everywhere."""
+    cpus_per_worker: float = 1.0
+    """CPUs that each worker reserves, beside those of the data tasks. Default: a core for the worker's own thread."""
+    data_cpus: float = 1.0
+    """CPUs that each data task reserves; pictures are decoded and cropped in such tasks. Default: a task that decodes
+    keeps one core busy."""
+    threads: int = 0
+    """Torch threads per worker (0 = the node's cores shared among the workers that run on it). Default: automatic, so
+    that workers do not get into each other's way."""
+    compile: bool = False
+    """Compile the blocks of codec and discriminator with torch.compile. Default: off, since every start of a stage then
+    waits for the compiler for a minute or more; for GPUs and long runs."""
+    cuda_graphs: bool = True
+    """On a GPU: capture the step once, and start its kernels together from then on; with one worker only. Default: on,
+    since a full-size step then takes half the time or less."""
+    max_failures: int = 3
+    """Restarts of a stage's workers, each from the last checkpoint, before it counts as failed; the end of a spot node
+    that was announced does not count. Default: a round number; an error that comes every time still ends the run
+    soon."""
+    wait_s: float = 0.0
+    """How long to wait for nodes to come when the cluster is too small; an autoscaler is asked for them. Default: at
+    once, so that a number that is too large is told and not waited for."""
+    grace_s: float = 25.0
+    """After SIGTERM: how long the stages that run may take for a last checkpoint. Default: below the 30 s that spot
+    nodes and Kubernetes give."""
+
+    def __post_init__(self) -> None:
+        _check(
+            bool(re.fullmatch(r"[1-9]\d{0,5}(:[1-9]\d{0,5})?", str(self.workers)))
+            and self.min_workers <= self.max_workers,
+            f"compute.workers is {self.workers}; give a number, or SMALLEST:LARGEST such as 1:4",
+        )
+        _check(self.wait_s >= 0, f"compute.wait_s is {self.wait_s}; give 0 or more seconds")
+        _check(self.grace_s >= 0, f"compute.grace_s is {self.grace_s}; give 0 or more seconds")
+        for name in ("cpus_per_worker", "data_cpus"):
+            _check(getattr(self, name) > 0, f"compute.{name} is {getattr(self, name)}; give a positive number")
+        _check(self.threads >= 0, f"compute.threads is {self.threads}; give 0 (automatic) or more")
+        _check(self.max_failures >= 0, f"compute.max_failures is {self.max_failures}; give 0 or more")
+
+    @property
+    def min_workers(self) -> int:
+        return int(str(self.workers).partition(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        return int(str(self.workers).rpartition(":")[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole pipeline."""
+
+    data: str = ""
+    """COCO tree (train2017/, val2017/, annotations/), folder of pictures with label maps and classes.yaml, or of
+    photographs alone (enough for mse-codec and orp), or what `python -m jobs.prepare` wrote, which may be
+    s3://bucket/folder or gs://bucket/folder; empty = drawn scenes, for trying things. Default: empty, so that there is
+    something to run without a download."""
+    output: str = "outputs"
+    """Checkpoints, prepared data, evaluations and summaries; on a cluster, storage that every node reaches: a shared
+    folder, s3://bucket/folder or gs://bucket/folder. Default: a folder beside the code."""
+    experiment: str = "egic"
+    """MLflow experiment. Default: this project's name."""
+    seed: int = 0
+    """Seed of sample order, augmentation, noise and initial weights. Default: a round number; nothing was selected by
+    it."""
+    precision: str = "float32"
+    """float32, or bfloat16 for transforms, D and LPIPS (rates stay float32). Default: the reference's; the presets for
+    GPUs have bfloat16, which is faster there."""
+    on_nan: str = "stop"
+    """What a loss that is not finite does: stop, or rollback: go back to the last checkpoint and on with half the
+    learning rate, at most three times in a stage. Default: stop, since a loss that is not finite is a mistake until
+    somebody has looked."""
+    lpips_weights: str = ""
+    """AlexNet backbone of LPIPS: a file; empty for alexnet_features.pth in $EGIC_WEIGHTS, else torchvision's download;
+    `local` for $EGIC_WEIGHTS, else a seeded random backbone; `random` for the latter alone (to try things). Default:
+    the real backbone, which measured values need."""
+    crop: CropConfig = field(default_factory=CropConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(num_categories=0))
+    segmentation: SegmentationConfig
+    mse_codec: MseCodecConfig
+    gan: GanConfig
+    orp: OrpConfig
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        check_spelling("data", self.data)
+        check_spelling("output", self.output)
+        _check(self.precision in ("float32", "bfloat16"), f"precision is {self.precision!r}; give float32 or bfloat16")
+        _check(self.seed >= 0, f"seed is {self.seed}; give 0 or more")
+        wanted, given = self.codec.dims[-1], self.discriminator.latent_channels
+        _check(given == wanted, f"discriminator.latent_channels is {given}; the codec has {wanted}")
+        multiple = max(self.codec.multiple, 2 ** len(self.discriminator.down))
+        _check(
+            self.crop.size % multiple == 0,
+            f"crop.size is {self.crop.size}; these networks need a multiple of {multiple}",
+        )
+        _check(self.on_nan in ("stop", "rollback"), f"on_nan is {self.on_nan!r}; give stop or rollback")
+        workers = self.compute.max_workers
+        if self.compute.min_workers == workers:  # a group whose size changes leaves out workers that are too many
+            for name in ("segmentation", "mse_codec", "gan", "orp"):
+                batch = getattr(self, name).batch
+                unit = 2 * workers if name == "gan" else workers
+                _check(batch % unit == 0, f"{name}.batch is {batch}; {workers} workers need a multiple of {unit}")

@@ -1,0 +1,159 @@
+"""The class table of label maps, classes.yaml: which classes there are, and where pictures and label maps lie.
+
+    pictures: leftImg8bit/*_leftImg8bit       # these three are the defaults pictures/*, labels/* and no instance maps;
+    labels: gtFine/*_gtFine_labelIds          # * is the name that a picture has in common with its maps, folders
+    instances: gtFine/*_gtFine_instanceIds    # included; maps are PNG files, pictures of any format
+    things: {car: 26, person: [24, 25]}       # objects that can be counted: a value or several of the label map
+    stuff: {road: 7, sky: 23}                 # or colours, in quotes: sky: "#4682b4"
+
+Values are index values (8 or 16 bit) or colours, not both. What the table does not list is void.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from jobs.config.yaml_file import compose
+from jobs.data.sources.coco import MAX_CLASSES, is_plain
+
+NAME = "classes.yaml"
+KEYS = ("pictures", "labels", "instances", "things", "stuff")
+FIX = "it lists the classes, as in `things: {car: 26}` and `stuff: {sky: 23}`"
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """Where files lie: FOLDER/*SUFFIX, with the name in place of the star."""
+
+    folder: str
+    """With a slash at its end; empty for the data's own folder."""
+    suffix: str
+
+    def name_of(self, file: str, endings: tuple[str, ...]) -> str | None:
+        """The name for which a file (its path below the data's folder) stands, if it fits. endings: with a dot."""
+        stem, ending = os.path.splitext(file)
+        if self.suffix.lower().endswith(endings):  # the table says which of them
+            stem, ending = file, endings[0]
+        name = stem.removeprefix(self.folder).removesuffix(self.suffix)
+        fits = stem == self.folder + name + self.suffix and ending.lower() in endings
+        return name if fits and name and not name.endswith("/") else None
+
+    def map_of(self, name: str) -> str:
+        """The map that a name should have."""
+        return f"{self.folder}{name}{self.suffix}{'' if self.suffix.lower().endswith('.png') else '.png'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTable:
+    """What classes.yaml says."""
+
+    path: Path
+    categories: tuple[dict, ...]
+    """{id, name, isthing} of classes 1..K: things, then stuff, in the order of the table; ids are the classes."""
+    lookup: np.ndarray
+    """Value of a label map -> class, uint8: 2^16 index values, or 2^24 colours 65536 R + 256 G + B."""
+    pictures: Pattern
+    labels: Pattern
+    instances: Pattern | None
+    sha256: str
+
+    @property
+    def coloured(self) -> bool:
+        return len(self.lookup) > 1 << 16
+
+
+def read_table(path: Path) -> ClassTable:
+    """Raises ValueError, one line with file, line and fix, for whatever is wrong with the table."""
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES} bytes; it is no class table")
+    sections = _sections(path)
+    rows = [(1, *row) for row in _classes(sections.get("things"), path)]
+    rows += [(0, *row) for row in _classes(sections.get("stuff"), path)]
+    if not 1 <= len(rows) <= MAX_CLASSES:
+        raise ValueError(f"{path} has {len(rows)} classes; give 1 to {MAX_CLASSES} under `things` and `stuff`")
+    values = [value for _, _, _, found in rows for value in found]
+    if len({value.startswith("#") for value in values}) > 1:
+        raise ValueError(f"{path} has colours and index values; give one kind for all classes")
+    lookup = np.zeros(1 << 24 if values[0].startswith("#") else 1 << 16, np.uint8)
+    seen: dict[str, str] = {}
+    for number, (_, name, place, found) in enumerate(rows, start=1):
+        if name in seen:
+            raise ValueError(f"{place}: class {name} is there twice; give it one line, with all its values in brackets")
+        seen[name] = name
+        for value in found:
+            place_in_lookup = int(value[1:], 16) if value.startswith("#") else int(value)
+            if other := lookup[place_in_lookup]:
+                raise ValueError(f"{place}: {name} has the value {value} of {rows[other - 1][1]}; values must differ")
+            lookup[place_in_lookup] = number
+    patterns = {key: _pattern(sections.get(key), key, path) for key in KEYS[:3]}
+    return ClassTable(
+        path=path,
+        categories=tuple({"id": i, "name": row[1], "isthing": row[0]} for i, row in enumerate(rows, start=1)),
+        lookup=lookup,
+        pictures=patterns["pictures"] or Pattern(folder="pictures/", suffix=""),
+        labels=patterns["labels"] or Pattern(folder="labels/", suffix=""),
+        instances=patterns["instances"],
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def _sections(path: Path) -> dict[str, yaml.Node]:
+    """The file's keys with their nodes."""
+    root, found = compose(path, FIX), {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{path} is no class table; {FIX}")
+    for key, value in root.value:
+        name = key.value if isinstance(key, yaml.ScalarNode) else "..."
+        if name not in KEYS:
+            raise ValueError(f"{_line(path, key)}: {name} is unknown; the keys are {', '.join(KEYS)}")
+        if name in found:
+            raise ValueError(f"{_line(path, key)}: {name} is given twice; remove one of the two")
+        found[name] = value
+    return found
+
+
+def _classes(section: yaml.Node | None, path: Path) -> list[tuple[str, str, list[str]]]:
+    """Name, place in the file, and values (digits, or # and six hexadecimal digits in lower case) of each class."""
+    if section is None:
+        return []
+    if not isinstance(section, yaml.MappingNode):
+        raise ValueError(f"{_line(path, section)}: expected lines such as `car: 26`")
+    found = []
+    for key, value in section.value:
+        place, name = _line(path, key), key.value if isinstance(key, yaml.ScalarNode) else ""
+        if not name.strip():
+            raise ValueError(f"{place}: a class without a name")
+        nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        texts = [str(node.value).lower() if isinstance(node, yaml.ScalarNode) else "?" for node in nodes]
+        for text in texts or [""]:
+            is_index = re.fullmatch(r"[0-9]{1,5}", text) and int(text) < 1 << 16
+            if not is_index and not re.fullmatch(r"#[0-9a-f]{6}", text):
+                what = f"the value {text!r}" if text else "no value"
+                raise ValueError(f'{place}: {name} has {what}; give 0 to 65535, or a colour in quotes: "#4682b4"')
+        found.append((name, place, [text if text.startswith("#") else str(int(text)) for text in texts]))
+    return found
+
+
+def _pattern(node: yaml.Node | None, key: str, path: Path) -> Pattern | None:
+    if node is None:
+        return None
+    text = node.value if isinstance(node, yaml.ScalarNode) else ""
+    before, star, suffix = text.partition("*")
+    plain = all(is_plain(part) for part in before.split("/")[:-1]) and is_plain(f"x{suffix}") and "*" not in suffix
+    if not star or not plain or not (before == "" or before.endswith("/")):
+        raise ValueError(
+            f"{_line(path, node)}: {key} is {text!r}; give FOLDER/*SUFFIX, such as {key}/*, inside the folder"
+        )
+    return Pattern(folder=before, suffix=suffix)
+
+
+def _line(path: Path, node: yaml.Node) -> str:
+    return f"{path}, line {node.start_mark.line + 1}"

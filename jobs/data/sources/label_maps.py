@@ -1,0 +1,158 @@
+"""Pictures with one label map each, as ADE20K and Cityscapes have them, and a class table (class_table.py).
+
+    FOLDER/classes.yaml
+    FOLDER/pictures/**/NAME.jpg, .png, ...    split as `jobs.data.sources.photographs.choose` says
+    FOLDER/labels/**/NAME.png                 index values or colours of the classes, everything else is void
+
+Small instances of things weigh 3 in the segmentation loss. Instance maps (pixels of a thing class with the same value
+are one instance; 0 is none) tell them apart where the table names some. Without them every connected region of a thing
+class counts as an instance: objects that touch are taken for one (and so rather weigh 1, as if there were no such
+weight), and one that something stands before for several. The other choice, weight 1 for all, would give up what the
+weight is for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from egic import pictures
+from egic.training.crops import decode_label_png
+from jobs.data.shards import Row
+from jobs.data.sources.class_table import ClassTable, Pattern
+from jobs.data.sources.coco import MAX_SEGMENTS, Tree, index_ids
+from jobs.data.sources.photographs import Bad, choose, counts_for, digest, list_files, read_bytes, read_picture
+
+log = logging.getLogger(__name__)
+MAPS = (".png",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One picture with its maps, not opened yet."""
+
+    number: int
+    name: str
+    """The picture's path below the folder, with slashes."""
+    picture: Path
+    labels: Path | None
+    """None: a picture without label map, kept as void."""
+    instances: Path | None = None
+
+
+def read_tree(folder: Path, split: str, table: ClassTable, *, val_share: float, allow_unlabelled: bool = False) -> Tree:
+    """List one split ("train" or "val") and pair pictures with maps. Raises ValueError where there is nothing."""
+    files, bad = _list(folder, table, split)
+    labels = _by_name(files, table.labels, MAPS, split, bad)
+    instances = _by_name(files, table.instances, MAPS, split, bad) if table.instances else {}
+    used = {*labels.values(), *instances.values()}
+    found = _by_name([f for f in files if f not in used], table.pictures, pictures.READ_SUFFIXES, split, bad)
+    bad += [
+        (labels[name], "label map without picture") for name in sorted(labels.keys() - found) if counts_for(split, name)
+    ]
+    entries: list[Entry] = []
+    for name in choose(found, split, val_share, folder / table.pictures.folder):
+        if name not in labels and not allow_unlabelled:
+            bad.append((found[name], f"no label map {table.labels.map_of(name)}"))
+        elif table.instances and name in labels and name not in instances:
+            bad.append((found[name], f"no instance map {table.instances.map_of(name)}"))
+        else:
+            own, separate = (folder / maps[name] if name in maps else None for maps in (labels, instances))
+            picture = folder / found[name]
+            entries.append(
+                Entry(number=len(entries), name=found[name], picture=picture, labels=own, instances=separate)
+            )
+    if not table.instances and any(category["isthing"] for category in table.categories):
+        log.info("%s: %s names no instance maps; connected regions of things count as instances", split, table.path)
+    return Tree(
+        split=split,
+        categories=table.categories,
+        entries=tuple(entries),
+        read=partial(read_row, table=table),
+        bad=tuple(bad),
+        source=digest(["label maps", table.sha256, val_share, allow_unlabelled, sorted(files.items())]),
+    )
+
+
+def _list(folder: Path, table: ClassTable, split: str) -> tuple[dict[str, tuple[int, int]], Bad]:
+    """Files of the folders that the table names, and what is bad about others, as far as it counts for the split."""
+    patterns = {key: p for key in ("pictures", "labels", "instances") if (p := getattr(table, key))}
+    files: dict[str, tuple[int, int]] = {}
+    bad: dict[str, str] = {}
+    for key, pattern in patterns.items():
+        place = folder / pattern.folder
+        if not place.is_dir():
+            raise ValueError(f"{place} does not exist; put the {key} there, or name their folder in {table.path}, "
+                             f"as in `{key}: FOLDER/*`")  # fmt: skip
+        if not place.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{place} is a link that leads out of {folder}; put the {key} inside it")
+        more, worse = list_files(folder, pattern.folder)
+        files |= more
+        bad |= {name: why for name, why in worse if counts_for(split, name.removeprefix(pattern.folder))}
+    return files, list(bad.items())
+
+
+def _by_name(files: Iterable[str], pattern: Pattern, endings: tuple[str, ...], split: str, bad: Bad) -> dict[str, str]:
+    """Those files that the pattern fits, by name; a second one with the same name is bad."""
+    found: dict[str, str] = {}
+    for file in sorted(files):
+        name = pattern.name_of(file, endings)
+        if name is None:
+            continue
+        if name not in found:
+            found[name] = file
+        elif counts_for(split, name):
+            bad.append((file, f"has the same name as {found[name]}"))
+    return found
+
+
+def read_row(entry: Entry, table: ClassTable) -> Row:
+    """Open, decode and check one sample. Raises ValueError with the reason if it is bad."""
+    jpeg, shape = read_picture(entry.picture)
+    ids = np.zeros(shape, np.uint32)
+    if entry.labels is not None:
+        classes = table.lookup[_values(entry.labels, shape, table.coloured)]
+        ids[:] = classes
+        isthing = np.array([0, *(category["isthing"] for category in table.categories)], bool)[classes]
+        if entry.instances is not None:
+            ids |= np.where(isthing, _values(entry.instances, shape, None) << 8, 0)
+        elif isthing.any():
+            ids |= np.where(isthing, regions(np.where(isthing, classes, 0)) << 8, 0)
+    segments, present = index_ids(ids)  # class in the low byte; above it the instance, 0 for none
+    return Row(
+        image_id=entry.number, file_name=entry.name, jpeg=jpeg, segments=segments,
+        segment_class=(present & 255).astype(np.uint8), segment_thing=(present > 255).astype(np.uint8),
+    )  # fmt: skip
+
+
+def _values(path: Path, shape: tuple[int, int], colours: bool | None) -> np.ndarray:
+    """Values of a map (see `decode_label_png`) of a picture with this height and width."""
+    try:
+        values = decode_label_png(read_bytes(path), colours=colours)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if values.shape != shape:
+        size = "{1}x{0}".format
+        raise ValueError(f"{path.name} is {size(*values.shape)}, the picture {size(*shape)}")
+    return values
+
+
+def regions(classes: np.ndarray) -> np.ndarray:
+    """Connected regions (corners touch, too) of equal values above 0 of a map (H, W) -> their numbers from 1, uint32.
+
+    Raises ValueError for more than MAX_SEGMENTS.
+    """
+    found, total = np.zeros(classes.shape, np.uint32), 0
+    for value in np.unique(classes[classes > 0]):
+        region, number = ndimage.label(classes == value, structure=np.ones((3, 3)))
+        found += np.where(region, region + total, 0).astype(np.uint32)
+        total += number
+    if total > MAX_SEGMENTS:
+        raise ValueError(f"things lie in {total} pieces; at most {MAX_SEGMENTS} are supported")
+    return found

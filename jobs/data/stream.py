@@ -1,0 +1,313 @@
+"""Training crops as a Ray Data stream whose order and augmentation are pure functions of (seed, epoch, sample).
+
+Position p of the endless training sequence belongs to epoch p // N and shows sample permutation(seed, epoch)[p % N],
+augmented by a generator seeded with (seed, epoch, sample). Step s of a run takes positions s * G .. s * G + G - 1 (G =
+global batch); rank r of W takes every W-th of them. So any number of workers sees the same global batches, and a
+resumed run starts at its step without replaying anything.
+
+Each train worker builds its own stream from tasks of the whole cluster. A batch is a dict of numpy arrays:
+x (B, S, S, 3) uint8 RGB; label (B, S, S) uint8, 0 void; weight (B, S, S) uint8 1 or 3; sample, position (B,) int64.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import cycle
+from threading import Lock
+
+import numpy as np
+import ray.data
+from ray.data import ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback  # DataContext takes no other
+from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from egic.training.crops import CropConfig, Sample, apply_plan, plan_center_crop, plan_training_crop
+from jobs.data.shards import Manifest, read_index, read_samples
+
+Batch = dict[str, np.ndarray]
+CROPS_PER_BLOCK = 32
+"""About 10 MB of 256x256 crops: what crosses the object store at once."""
+BLOCKS_PER_TASK = 4
+"""Between two tasks a core idles for some 20 ms. A task never waits for its blocks to be read, so it also ends."""
+BLOCKS_PER_SEGMENT = 512
+"""A Ray Dataset is planned as a whole, so an endless run is a chain of datasets."""
+BLOCKS_AHEAD = 12
+"""The next datasets start when this many blocks of the current ones are unread: that takes about a second."""
+BLOCKS_UNREAD = 6
+"""Each dataset runs at most about this far ahead of training: 60 MB of the object store."""
+PAUSE_S = 0.01
+_context_lock = Lock()
+"""Ray Data's current context is one for the whole process; lanes start their datasets in threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSequence:
+    """The part of the training sequence that one rank reads, and how it is cropped."""
+
+    manifest: Manifest
+    crop: CropConfig
+    seed: int
+    global_batch: int
+    first_step: int
+    last_step: int
+    """Exclusive."""
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.manifest.num_samples < 1:
+            raise ValueError(f"{self.manifest.folder} holds no samples; prepare a data set with pictures")
+        if self.global_batch < 1 or self.global_batch % self.world_size:
+            raise ValueError(
+                f"batch is {self.global_batch} for {self.world_size} workers; give a positive multiple of the workers"
+            )
+        if not 0 <= self.first_step <= self.last_step:
+            raise ValueError(f"steps {self.first_step}..{self.last_step} are not a range")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} is not below the number of workers {self.world_size}")
+
+    @property
+    def local_batch(self) -> int:
+        return self.global_batch // self.world_size
+
+    @property
+    def num_crops(self) -> int:
+        return (self.last_step - self.first_step) * self.local_batch
+
+    @property
+    def crops_per_block(self) -> int:
+        """A multiple of the local batch, so that batches are views of a block."""
+        return self.local_batch * max(1, CROPS_PER_BLOCK // self.local_batch)
+
+    @property
+    def crop_bytes(self) -> int:
+        """Size of one crop on the wire."""
+        return 5 * self.crop.size**2 + 16
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_crops // self.crops_per_block)
+
+    def positions(self, block: int) -> np.ndarray:
+        """Positions of one block's crops, int64. The rank's i-th crop stands at first_step * G + rank + i * W."""
+        first = block * self.crops_per_block
+        local = np.arange(first, min(first + self.crops_per_block, self.num_crops), dtype=np.int64)
+        return self.first_step * self.global_batch + self.rank + local * self.world_size
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    """Order of the samples in one epoch. The two last words keep it apart from every augmentation's seed."""
+    return np.random.default_rng([seed, epoch, num_samples, 1]).permutation(num_samples)
+
+
+def make_crops(sequence: TrainingSequence, positions: np.ndarray) -> Batch:
+    """Read, decode and augment the samples at some positions of the sequence. Raises ValueError naming a bad sample."""
+    manifest, seed, num_samples = sequence.manifest, sequence.seed, sequence.manifest.num_samples
+    epochs = positions // num_samples
+    orders = [permutation(seed, int(epoch), num_samples) for epoch in epochs]
+    samples = np.array([order[p % num_samples] for order, p in zip(orders, positions, strict=True)], np.int64)
+    batch = _empty_batch(len(positions), sequence.crop.size)
+    batch |= {"sample": samples, "position": positions}
+    for row, stored in enumerate(read_samples(manifest, samples)):
+        rng = np.random.default_rng([seed, int(epochs[row]), int(samples[row])])
+        height, width = stored.segments.shape
+        plan = plan_training_crop(height, width, sequence.crop, rng)
+        _put(batch, row, manifest, stored, plan, sequence.crop)
+    return batch
+
+
+def _empty_batch(num: int, size: int) -> Batch:
+    shapes = {"x": (num, size, size, 3), "label": (num, size, size), "weight": (num, size, size)}
+    return {name: np.empty(shape, np.uint8) for name, shape in shapes.items()}
+
+
+def _put(batch: Batch, row: int, manifest: Manifest, stored: Sample, plan, crop: CropConfig) -> None:
+    try:
+        batch["x"][row], batch["label"][row], batch["weight"][row] = apply_plan(stored, plan, crop)
+    except (ValueError, IndexError) as error:
+        sample = int(batch["sample"][row])
+        name, shard = read_index(manifest).name_and_shard(manifest, sample)
+        raise ValueError(f"shard {shard}, sample {sample} ({name}): {error}; run jobs.prepare again") from error
+
+
+def local_stream(sequence: TrainingSequence) -> Iterator[Batch]:
+    """The same batches as `training_stream`, made here, one after the other, without Ray."""
+    for block in range(sequence.num_blocks):
+        yield from _split(make_crops(sequence, sequence.positions(block)), sequence.local_batch)
+
+
+def _split(crops: Batch, size: int) -> Iterator[Batch]:
+    for first in range(0, len(crops["x"]), size):
+        yield {name: array[first : first + size] for name, array in crops.items()}
+
+
+def validation_batches(
+    manifest: Manifest, crop: CropConfig, num: int, batch: int, *, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """Centre crops of the first `num` samples (or all there are), without Ray; ranks take every world_size-th."""
+    samples = np.arange(min(num, manifest.num_samples), dtype=np.int64)[rank::world_size]
+    for first in range(0, len(samples), batch):
+        chosen = samples[first : first + batch]
+        crops = _empty_batch(len(chosen), crop.size) | {"sample": chosen, "position": chosen.copy()}
+        for row, stored in enumerate(read_samples(manifest, chosen)):
+            height, width = stored.segments.shape
+            _put(crops, row, manifest, stored, plan_center_crop(height, width, crop), crop)
+        yield crops
+
+
+def training_stream(
+    manifest: Manifest,
+    crop: CropConfig,
+    *,
+    seed: int,
+    global_batch: int,
+    first_step: int,
+    last_step: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_cpus: float = 1.0,
+    num_tasks_at_once: int = 2,
+) -> Iterator[Batch]:
+    """Batches of steps first_step .. last_step - 1 for one rank, made by Ray Data tasks ahead of their use.
+
+    `num_cpus` is what each task reserves, `num_tasks_at_once` how many run for this rank: keep the sum over all ranks
+    near the cores that training leaves, more processes than cores are slower. Closing the iterator stops all tasks.
+    Raises ValueError naming the shard if data is damaged.
+    """
+    sequence = TrainingSequence(
+        manifest=manifest,
+        crop=crop,
+        seed=seed,
+        global_batch=global_batch,
+        first_step=first_step,
+        last_step=last_step,
+        rank=rank,
+        world_size=world_size,
+    )
+    return _in_turn(sequence, num_cpus, num_tasks_at_once)
+
+
+def _in_turn(sequence: TrainingSequence, num_cpus: float, num_lanes: int) -> Iterator[Batch]:
+    """Batches of the sequence's blocks, which lanes make in turn: lane i makes blocks i, i + num_lanes, and so on.
+
+    Each lane runs one task at a time. A single dataset that runs several looks after them only when all of them have
+    something new, or ten times a second, and its tasks start together and wait for the slowest: cores idle.
+    """
+    num_lanes = min(num_lanes, sequence.num_blocks)
+    if not num_lanes:
+        return
+    blocks = [range(lane, sequence.num_blocks, num_lanes) for lane in range(num_lanes)]
+    with ThreadPoolExecutor(num_lanes) as starter, ExitStack() as open_lanes:
+        lanes = [_Started(_lane(sequence, mine, num_cpus), starter) for mine in blocks]
+        for lane in lanes:
+            open_lanes.callback(lane.close)
+        turns = cycle([iter(lane) for lane in lanes])
+        for _ in range(sequence.num_blocks):
+            yield from _split(next(next(turns)), sequence.local_batch)
+
+
+def _lane(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Generator[Batch, None, None]:
+    """Whole blocks, one segment after the other; the next starts while the current one still has blocks unread."""
+    segments = [blocks[first : first + BLOCKS_PER_SEGMENT] for first in range(0, len(blocks), BLOCKS_PER_SEGMENT)]
+
+    with ThreadPoolExecutor(1) as starter:
+        started = [_Started(_segment(sequence, segments[0], num_cpus), starter)]
+        try:
+            for segment, following in zip(segments, [*segments[1:], None], strict=True):
+                start_at = max(0, len(segment) - BLOCKS_AHEAD)
+                for number, block in enumerate(started[0]):
+                    if number == start_at and following:
+                        started.append(_Started(_segment(sequence, following, num_cpus), starter))
+                    yield block
+                started.pop(0).close()
+        finally:
+            for each in started:
+                each.close()
+
+
+class _Started:
+    """An iterator whose first item a thread asks for at once, so that its tasks run."""
+
+    def __init__(self, items: Generator[Batch, None, None], starter: ThreadPoolExecutor) -> None:
+        self._items = items
+        self._first = starter.submit(next, items)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield self._first.result()
+        yield from self._items
+
+    def close(self) -> None:
+        wait([self._first])
+        self._items.close()
+
+
+class _Paced(ExecutionCallback):
+    """A pause in each turn of Ray Data's scheduling loop, which else takes a core while training is the slower part."""
+
+    def on_execution_step(self, executor) -> None:
+        time.sleep(PAUSE_S)
+
+
+class _CropTasks(Datasource):
+    """Some blocks of a sequence as a Ray datasource: reading a block IS decoding and cropping, one operator in all."""
+
+    def __init__(self, sequence: TrainingSequence, blocks: range) -> None:
+        super().__init__()
+        positions = [sequence.positions(block) for block in blocks]
+        self._sequence = sequence
+        self.tasks = [positions[first : first + BLOCKS_PER_TASK] for first in range(0, len(blocks), BLOCKS_PER_TASK)]
+
+    def estimate_inmemory_data_size(self) -> int:
+        return self._sequence.crop_bytes * sum(len(positions) for task in self.tasks for positions in task)
+
+    def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None) -> list[ReadTask]:
+        sequence = ray.put(self._sequence)  # once, instead of inside every task
+
+        def read(task: list[np.ndarray]) -> Iterator:
+            for positions in task:
+                yield BlockAccessor.batch_to_block(make_crops(ray.get(sequence), positions))
+
+        return [ReadTask(partial(read, task), self._metadata(task)) for task in self.tasks]
+
+    def _metadata(self, task: list[np.ndarray]) -> BlockMetadata:
+        num = sum(map(len, task))
+        num_bytes = num * self._sequence.crop_bytes
+        return BlockMetadata(num_rows=num, size_bytes=num_bytes, input_files=None, exec_stats=None)
+
+
+def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Generator[Batch, None, None]:
+    """One Ray Dataset: blocks of finished crops, in order."""
+    source, block_bytes = _CropTasks(sequence, blocks), sequence.crops_per_block * sequence.crop_bytes
+    with _context_lock:
+        context = ray.data.DataContext.get_current().copy()
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=BLOCKS_UNREAD * block_bytes
+        )
+        context.target_max_block_size = block_bytes * 3 // 4  # else Ray joins blocks up to 128 MB; it cuts at 1.5 x
+        context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_PER_TASK
+        context.enable_progress_bars = False
+        context.custom_execution_callback_classes = [_Paced]
+        with ray.data.DataContext.current(context):
+            dataset = ray.data.read_datasource(
+                source,
+                num_cpus=num_cpus,
+                compute=ray.data.TaskPoolStrategy(size=1),
+                override_num_blocks=len(source.tasks),
+            )
+    found = iter(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
+    try:
+        yield from found
+    except ray.exceptions.RayTaskError as error:
+        if not isinstance(error.cause, ValueError):
+            raise
+        raise ValueError(str(error.cause).splitlines()[0]) from error  # Ray appends lines of its own advice
+    finally:
+        found.close()

@@ -1,0 +1,116 @@
+"""One driver at a time works on a stage's folder; another one that wants the same result waits for it.
+
+A lease is a small file which its holder rewrites every few seconds. It works on any storage, object stores included,
+and compares no clocks: a lease is dead when it did not change for `DEAD_S` of the waiting process's own time, or at
+once when its holder was a process of this machine that is gone.
+"""
+
+import _thread
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+
+from jobs.storage.files import Folder
+
+log = logging.getLogger(__name__)
+
+NAME = "lease.json"
+BEAT_S = 5.0
+DEAD_S = 30.0
+SETTLE_S = 0.5
+"""Two that take a dead lease at the same moment both wait this long; whose name then stands in the file has it."""
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _local_pid(content: bytes) -> int | None:
+    """The holder's process id, when it is one of this machine since it was started."""
+    try:
+        holder = json.loads(content)
+        return int(holder["pid"]) if (holder["host"], holder["boot"]) == (socket.gethostname(), _boot()) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _dead(content: bytes) -> bool:
+    """Whether the holder was a process of this machine that is gone."""
+    pid = _local_pid(content)
+    return pid is not None and not psutil.pid_exists(pid)
+
+
+def is_held(place: Folder) -> bool:
+    """Whether a run works on `place` now. A holder on another machine is watched for a beat."""
+    content = place.read(NAME)
+    if content is None or _local_pid(content) is not None:
+        return content is not None and not _dead(content)
+    deadline = time.monotonic() + 2 * BEAT_S
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        if place.read(NAME) != content:
+            return True
+    return False
+
+
+class held:
+    """While the block runs, this process holds the lease of `place`; waits for it, and says so once."""
+
+    def __init__(self, place: Folder, what: str):
+        self.place, self.what, self.owner = place, what, uuid.uuid4().hex
+        self.beat, self.done = 0, threading.Event()
+
+    def _write(self) -> None:
+        self.beat += 1
+        holder = {"owner": self.owner, "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
+        self.place.write(NAME, json.dumps(holder | {"beat": self.beat}).encode())
+
+    def _mine(self) -> bool:
+        content = self.place.read(NAME)
+        return content is not None and self.owner.encode() in content
+
+    def __enter__(self) -> None:
+        seen, since, spoken = None, time.monotonic(), False
+        while True:
+            content = self.place.read(NAME)
+            if content != seen:
+                seen, since = content, time.monotonic()
+            if content is None or _dead(content) or time.monotonic() - since > DEAD_S:
+                self._write()
+                time.sleep(SETTLE_S)
+                if self._mine():
+                    break
+                continue
+            if not spoken:
+                spoken = True
+                log.info("%s: another run works on it, waiting (%s/%s)", self.what, self.place.path, NAME)
+            time.sleep(1.0)
+        self.thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self.thread.start()
+
+    def _keep(self) -> None:
+        while not self.done.wait(BEAT_S):
+            try:
+                if not self._mine():
+                    log.error("%s: another run has taken it over, ending this one", self.what)
+                    _thread.interrupt_main()
+                    return
+                self._write()
+            except OSError as error:
+                log.warning("%s: cannot renew %s/%s (%s)", self.what, self.place.path, NAME, error)
+
+    def __exit__(self, *_) -> None:
+        self.done.set()
+        self.thread.join()
+        if self._mine():
+            self.place.remove(NAME)

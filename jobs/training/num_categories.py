@@ -1,0 +1,92 @@
+"""How many categories there are: the data says it, and stages that learn labels need data that has some."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from egic import artifact
+from egic.networks.discriminator import DiscriminatorConfig
+from jobs.config.schema import Config
+from jobs.data.shards import Manifest
+from jobs.data.sources import class_table
+from jobs.data.sources.coco_classes import CATEGORIES
+from jobs.data.sources.folders import LABEL_MAPS, PHOTOGRAPHS, kind_of
+from jobs.prepare import open_data
+from jobs.storage import files
+from jobs.training.stage import MODULES, load_stage
+
+C = TypeVar("C", bound=Config)
+
+
+def open_fitted(config: C, stages: Sequence[str]) -> tuple[C, dict[str, Manifest]]:
+    """The manifests of train and val (prepared first, if need be), and the configuration `fitted` to them."""
+    if (learners := learning_labels(stages)) and kind(config.data) == PHOTOGRAPHS:
+        raise ValueError(no_labels(config.data, learners))  # before all of them are read
+    manifests = open_data(config.data, config.output)
+    return fitted(config, manifests, stages), manifests
+
+
+def fitted(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]) -> C:
+    """The configuration with the data's number of categories, where one of the stages learns labels.
+
+    Raises ValueError when the data has no labels for such a stage, or when the configuration names another number.
+    """
+    learners = learning_labels(stages)
+    if not learners:
+        return config
+    for manifest in manifests.values():
+        if not any(manifest.class_pixels[1:]):
+            raise ValueError(no_labels(manifest.folder, learners))
+    found, given = manifests["train"].num_classes, config.discriminator.num_categories
+    if given not in (0, found):
+        raise ValueError(
+            f"{manifests['train'].folder} has {found} categories, discriminator.num_categories is {given}; leave it at "
+            f"0, which stands for the data's number, or give {found}"
+        )
+    return with_categories(config, found)
+
+
+def foretold(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]) -> C:
+    """As `fitted`, also where nothing is prepared yet (no manifests): a class table counts, and COCO's classes else."""
+    if manifests:
+        return fitted(config, manifests, stages)
+    found, number = kind(config.data), len(CATEGORIES)
+    if found == PHOTOGRAPHS and (learners := learning_labels(stages)):
+        raise ValueError(no_labels(config.data, learners))
+    if found == LABEL_MAPS:
+        number = len(class_table.read_table(Path(config.data, class_table.NAME)).categories)
+    return config if config.discriminator.num_categories else with_categories(config, number)
+
+
+def kind(data: str) -> str:
+    """What kind of data a local folder holds; empty for drawn scenes and for remote data, which must be prepared."""
+    return "" if not data or files.is_remote(data) else kind_of(Path(data))
+
+
+def with_categories(config: C, number: int) -> C:
+    return replace(config, discriminator=replace(config.discriminator, num_categories=number))
+
+
+def learning_labels(stages: Sequence[str]) -> list[str]:
+    """Those of the stages that the labels teach something: the ones that train a discriminator."""
+    return [name for name in stages if name in MODULES and "discriminator" in load_stage(name).publishes]
+
+
+def no_labels(place: str, learners: Sequence[str]) -> str:
+    """What to say of data without labels."""
+    return (
+        f"{' and '.join(learners)} learn{'s' if len(learners) == 1 else ''} from labels, and {place} has none; give a "
+        "COCO panoptic tree, or label maps with a class table (classes.yaml). mse-codec and orp need no labels"
+    )
+
+
+def check_parent(config: Config, stage: str, ref: str, folder: Path) -> None:
+    """Raise ValueError when a stage that learns labels would start from the discriminator of other ones."""
+    found = artifact.read_config(folder).get("discriminator")
+    wanted = config.discriminator.num_categories
+    if learning_labels((stage,)) and isinstance(found, DiscriminatorConfig) and found.num_categories != wanted:
+        raise ValueError(
+            f"the discriminator of {ref} knows {found.num_categories} categories, the data has {wanted}; start from "
+            "one that was trained on this data (segmentation)"
+        )

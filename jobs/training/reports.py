@@ -1,0 +1,111 @@
+"""What the workers report, carried to MLflow. Its own module, since Ray Train's controller imports it: no torch."""
+
+import errno
+import json
+import logging
+import os
+
+from ray.train import Checkpoint, UserCallback
+
+from egic.errors import NonFiniteError
+from jobs.storage.files import Folder
+from jobs.tracking import runs
+from jobs.tracking.metric_log import MetricLog, Value
+
+log = logging.getLogger(__name__)
+
+UNDELIVERED = "undelivered-metrics.json"
+COORDINATOR = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
+
+
+class Reports(UserCallback):
+    """Carries what the workers report to MLflow, from Ray Train's controller: workers need no way to the server.
+
+    While the server is away, what it has not taken lies in the stage's folder, too: the controller may be killed.
+    """
+
+    def __init__(self, run_id: str, last_step: int, place: Folder):
+        self.run_id, self.last_step, self.place = run_id, last_step, place
+        self.uri = runs.tracking_uri()
+        self.metric_log: MetricLog | None = None
+
+    def __setstate__(self, state: dict) -> None:
+        """In the controller, before it starts anything: a busy machine lets its requests wait, and each wait would be
+        told with a traceback; Ray asks again and says itself that it does not matter."""
+        self.__dict__.update(state)
+        logging.getLogger(COORDINATOR).addFilter(_errors)  # Ray Train's configuration of logging resets levels
+
+    def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
+        report = metrics[0]
+        os.environ["MLFLOW_TRACKING_URI"] = self.uri
+        try:
+            if self.metric_log is None:
+                self.metric_log = resumed_log(self.run_id, self.place)
+            self.metric_log.log(report["rows"])
+            pictures = {name: read_file(checkpoint, f"{name}.png") for name in report["pictures"]}
+            runs.log_pictures(self.run_id, report["step"], pictures)
+            if waiting := self.metric_log.waiting():
+                keep(waiting, self.place)  # this checkpoint has these rows, too, but the next one has its own alone
+        except Exception:  # a tracking server that is away must not stop the training
+            log.warning("MLflow did not take the report of step %s", report["step"], exc_info=True)
+        if report["step"] == self.last_step:
+            self.close(30)
+
+    def after_exception(self, run_context, worker_exceptions) -> None:
+        self.close(2)  # the workers wait to be started again
+        for error in worker_exceptions.values():
+            if isinstance(error, (ValueError, NonFiniteError)):  # it would come again: no restart
+                logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # who made the mistake gets one line
+                raise ValueError(str(error))
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+                kept = "the last checkpoint is kept: make room, and give the same command again"
+                raise ValueError(f"no space left for a checkpoint ({error}); {kept}")
+        if worker_exceptions:
+            rank, error = next(iter(worker_exceptions.items()))  # those of the others follow from it
+            why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            log.warning("worker %s ended: %s. From the last checkpoint, if a restart is left", rank, why)
+
+    def close(self, timeout_s: float) -> None:
+        if self.metric_log is not None:
+            finish_log(self.metric_log, self.place, timeout_s)
+            self.metric_log = None
+
+
+def _errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def resumed_log(run_id: str, place: Folder) -> MetricLog:
+    """A log to the run that begins with what the one before it could not deliver."""
+    metric_log = MetricLog(run_id)
+    metric_log.resend(tuple(value) for value in json.loads(place.read(UNDELIVERED) or b"[]"))
+    return metric_log
+
+
+def finish_log(metric_log: MetricLog, place: Folder, timeout_s: float) -> None:
+    """Close the log; what it could not deliver within `timeout_s` stays in the stage's folder."""
+    metric_log.close(timeout_s)
+    if metric_log.undelivered:
+        keep(metric_log.undelivered, place)
+    else:
+        place.remove(UNDELIVERED)
+
+
+def keep(values: list[Value], place: Folder) -> None:
+    """Put values where `resumed_log` finds them. Those that arrive after all are not stored twice."""
+    place.write(UNDELIVERED, json.dumps(values).encode())
+
+
+def deliver_rest(run_id: str, place: Folder, timeout_s: float = 30) -> None:
+    """Send what is still in the stage's folder. Raises ConnectionError when MLflow does not take it in time."""
+    if place.exists(UNDELIVERED):
+        finish_log(resumed_log(run_id, place), place, timeout_s)
+        if place.exists(UNDELIVERED):
+            raise ConnectionError("MLflow does not take the curves")
+
+
+def read_file(stored: Checkpoint, name: str) -> bytes:
+    """One file of a checkpoint, wherever it is stored."""
+    with stored.filesystem.open_input_file(f"{stored.path}/{name}") as f:
+        return f.read()
