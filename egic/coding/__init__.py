@@ -1,0 +1,1 @@
+"""Latents to bytes and back: entropy coding, frequency tables, the .egic file."""

@@ -1,0 +1,1 @@
+"""The report of an evaluation: a page, its plots, other codecs as anchors."""

@@ -1,0 +1,1 @@
+"""What a training step is made of: crops, losses, one optimizer step per stage."""

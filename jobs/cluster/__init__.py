@@ -1,0 +1,1 @@
+"""Ray: start or join a cluster, what fits on it, how it ends."""

@@ -1,0 +1,1 @@
+"""What command lines do besides training: one stage, status, dry run."""

@@ -1,0 +1,1 @@
+"""Configuration: the settings, the presets, command lines and YAML files."""

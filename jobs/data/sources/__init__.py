@@ -1,0 +1,1 @@
+"""Readers of each kind of data that `--data` and `jobs.prepare` take."""

@@ -1,0 +1,1 @@
+"""Drawn scenes with labels: data for trying and testing."""

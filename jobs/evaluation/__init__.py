@@ -1,0 +1,1 @@
+"""Models measured through real files."""
