@@ -96,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in _JOBS:  # jobs of the pipeline, with options of their own
         name, rest = argv[0], argv[1:]
-        return run_main(lambda: getattr(model_refs.jobs(name, f"egic {name} needs"), _JOBS[name])(rest)) or 0
+        module, function = _JOBS[name]
+        return run_main(lambda: getattr(model_refs.jobs(module, f"egic {name} needs"), function)(rest)) or 0
     args = parser().parse_args(argv)
     try:
         return run_main(lambda: _COMMANDS[args.command](args)) or 0
@@ -297,7 +298,7 @@ _COMMANDS = {
     "export": _export,
     "import-reference": _import_reference,
 }
-_JOBS = {"evaluate": "evaluate_folders", "compare": "compare_runs"}
+_JOBS = {"evaluate": ("evaluate", "evaluate_folders"), "compare": ("evaluation.compare", "compare_runs")}
 """Module of `jobs` by the command's name, and its function that takes the arguments."""
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def cache() -> Path:
 
 def registered() -> list[tuple[str, str]]:
     """(URI, description) of every version of every EGIC model in MLflow's registry, newest first. Raises ValueError."""
-    tracking, rows = jobs("tracking"), []
+    tracking, rows = jobs("tracking.runs"), []
     client, mlflow = tracking.client(), tracking.mlflow()
     try:
         for model in client.search_registered_models(filter_string="name LIKE 'egic-%'"):

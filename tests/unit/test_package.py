@@ -26,7 +26,7 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
 
 sys.meta_path.insert(0, Missing())
-from egic import cli
+from egic.cli import main as cli
 
 def tell(*argv):
     out, err = io.StringIO(), io.StringIO()
@@ -44,7 +44,7 @@ import numpy as np, torch
 from pathlib import Path
 from PIL import Image
 from egic import artifact
-from egic.codec import Codec, CodecConfig
+from egic.networks.codec import Codec, CodecConfig
 config = CodecConfig(
     dims=(32, 32, 32, 32), depths=(1, 1, 1, 1), window=4, hyper_dims=(32, 32), hyper_depths=(1, 1), hyper_window=2,
     num_slices=2,
@@ -85,7 +85,7 @@ def test_what_the_wheel_holds(wheel):
     assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) == {
         "train", "cloud", "demo", "import-reference", "dev"
     }  # fmt: skip
-    assert "egic = egic.cli:main" in commands
+    assert "egic = egic.cli.main:main" in commands
 
 
 def test_the_codec_works_without_the_extras_and_names_them(wheel, tmp_path):

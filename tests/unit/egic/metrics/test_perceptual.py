@@ -13,7 +13,7 @@ from PIL import Image
 
 from egic.metrics.perceptual import FILE_NAME, LPIPS, RANDOM, find_backbone
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from jobs.config.yaml_file import field_texts, from_yaml, to_yaml
 from jobs.evaluate import AloneConfig
 from pipelines.full import Pipeline
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 KINDS = (Pipeline, StageConfig, AloneConfig)
 
 

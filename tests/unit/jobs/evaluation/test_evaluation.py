@@ -257,7 +257,7 @@ def test_best_is_judged_by_the_backbone_too(monkeypatch, tmp_path):
         registry, "publish", lambda *a: registry.Artifact(run_id="", uri="", sha256="", model_version=1)
     )
     monkeypatch.setattr(registry, "promote_if_best", lambda *a: bases.append(a[-1]))
-    monkeypatch.setattr(stage_run.checkpoint, "digest", lambda folder: "")
+    monkeypatch.setattr(stage_run, "digest", lambda folder: "")
     (tmp_path / "provenance.json").write_text(json.dumps({"metrics": {"val/lpips": 0.3}}))
     for lpips in ("random", "alexnet.pth"):
         stage_run.publish(

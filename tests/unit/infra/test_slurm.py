@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-INFRA = Path(__file__).resolve().parents[2] / "infra"
+INFRA = Path(__file__).resolve().parents[3] / "infra"
 EXECUTABLES = Path(sys.executable).parent
 
 

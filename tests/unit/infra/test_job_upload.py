@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 5_000_000
 LEFT_BEHIND = (
     "outputs/checkpoints/resume.pt", "outputs/data/train/shard_00000.parquet", "mlruns/0/metric", "mlartifacts/1/model",

@@ -307,7 +307,7 @@ def test_shards_outside_their_folder_are_refused(tmp_path, name):
 def test_command_line_ends_in_one_line_and_status_2(tmp_path):
     def tool(*arguments):
         command = [sys.executable, "-m", "jobs.prepare", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[4])
 
     bad = tool(tmp_path / "nowhere", tmp_path / "out")
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and bad.stderr.startswith("error: data folder")

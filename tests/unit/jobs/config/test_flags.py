@@ -31,7 +31,7 @@ from jobs.config.yaml_file import field_texts
 from jobs.training.trainer import sharing
 from pipelines.full import Pipeline
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 SOURCES = [path for folder in ("egic", "jobs", "pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 

@@ -10,7 +10,7 @@ from jobs.config.presets import tiny
 from jobs.training import stage as stages
 from jobs.training.stage import CODE, CODE_OF_FILES, EVALUATE, MODULES, code_digest, ingredients, load_stage, stage_key
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 FACTS = {"parents": {"mse-codec": "a" * 64}, "data": "d1 d2", "lpips": "alexnet"}
 
 
@@ -78,7 +78,7 @@ def test_a_changed_source_changes_the_digest_of_the_stages_that_run_it(tmp_path,
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((ROOT / name).read_bytes())
     before = {s: code_digest(s) for s in (*MODULES, EVALUATE)}
-    monkeypatch.setattr(stages, "__file__", str(tmp_path / "jobs" / "stage.py"))
+    monkeypatch.setattr(stages, "__file__", str(tmp_path / "jobs" / "training" / "stage.py"))
     assert {s: code_digest(s) for s in before} == before  # a copy elsewhere is the same code
     for changed_file, touched in (
         ("egic/training/losses.py", {*MODULES, EVALUATE}),

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.cluster import forks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 SCRIPT = """
 import json, os, signal, sys
 print(json.dumps({"argv": sys.argv, "name": __name__, "env": os.environ.get("EGIC_TEST"), "here": os.getcwd(),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 INFRA = ROOT / "infra"
 CLUSTERS = [INFRA / "aws.yaml", INFRA / "gcp.yaml"]
 MANIFESTS = sorted((INFRA / "kuberay").glob("*.yaml"))

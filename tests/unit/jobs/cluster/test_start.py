@@ -193,8 +193,8 @@ def test_the_controller_tells_nothing_of_requests_that_wait(caplog):
 def test_the_first_signal_asks_for_a_checkpoint_and_the_second_ends(number, monkeypatch, capsys):
     asked, ended = threading.Event(), []
     monkeypatch.setattr(start, "stopping", threading.Event())
-    monkeypatch.setattr(start.tracking, "interrupted", threading.Event())
-    monkeypatch.setattr(start.tracking, "kill_open_runs", lambda: None)
+    monkeypatch.setattr(start.runs, "interrupted", threading.Event())
+    monkeypatch.setattr(start.runs, "kill_open_runs", lambda: None)
     monkeypatch.setattr(start.ray, "shutdown", lambda: ended.append(True))
 
     def main():
@@ -261,7 +261,7 @@ def test_a_controller_that_dies_while_the_run_ends_is_not_started_again(told, er
         raise trainer.ray.exceptions.ActorDiedError
 
     monkeypatch.setattr(start, "stopping", threading.Event())
-    monkeypatch.setattr(trainer.cluster, "release_reserved", lambda actor: None)
+    monkeypatch.setattr(trainer.start, "release_reserved", lambda actor: None)
     if told:
         start.stopping.set()
     with pytest.raises(error):
