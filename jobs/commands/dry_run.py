@@ -92,7 +92,7 @@ def cost_of(name: str, config: Config, world_size: int = 1) -> Cost:
 
     The memory is that of the stage's own steps, two of each of its phases, made with tensors that have shapes and no
     values (torch's fake tensors): weights, gradients, Adam's moments, activations and temporary results. Measured
-    against the CPU allocator in steps of the tiny preset it is right to 10 % (tests/unit/jobs/commands/test_dry_run.py). It leaves
+    against the CPU allocator in steps of the tiny preset it is right to 10 % (test_dry_run.py). It leaves
     out the program (0.6 GB on a CPU, as much again for CUDA), what libraries take inside an operation, and
     fragmentation; for a GPU, mixed precision is what autocast does on a CPU.
     """
