@@ -30,7 +30,6 @@ from egic.metrics import pretrained as weights
 from egic.report import matched_rates
 from egic.report.anchors import find
 from egic.report.page import write_report
-from jobs import registry
 from jobs.config import command_line
 from jobs.config.flags import parse_config
 from jobs.config.schema import ComputeConfig, Config, EvaluateConfig
@@ -38,7 +37,6 @@ from jobs.data.shards import MANIFEST, Manifest
 from jobs.evaluation import tables
 from jobs.evaluation.parts import Coder, Parts, Picture, first_readable, of_data, of_folders
 from jobs.prepare import open_data
-from jobs.registry import Artifact
 from jobs.storage import lease
 from jobs.storage.files import (
     Folder,
@@ -53,7 +51,8 @@ from jobs.storage.files import (
     read,
     write,
 )
-from jobs.tracking import runs
+from jobs.tracking import model_registry, runs
+from jobs.tracking.model_registry import Artifact
 from jobs.training.stage import EVALUATE as NAME
 from jobs.training.stage import code_digest, code_tag, stage_key
 
@@ -283,7 +282,7 @@ def measure(job: Job, measures: Measures, facts: dict, folder: str, parent_run: 
     run_id = runs.start_stage(parent_run, NAME, key, params, code_tag(NAME), experiment=job.experiment)
     with runs.ending(run_id), filled(folder, last="summary.json") as here:
         parents = {"model" if len(job.models) == 1 else tables.slug(k): a for k, a in job.models.items()}
-        registry.log_parents(run_id, parents)
+        model_registry.log_parents(run_id, parents)
         start = time.perf_counter()
         found = write_results(job, here, parts, measures)
         found["time_s"] = time.perf_counter() - start
@@ -409,7 +408,7 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
         raise ValueError(f"--model names one model twice: {' '.join(config.model)}")
     settings, output = config.applied(config.evaluate), config.output
     check(output, writable=True)
-    models = {ref: registry.resolve(ref) for ref in config.model}
+    models = {ref: model_registry.resolve(ref) for ref in config.model}
     for ref, artifact in models.items():
         if "codec" not in read_config(local_copy(artifact, output)):
             raise ValueError(f"--model {ref} holds no codec; name an MSE-codec, GAN or ORP model")

@@ -28,7 +28,7 @@ def is_uri(ref: str) -> bool:
 def folder_of(ref: str) -> Path:
     """The artifact folder that `ref` names, fetched from MLflow into the cache when it is a URI. Raises ValueError."""
     if is_uri(ref):
-        registry = jobs("registry")
+        registry = jobs("tracking.model_registry")
         artifact = registry.resolve(ref)  # an alias moves, the digest does not
         return registry.fetch(ref, cache() / artifact.sha256[:32], expect_sha256=artifact.sha256)
     path = Path(ref).expanduser()

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from egic.artifact import read_config
 from egic.errors import quiet, run_main
-from jobs import registry
 from jobs.config import command_line
 from jobs.config.schema import Config
-from jobs.registry import Artifact
 from jobs.storage import files
+from jobs.tracking import model_registry
+from jobs.tracking.model_registry import Artifact
 from jobs.training.stage import MODULES, Stage, load_stage
 
 
@@ -72,10 +72,10 @@ def named_parents(stage: Stage, config: StageConfig) -> dict[str, Artifact]:
 
     found = {}
     for ref in config.init_from:
-        artifact = registry.resolve(ref)
+        artifact = model_registry.resolve(ref)
         folder = local_copy(artifact, config.output)
         read_config(folder)  # says what is wrong with a folder that is no artifact
-        found[registry.stage_of(folder)] = artifact
+        found[model_registry.stage_of(folder)] = artifact
     if not found and stage.parents:
         wanted = " ".join(f"models:/egic-{p}@best" for p in stage.parents)
         raise ValueError(f"{stage.name} starts from other stages; give --init-from {wanted}, or folders")

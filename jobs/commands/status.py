@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from egic.metrics.perceptual import ALEXNET_URL, find_backbone
-from jobs import registry
 from jobs.config.schema import Config
 from jobs.data.shards import Manifest
 from jobs.prepare import find_data
-from jobs.registry import Artifact
 from jobs.storage import files, lease
 from jobs.storage.files import Folder
+from jobs.tracking import model_registry
+from jobs.tracking.model_registry import Artifact
 from jobs.tracking.runs import client, experiment_id, flatten, runs_of, sqlite_path, tracking_uri
 from jobs.training import checkpoints
 from jobs.training.num_categories import foretold
@@ -83,7 +83,7 @@ def state_of_stage(
         state.why.append("the data is not prepared yet")
     if not waits and data:
         state.key = stage_key(facts)
-        if known and (artifact := registry.find_finished(name, state.key, experiment=config.experiment)):
+        if known and (artifact := model_registry.find_finished(name, state.key, experiment=config.experiment)):
             return State(stage=name, state="finished", key=state.key, run_id=artifact.run_id, artifact=artifact)
         runs = runs_of(name, state.key, experiment=config.experiment) if known else []
         state.run_id = runs[0].info.run_id if runs else ""

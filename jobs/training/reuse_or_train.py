@@ -17,14 +17,13 @@ from torch import Tensor
 
 from egic.artifact import digest, read_config
 from egic.metrics.perceptual import find_backbone
-from jobs import registry
 from jobs.cluster.start import check_resources, check_shared, start_ray, threads
 from jobs.config.schema import Config
 from jobs.data.shards import MANIFEST, Manifest
-from jobs.registry import Artifact
 from jobs.storage import files, lease
 from jobs.storage.files import Folder
-from jobs.tracking import runs
+from jobs.tracking import model_registry, runs
+from jobs.tracking.model_registry import Artifact
 from jobs.training.checkpoints import place_of
 from jobs.training.reports import Reports, deliver_rest
 from jobs.training.stage import Stage, code_tag, ingredients, run_params, stage_key
@@ -78,7 +77,7 @@ class Work:
 
 def reuse_stage(work: Work, parent_run: str | None = None) -> Outcome | None:
     """What a finished run with this stage's key made, or None; does without Ray."""
-    found = registry.find_finished(work.stage.name, work.key, experiment=work.config.experiment)
+    found = model_registry.find_finished(work.stage.name, work.key, experiment=work.config.experiment)
     if found is None:
         return None
     if parent_run:
@@ -111,7 +110,7 @@ def train_and_publish(work: Work, place: Folder, parent_run: str | None, side_by
         parent_run, stage.name, work.key, run_params(facts), code_tag(stage.name), experiment=config.experiment
     )
     with runs.ending(run_id):
-        registry.log_parents(run_id, work.parents)
+        model_registry.log_parents(run_id, work.parents)
         job = Job(
             stage=stage.name, config=config, name=f"{stage.name}-{work.key}", place=place,
             train=work.manifests["train"], val=work.manifests["val"],
@@ -168,9 +167,9 @@ def publish(stage: Stage, run_id: str, folder: Path, provenance: dict, data_dige
     written = json.loads((folder / "provenance.json").read_text())
     basis = f"{data_digest} {provenance['lpips']}".strip()  # LPIPS of two backbones do not compare, either
     tags = {"egic.key": provenance["key"]}
-    artifact = registry.publish(run_id, folder, stage.name, digest(folder), provenance["config"], tags)
+    artifact = model_registry.publish(run_id, folder, stage.name, digest(folder), provenance["config"], tags)
     assert artifact.model_version is not None  # it was just published
-    registry.promote_if_best(
+    model_registry.promote_if_best(
         f"egic-{stage.name}", artifact.model_version, stage.headline, written["metrics"][stage.headline],
         stage.higher_is_better, basis,
     )  # fmt: skip
@@ -180,7 +179,7 @@ def publish(stage: Stage, run_id: str, folder: Path, provenance: dict, data_dige
 def local_copy(artifact: Artifact, store: str) -> Path:
     """The artifact's folder, on this machine, downloaded when missing, its digest checked in any case."""
     folder = files.working_folder(store) / "artifacts" / artifact.sha256[:16]
-    return registry.fetch(artifact.uri, folder, artifact.sha256)
+    return model_registry.fetch(artifact.uri, folder, artifact.sha256)
 
 
 def outcome(work: Work, artifact: Artifact, *, reused: bool) -> Outcome:

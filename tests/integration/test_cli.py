@@ -196,7 +196,9 @@ def test_mlflow_uris_go_through_jobs(pictures, model, monkeypatch, tmp_path):
         resolve=lambda ref: types.SimpleNamespace(sha256="ab" * 32),
         fetch=lambda ref, dest, expect_sha256: asked.append((ref, dest, expect_sha256)) or model,
     )
-    monkeypatch.setattr("egic.cli.model_refs.importlib.import_module", lambda name: {"jobs.registry": registry}[name])
+    monkeypatch.setattr(
+        "egic.cli.model_refs.importlib.import_module", lambda name: {"jobs.tracking.model_registry": registry}[name]
+    )
     monkeypatch.setenv("EGIC_CACHE", str(tmp_path / "cache"))
     ref = "models:/egic-orp@best"
     assert run("compress", pictures / "a.png", "-o", tmp_path / "x.egic", "-m", ref) == 0

@@ -23,7 +23,7 @@ from PIL import Image
 import jobs.config.flags
 from egic.artifact import save
 from egic.cli import main
-from jobs import registry
+from jobs.tracking import model_registry
 from tests.codec_models import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,8 +173,8 @@ def trained(place) -> Path:
     save(artifact, {"codec": tiny.codec, "orp": tiny.orp}, {"stage": "orp"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
-        published = registry.publish_folder(artifact)
-        registry.tracking.client().set_registered_model_alias("egic-orp", "best", str(published.model_version))
+        published = model_registry.publish_folder(artifact)
+        model_registry.runs.client().set_registered_model_alias("egic-orp", "best", str(published.model_version))
     return place
 
 

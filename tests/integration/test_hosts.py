@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from egic.artifact import digest, load
-from jobs import registry
 from jobs.config.presets import tiny
 from jobs.data.shards import load_manifest
 from jobs.data.stream import TrainingSequence, local_stream, permutation, validation_batches
-from jobs.tracking import runs
+from jobs.tracking import model_registry, runs
 from jobs.training import loop
 from tests.integration import hosts
 from tests.local_session import LocalSession, small
@@ -120,7 +119,7 @@ def test_two_nodes_compute_what_one_process_does(trained, data, tmp_path, monkey
     loop.train("mse-codec", small("mse-codec", **RHYTHM), {}, OneProcess(tmp_path / "one", data), {})
     alone = load(tmp_path / "one" / f"step_{STEPS:06d}" / "artifact", "codec")["codec"].state_dict()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/mlflow.db")
-    folder = registry.fetch("models:/egic-mse-codec@latest", tmp_path / "fetched")
+    folder = model_registry.fetch("models:/egic-mse-codec@latest", tmp_path / "fetched")
     shared = load(folder, "codec")["codec"].state_dict()
     assert alone.keys() == shared.keys()
     for name, weight in alone.items():
@@ -132,12 +131,12 @@ def test_two_nodes_compute_what_one_process_does(trained, data, tmp_path, monkey
 
 def test_curves_have_no_gap_and_the_artifact_its_digest(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/mlflow.db")
-    artifact = registry.resolve("models:/egic-mse-codec@best")
+    artifact = model_registry.resolve("models:/egic-mse-codec@best")
     steps = histories(trained, artifact.run_id, monkeypatch)
     assert {name for name in steps if name.startswith("train/")} >= {"train/loss", "train/bpp", "train/lr"}
     for name, at in steps.items():
         assert at == ([3, 6] if name.startswith("val/") else list(range(1, STEPS + 1))), name
-    folder = registry.fetch("models:/egic-mse-codec@best", tmp_path / "fetched")
+    folder = model_registry.fetch("models:/egic-mse-codec@best", tmp_path / "fetched")
     assert digest(folder) == artifact.sha256
     saved = sorted(json.loads(p.read_text())["step"] for p in trained.glob("checkpoints/mse-codec-*/*/meta.json"))
     assert saved == [3, 6]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import egic
-from jobs import registry
+from jobs.tracking import model_registry
 from jobs.tracking.runs import client
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,10 +60,11 @@ def test_models_are_registered_and_decode_at_any_alpha(finished, monkeypatch):
     folder, _, done = finished
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     for name in ("segmentation", "mse-codec", "gan", "orp"):
-        assert registry.resolve(f"models:/egic-{name}@best") == registry.resolve(f"models:/egic-{name}@latest")
+        best, latest = (model_registry.resolve(f"models:/egic-{name}@{alias}") for alias in ("best", "latest"))
+        assert best == latest
     row = next(r for r in summary(done)["stages"] if r["stage"] == "orp")
-    assert registry.resolve("models:/egic-orp@best").sha256 == row["sha256"]
-    model = egic.load(registry.fetch("models:/egic-orp@best", folder / "fetched"))
+    assert model_registry.resolve("models:/egic-orp@best").sha256 == row["sha256"]
+    model = egic.load(model_registry.fetch("models:/egic-orp@best", folder / "fetched"))
     picture = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
     data = model.compress(picture)
     assert {model.decompress(data, alpha).shape for alpha in (0.0, 0.3, 1.0)} == {picture.shape}

@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from jobs import registry
 from jobs.commands import status
 from jobs.config.presets import tiny
 from jobs.storage import lease
-from jobs.tracking import runs
+from jobs.tracking import model_registry, runs
 from jobs.training import checkpoints
 from jobs.training.num_categories import with_categories
 from jobs.training.stage import CODE_TAG, code_tag, ingredients, load_stage, run_params, stage_key
@@ -50,7 +49,7 @@ def begin(name, config, tmp_path, parents=(), tags=None, data=DATA):
     facts = ingredients(load_stage(name), config, parents=digests, data=data, lpips=lpips)
     key, tags = stage_key(facts), code_tag(name) if tags is None else tags
     run_id = runs.start_stage(None, name, key, run_params(facts), tags, experiment=config.experiment)
-    registry.log_parents(run_id, parents)
+    model_registry.log_parents(run_id, parents)
     return run_id, key
 
 
@@ -61,7 +60,7 @@ def finished(name, config, tmp_path, parents=(), **changes):
     folder.mkdir()
     (folder / "weights").write_text(key)
     sha256 = hashlib.sha256(key.encode()).hexdigest()
-    artifact = registry.publish(run_id, folder, name, sha256, {}, {"egic.key": key})
+    artifact = model_registry.publish(run_id, folder, name, sha256, {}, {"egic.key": key})
     runs.finish(run_id)
     return artifact
 
@@ -157,7 +156,7 @@ def test_other_parents_and_another_backbone_are_named(config, tmp_path):
 def test_an_evaluation_is_found_by_its_key(config, tmp_path):
     from jobs import evaluate
 
-    artifact = registry.Artifact(run_id="r", uri="models:/m-1", sha256="a" * 64, model_version=3)
+    artifact = model_registry.Artifact(run_id="r", uri="models:/m-1", sha256="a" * 64, model_version=3)
     manifest = SimpleNamespace(digest="d", num_samples=0)
     job = evaluate.Job(
         models={"models:/egic-orp/3": artifact}, pictures=(), evaluate=config.evaluate, compute=config.compute,
@@ -178,6 +177,6 @@ def test_an_evaluation_is_found_by_its_key(config, tmp_path):
     (tmp_path / "evaluate" / key).mkdir(parents=True)
     (tmp_path / "evaluate" / key / "summary.json").write_text("{}")
     assert state(config).state == "finished"
-    registry.log_parents(run_id, {"model": artifact})
+    model_registry.log_parents(run_id, {"model": artifact})
     other = state(replace(config, evaluate=replace(config.evaluate, alphas=(0.0,))))
     assert other.why == [f"differs from run {run_id}: alphas: [0.0, 0.5, 1.0] -> [0.0]"]

@@ -10,10 +10,11 @@ from PIL import Image
 from egic.cli import main, model_refs
 from egic.metrics import fid_kid, quality
 from egic.metrics.quality import Quality
-from jobs import evaluate, registry
+from jobs import evaluate
 from jobs.config.schema import EvaluateConfig
 from jobs.evaluation import tables
 from jobs.evaluation.parts import Coder, Parts, first_readable, of_folders
+from jobs.tracking import model_registry
 from jobs.training import reuse_or_train as stage_run
 from jobs.training.stage import load_stage
 from tests.codec_models import tiny_model
@@ -254,15 +255,13 @@ def test_best_is_judged_by_the_backbone_too(monkeypatch, tmp_path):
     """LPIPS of a random backbone is smaller, and means nothing: it must not take `best` from a real one."""
     bases = []
     monkeypatch.setattr(
-        registry, "publish", lambda *a: registry.Artifact(run_id="", uri="", sha256="", model_version=1)
+        model_registry, "publish", lambda *a: model_registry.Artifact(run_id="", uri="", sha256="", model_version=1)
     )
-    monkeypatch.setattr(registry, "promote_if_best", lambda *a: bases.append(a[-1]))
+    monkeypatch.setattr(model_registry, "promote_if_best", lambda *a: bases.append(a[-1]))
     monkeypatch.setattr(stage_run, "digest", lambda folder: "")
     (tmp_path / "provenance.json").write_text(json.dumps({"metrics": {"val/lpips": 0.3}}))
     for lpips in ("random", "alexnet.pth"):
-        stage_run.publish(
-            load_stage("gan"), "run", tmp_path, {"key": "", "config": {}, "lpips": lpips}, "data"
-        )
+        stage_run.publish(load_stage("gan"), "run", tmp_path, {"key": "", "config": {}, "lpips": lpips}, "data")
     assert bases == ["data random", "data alexnet.pth"]
 
 

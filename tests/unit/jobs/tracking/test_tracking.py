@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from egic.cli import model_refs
-from jobs import registry
 from jobs.storage.files import Folder
-from jobs.tracking import metric_log, runs
+from jobs.tracking import metric_log, model_registry, runs
 from jobs.training import reports
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -57,9 +56,9 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()
 
 
-def published(folder, experiment, key="key1", name="gan") -> registry.Artifact:
+def published(folder, experiment, key="key1", name="gan") -> model_registry.Artifact:
     run_id = runs.start_stage(None, name, key, {}, {}, experiment=experiment)
-    artifact = registry.publish(run_id, folder, name, digest(folder), {"lam": 2}, {"commit": "abc"})
+    artifact = model_registry.publish(run_id, folder, name, digest(folder), {"lam": 2}, {"commit": "abc"})
     runs.finish(run_id)
     return artifact
 
@@ -336,13 +335,13 @@ def test_refused_metrics_are_lost_with_a_reason_not_retried_for_ever(run_id, cap
 
 def test_published_artifact_is_found_by_its_key_once_finished(folder, experiment):
     run_id = runs.start_stage(None, "gan", "k", {}, {}, experiment=experiment)
-    artifact = registry.publish(run_id, folder, "gan", digest(folder), {"lam": 2}, {})
-    assert registry.find_finished("gan", "k", experiment=experiment) is None
+    artifact = model_registry.publish(run_id, folder, "gan", digest(folder), {"lam": 2}, {})
+    assert model_registry.find_finished("gan", "k", experiment=experiment) is None
     runs.finish(run_id)
-    assert registry.find_finished("gan", "k", experiment=experiment) == artifact
+    assert model_registry.find_finished("gan", "k", experiment=experiment) == artifact
     assert (artifact.run_id, artifact.sha256) == (run_id, digest(folder))
-    assert registry.find_finished("gan", "k2", experiment=experiment) is None
-    assert registry.find_finished("orp", "k", experiment=experiment) is None
+    assert model_registry.find_finished("gan", "k2", experiment=experiment) is None
+    assert model_registry.find_finished("orp", "k", experiment=experiment) is None
 
 
 def test_finished_stage_whose_files_are_gone_is_not_reused(folder, experiment, database, caplog):
@@ -350,13 +349,13 @@ def test_finished_stage_whose_files_are_gone_is_not_reused(folder, experiment, d
     stored = database.parent / "mlartifacts" / "models" / artifact.uri.removeprefix("models:/") / "artifacts"
     for path in stored.iterdir():
         path.unlink()
-    assert registry.find_finished("gan", "key1", experiment=experiment) is None
+    assert model_registry.find_finished("gan", "key1", experiment=experiment) is None
     assert "its files are gone" in caplog.text
 
 
 def test_publishing_again_after_a_crash_makes_no_second_version(folder, run_id):
-    first = registry.publish(run_id, folder, "gan", digest(folder), {}, {})
-    assert registry.publish(run_id, folder, "gan", digest(folder), {}, {}) == first
+    first = model_registry.publish(run_id, folder, "gan", digest(folder), {}, {})
+    assert model_registry.publish(run_id, folder, "gan", digest(folder), {}, {}) == first
 
 
 def test_upload_that_fails_leaves_no_version(folder, run_id, store, monkeypatch):
@@ -365,7 +364,7 @@ def test_upload_that_fails_leaves_no_version(folder, run_id, store, monkeypatch)
 
     monkeypatch.setattr(runs.mlflow().MlflowClient, "log_model_artifacts", fail)
     with pytest.raises(OSError, match="disk full"):
-        registry.publish(run_id, folder, "upload-fails", digest(folder), {}, {})
+        model_registry.publish(run_id, folder, "upload-fails", digest(folder), {}, {})
     assert store.search_model_versions(f"run_id = '{run_id}'") == []
 
 
@@ -373,12 +372,12 @@ def test_references_give_the_same_folder(folder, experiment, tmp_path):
     artifact = published(folder, experiment, name="refs")
     refs = ["models:/egic-refs@latest", "models:/egic-refs/1", artifact.uri, f"runs:/{artifact.run_id}", str(folder)]
     for i, ref in enumerate(refs):
-        found = registry.fetch(ref, tmp_path / f"new/{i}", digest(folder), digest=digest)
+        found = model_registry.fetch(ref, tmp_path / f"new/{i}", digest(folder), digest=digest)
         assert {path.name: path.read_bytes() for path in found.iterdir()} == {
             "codec.safetensors": b"weights",
             "config.json": b"{}",
         }
-        assert registry.resolve(ref, digest=digest).sha256 == artifact.sha256
+        assert model_registry.resolve(ref, digest=digest).sha256 == artifact.sha256
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["0", "1", "2", "3"]
 
 
@@ -387,7 +386,7 @@ def test_latest_is_the_newest_version(folder, experiment):
     (folder / "codec.safetensors").write_bytes(b"other weights")
     second = published(folder, experiment, key="key2", name="newest")
     assert second.model_version == 2
-    assert registry.resolve("models:/egic-newest@latest") == second
+    assert model_registry.resolve("models:/egic-newest@latest") == second
 
 
 @pytest.mark.parametrize(
@@ -406,51 +405,51 @@ def test_latest_is_the_newest_version(folder, experiment):
 def test_unknown_references_are_clear_errors(ref, message, folder, experiment, tmp_path):
     published(folder, experiment, name="known")
     with pytest.raises(ValueError, match=message):
-        registry.fetch(ref, tmp_path / "new", digest=digest)
+        model_registry.fetch(ref, tmp_path / "new", digest=digest)
     assert not (tmp_path / "new").exists()
 
 
 def test_run_without_artifact_is_a_clear_error(run_id):
     with pytest.raises(ValueError, match="has published no artifact"):
-        registry.resolve(f"runs:/{run_id}")
+        model_registry.resolve(f"runs:/{run_id}")
 
 
 def test_wrong_digest_is_refused_before_and_after_the_download(folder, experiment, tmp_path, database):
     artifact = published(folder, experiment)
     with pytest.raises(ValueError, match="expected 0000: it is not the same artifact"):
-        registry.fetch(artifact.uri, tmp_path / "new", "0000", digest=digest)
+        model_registry.fetch(artifact.uri, tmp_path / "new", "0000", digest=digest)
     (stored,) = (database.parent / "mlartifacts").rglob(f"{artifact.uri.removeprefix('models:/')}/artifacts/codec.*")
     stored.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="damaged or another artifact"):
-        registry.fetch(artifact.uri, tmp_path / "new", digest=digest)
+        model_registry.fetch(artifact.uri, tmp_path / "new", digest=digest)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact"]  # nothing half done stays
 
 
 def test_local_folder_is_checked_too(folder):
     with pytest.raises(ValueError, match="expected 0000"):
-        registry.fetch(str(folder), folder / "new", "0000", digest=digest)
+        model_registry.fetch(str(folder), folder / "new", "0000", digest=digest)
 
 
 def test_folder_that_is_there_is_kept_if_right_and_refused_if_not(folder, experiment, tmp_path):
     artifact = published(folder, experiment)
-    dest = registry.fetch(artifact.uri, tmp_path / "new", digest=digest)
+    dest = model_registry.fetch(artifact.uri, tmp_path / "new", digest=digest)
     inode = dest.stat().st_ino
-    assert registry.fetch(artifact.uri, dest, digest=digest).stat().st_ino == inode
+    assert model_registry.fetch(artifact.uri, dest, digest=digest).stat().st_ino == inode
     (dest / "codec.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="delete it and fetch again"):
-        registry.fetch(artifact.uri, dest, digest=digest)
+        model_registry.fetch(artifact.uri, dest, digest=digest)
 
 
 def test_default_digest_is_the_checkpoint_module_s(folder, monkeypatch):
     monkeypatch.setattr("egic.artifact.digest", lambda path: "abc")
-    assert registry.resolve(str(folder)).sha256 == "abc"
+    assert model_registry.resolve(str(folder)).sha256 == "abc"
 
 
 def test_parents_are_lineage_and_tags(store, folder, experiment, run_id):
     parent = published(folder, experiment, name="mse-codec")
-    local = registry.resolve(str(folder), digest=digest)
+    local = model_registry.resolve(str(folder), digest=digest)
     for _ in range(2):  # a reopened run says it again
-        registry.log_parents(run_id, {"codec": parent, "discriminator": local})
+        model_registry.log_parents(run_id, {"codec": parent, "discriminator": local})
     run = store.get_run(run_id)
     assert {entry.model_id for entry in run.inputs.model_inputs} == {parent.uri.removeprefix("models:/")}
     assert run.data.tags["egic.parent.codec.run_id"] == parent.run_id
@@ -475,7 +474,7 @@ def test_best_moves_only_on_improvement_on_the_same_data(store, folder, request,
         (folder / "codec.safetensors").write_bytes(bytes([i]))
         version = published(folder, stage, key=str(i), name=stage).model_version
         for _ in range(2):  # saying it again changes nothing
-            assert registry.promote_if_best(name, version, "val/x", value, higher, data) is becomes_best
+            assert model_registry.promote_if_best(name, version, "val/x", value, higher, data) is becomes_best
         expected = version if becomes_best else expected
         best = store.get_registered_model(name).aliases.get("best")
         assert (best and int(best)) == expected
@@ -483,10 +482,10 @@ def test_best_moves_only_on_improvement_on_the_same_data(store, folder, request,
 
 def test_best_is_not_compared_across_metrics(store, folder, experiment):
     first = published(folder, experiment, name="metrics")
-    registry.promote_if_best("egic-metrics", first.model_version, "val/psnr_db", 20.0, True, "a")
+    model_registry.promote_if_best("egic-metrics", first.model_version, "val/psnr_db", 20.0, True, "a")
     (folder / "codec.safetensors").write_bytes(b"other")
     second = published(folder, experiment, key="key2", name="metrics")
-    assert not registry.promote_if_best("egic-metrics", second.model_version, "val/miou", 90.0, True, "a")
+    assert not model_registry.promote_if_best("egic-metrics", second.model_version, "val/miou", 90.0, True, "a")
     listed = dict(model_refs.registered())
     assert listed[f"models:/egic-metrics/{first.model_version}"].endswith(" @best")
     assert listed[f"models:/egic-metrics/{second.model_version}"].endswith(" @latest")
@@ -524,8 +523,8 @@ def test_real_server_round_trip_and_restart(tmp_path, folder, monkeypatch):
         wait_until(answers, timeout_s=120)
         artifact = published(folder, "served")
         runs.log_pictures(artifact.run_id, 1, {"val": PNG})
-        assert registry.find_finished("gan", "key1", experiment="served") == artifact
-        assert registry.fetch("models:/egic-gan@latest", tmp_path / "new", digest=digest).is_dir()
+        assert model_registry.find_finished("gan", "key1", experiment="served") == artifact
+        assert model_registry.fetch("models:/egic-gan@latest", tmp_path / "new", digest=digest).is_dir()
         curves = metric_log.MetricLog(artifact.run_id)
         curves.log([{"step": 1, "train/loss": 1.0}])
         stop(server)
@@ -550,8 +549,8 @@ def test_a_folder_from_elsewhere_is_registered_once_and_is_a_parent(tmp_path, ex
 
     with torch.random.fork_rng():
         sha256 = save(tmp_path / "new", {"codec": tiny_model().codec}, {"stage": "gan", "source": "ckpt-7"})
-    first = registry.publish_folder(tmp_path / "new", experiment=experiment)
-    assert registry.publish_folder(tmp_path / "new", experiment=experiment) == first and first.sha256 == sha256
+    first = model_registry.publish_folder(tmp_path / "new", experiment=experiment)
+    assert model_registry.publish_folder(tmp_path / "new", experiment=experiment) == first and first.sha256 == sha256
     refs = (str(tmp_path / "new"), f"models:/egic-gan/{first.model_version}")
     for ref in refs:
         config = extended(PRESETS["tiny"], one_stage.StageConfig)()
@@ -565,7 +564,7 @@ def test_a_folder_without_its_stage_is_not_registered(folder, content):
     if content is not None:
         (folder / "provenance.json").write_text(content)
     with pytest.raises(ValueError, match="provenance.json (does not say|names)"):
-        registry.stage_of(folder)
+        model_registry.stage_of(folder)
 
 
 @pytest.fixture
