@@ -7,7 +7,8 @@
     data = model.compress(Image.open("photo.png"))  # or uint8 (H, W, 3) -> the bytes of an .egic file
     picture = model.decompress(data, alpha=0.5)  # uint8 (H, W, 3); alpha 0 most faithful, 1 most realistic
 
-A picture, file or model that cannot be used is a ValueError; a bad file is a BitstreamError (`egic.coding.bitstream`).
+A picture, file or model that cannot be used raises `egic.errors.UserError`, a ValueError; a bad file raises
+`egic.coding.bitstream.BitstreamError`, a UserError.
 Modules are one idea each: `model` (the above); `codec`, `orp`, `discriminator`, `losses`, `steps` (networks, and how
 they are trained); `coding`, `bitstream` (files); `quality`, `sets` (measures); `checkpoint` (artifacts).
 """
@@ -27,7 +28,7 @@ def load(folder: str | Path, device: "str | torch.device" = "cpu", precision: st
     """The codec of an artifact folder, with its ORP head where it has one, ready to code pictures.
 
     device: "cpu", "cuda", "cuda:1". precision: of the transforms, "float32" or "bfloat16"; files fit either way.
-    Raises ValueError for a folder that is no model. See `egic.model.Model`.
+    Raises UserError for a folder that is no model. See `egic.model.Model`.
     """
     from egic.model import load  # not at import: torch takes seconds
 

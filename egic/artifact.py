@@ -16,6 +16,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import nn
 
+from egic.errors import UserError
 from egic.networks.codec import Codec, CodecConfig
 from egic.networks.discriminator import Discriminator, DiscriminatorConfig
 from egic.networks.orp import ResidualHead
@@ -41,7 +42,7 @@ def _config(data: object, where: str, kind: type):
     fields = {f.name: f.type for f in dataclasses.fields(kind)}
     if not isinstance(data, dict) or (unknown := data.keys() - fields.keys()):
         what = f"unknown keys {sorted(unknown)}" if isinstance(data, dict) else "no table"
-        raise ValueError(f"{where}: {what}; it was written by another version, or is damaged")
+        raise UserError(f"{where}: {what}; it was written by another version, or is damaged")
     for name, value in data.items():
         ok = (
             isinstance(value, list) and all(type(v) is int for v in value)
@@ -49,14 +50,14 @@ def _config(data: object, where: str, kind: type):
             else type(value) is int
         )
         if not ok:
-            raise ValueError(f"{where}: {name} has the wrong type ({value!r})")
+            raise UserError(f"{where}: {name} has the wrong type ({value!r})")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
 def digest(folder: Path) -> str:
     """sha256 (hex) over the artifact's config.json and weight files, by name; provenance does not count."""
     if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"{folder} is no EGIC model: it has no config.json")
+        raise UserError(f"{folder} is no EGIC model: it has no config.json")
     total = hashlib.sha256()
     files = sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"])
     for path in files:
@@ -91,19 +92,19 @@ def save(folder: Path, components: Mapping[str, nn.Module], provenance: Mapping[
 
 
 def read_config(folder: str | Path) -> dict[str, CodecConfig | DiscriminatorConfig]:
-    """The artifact's component configs, by component. Raises ValueError naming the folder and what is wrong."""
+    """The artifact's component configs, by component. Raises UserError naming the folder and what is wrong."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} is no EGIC model: it has no config.json")
+        raise UserError(f"{folder} is no EGIC model: it has no config.json")
     try:
         data = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is not JSON ({e}); the artifact is damaged") from e
+        raise UserError(f"{path} is not JSON ({e}); the artifact is damaged") from e
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-        raise ValueError(f"{path}: this version reads format {FORMAT} only")
+        raise UserError(f"{path}: this version reads format {FORMAT} only")
     found = {name: _config(data.pop(name), f"{path}: {name}", _BUILD[name][1]) for name in list(data) if name in _BUILD}
     if data:
-        raise ValueError(f"{path}: unknown keys {sorted(data)}; it was written by another version, or is damaged")
+        raise UserError(f"{path}: unknown keys {sorted(data)}; it was written by another version, or is damaged")
     if "codec" in found and (Path(folder) / "orp.safetensors").is_file():
         found["orp"] = found["codec"]
     return found
@@ -112,11 +113,11 @@ def read_config(folder: str | Path) -> dict[str, CodecConfig | DiscriminatorConf
 def load(folder: str | Path, *names: str) -> Components:
     """The named components (all there are, without names) on the CPU, in eval mode, with exactly the stored weights.
 
-    Raises ValueError for a missing component and for weights that are missing, surplus, misshaped or unreadable.
+    Raises UserError for a missing component and for weights that are missing, surplus, misshaped or unreadable.
     """
     configs = read_config(folder)
     if missing := [n for n in names if n not in configs]:
-        raise ValueError(f"{folder} has no {', '.join(missing)}; it holds {', '.join(configs)}")
+        raise UserError(f"{folder} has no {', '.join(missing)}; it holds {', '.join(configs)}")
     found = {name: _load(Path(folder) / f"{name}.safetensors", name, configs[name]) for name in names or configs}
     return cast(Components, found)
 
@@ -126,11 +127,11 @@ def _load(path: Path, name: str, config: CodecConfig | DiscriminatorConfig) -> n
     try:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} cannot be read ({e}); fetch the artifact again") from e
+        raise UserError(f"{path} cannot be read ({e}); fetch the artifact again") from e
     expected = module.state_dict()
     wrong = sorted(expected.keys() ^ tensors.keys())
     wrong += [k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape]
     if wrong:
-        raise ValueError(f"{path} does not fit its config.json: {', '.join(wrong[:3])} ({len(wrong)} in all)")
+        raise UserError(f"{path} does not fit its config.json: {', '.join(wrong[:3])} ({len(wrong)} in all)")
     module.load_state_dict(tensors)
     return module.eval()

@@ -1,12 +1,26 @@
-"""Manners of command-line tools: a user's mistake is one clear line and exit status 2, and packages keep quiet."""
+"""Errors by who can mend them, and how command-line tools show each: one line for the user's, a traceback for ours."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+
+REPORT = (
+    "This is a fault of EGIC, not of your input. Please report it with the lines above, your command, and what "
+    "`egic --version` prints."
+)
+
+
+class UserError(ValueError):
+    """Something that a user can mend: a wrong value, a file that is missing or damaged, a server that does not answer.
+
+    The message is one line that names the thing, what is wrong with it, and what to do. Every other exception except
+    OSError is a fault of the program.
+    """
 
 
 class NonFiniteError(RuntimeError):
@@ -19,19 +33,26 @@ class NonFiniteError(RuntimeError):
 def run_main(main: Callable[[], object]) -> int | None:
     """Run a tool's main function and return its exit status: `raise SystemExit(run_main(lambda: main(config)))`.
 
-    ValueError (the type for everything a user can cause) and OSError (missing file, no permission, disk full) print
-    `error: ...` on stderr and give 2; their traceback goes to the debug log. Any other exception is our own bug and
-    keeps its traceback. None means success; an integer returned by `main` is passed through.
+    - UserError and OSError (missing file, no permission, disk full): one line `error: ...` on stderr, status 2. The
+      environment variable EGIC_TRACEBACK=1 adds the traceback.
+    - Ctrl-C: one line, status 130.
+    - Any other exception is a fault of the program: its traceback and a line that asks for a report, status 1.
+    - Otherwise the integer that `main` returned, or None for success.
     """
     try:
         status = main()
-    except (ValueError, OSError) as error:
-        logging.getLogger(__name__).debug("traceback", exc_info=True)
+    except (UserError, OSError) as error:
+        if os.environ.get("EGIC_TRACEBACK", "0") != "0":
+            traceback.print_exc()
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print("; ".join(("stopped", *map(str, error.args))), file=sys.stderr)
         return 130
+    except Exception:
+        traceback.print_exc()
+        print(REPORT, file=sys.stderr)
+        return 1
     return status if isinstance(status, int) else None
 
 

@@ -11,6 +11,7 @@ from egic import artifact
 from egic.coding import bitstream
 from egic.coding.bitstream import BitstreamError, Header
 from egic.coding.latent_coder import LatentCoder, identity
+from egic.errors import UserError
 from egic.metrics.distortion import to_uint8
 from egic.networks.codec import Codec
 from egic.networks.orp import ResidualHead, blend
@@ -25,7 +26,7 @@ class Model:
 
     def __init__(self, codec: Codec, orp: ResidualHead | None = None, precision: str = "float32"):
         if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
+            raise UserError(f"precision must be float32 or bfloat16, got {precision!r}")
         self.codec, self.orp = codec.eval(), orp.eval() if orp is not None else None
         self.precision = getattr(torch, precision)
         self._identity: bytes | None = None
@@ -62,7 +63,7 @@ class Model:
 
     @torch.inference_mode()
     def compress(self, image: np.ndarray | Image) -> bytes:
-        """RGB picture, uint8 (H, W, 3) or PIL -> the bytes of an .egic file. Raises ValueError for other inputs."""
+        """RGB picture, uint8 (H, W, 3) or PIL -> the bytes of an .egic file. Raises UserError for other inputs."""
         x = _as_array(image)
         height, width = x.shape[:2]
         with self._transforms():
@@ -106,17 +107,17 @@ class Model:
         return found["gan"], found.get("mse")
 
     def check_alpha(self, alpha: float) -> float:
-        """alpha, when this model can blend with it; else ValueError."""
+        """alpha, when this model can blend with it; else UserError."""
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {alpha}")
+            raise UserError(f"alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {alpha}")
         if self.orp is None:
-            raise ValueError("this model has no ORP head, so alpha has no meaning: leave it out, or take an ORP model")
+            raise UserError("this model has no ORP head, so alpha has no meaning: leave it out, or take an ORP model")
         return float(alpha)
 
     def decompress(self, data: bytes, alpha: float | None = None, max_pixels: int = bitstream.MAX_PIXELS) -> np.ndarray:
         """File -> uint8 (H, W, 3). alpha 0 is the most faithful picture, 1 (the default) the most realistic one.
 
-        Raises BitstreamError for a bad file or one of more than `max_pixels`, ValueError for alpha outside [0, 1] or
+        Raises BitstreamError for a bad file or one of more than `max_pixels`, UserError for alpha outside [0, 1] or
         for a model without ORP.
         """
         alpha = 1.0 if alpha is None else self.check_alpha(alpha)
@@ -136,15 +137,15 @@ def _as_array(image: np.ndarray | Image) -> np.ndarray:
     """uint8 (H, W, 3), checked."""
     x = np.asarray(image.convert("RGB") if isinstance(image, Image) else image)
     if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 or not x.size:
-        raise ValueError(f"a picture is RGB, uint8 of shape (H, W, 3); got {x.dtype} of shape {x.shape}")
+        raise UserError(f"a picture is RGB, uint8 of shape (H, W, 3); got {x.dtype} of shape {x.shape}")
     bitstream.check_size(*x.shape[:2])
     return x
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> Model:
-    """The model of an artifact folder: its codec, and its ORP head where it has one. Raises ValueError."""
+    """The model of an artifact folder: its codec, and its ORP head where it has one. Raises UserError."""
     configs = artifact.read_config(folder)
     if "codec" not in configs:
-        raise ValueError(f"{folder} holds no codec (only {', '.join(configs)}); name an MSE-codec, GAN or ORP model")
+        raise UserError(f"{folder} holds no codec (only {', '.join(configs)}); name an MSE-codec, GAN or ORP model")
     parts = artifact.load(folder, *(name for name in ("codec", "orp") if name in configs))
     return Model(parts["codec"], parts.get("orp"), precision).to(device)

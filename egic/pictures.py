@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from egic.errors import UserError
+
 READS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 READ_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif")
 _WRITES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,7 +30,7 @@ def read(data: bytes, max_pixels: int | None = None) -> tuple[np.ndarray, list[s
     """The bytes of a picture file -> uint8 sRGB (H, W, 3), upright, and what the user should know of the conversion.
 
     16-bit values become 8-bit ones; transparency goes on white; colour profiles are converted to sRGB.
-    Raises ValueError for what is no picture, is damaged, or is too large: has more than `max_pixels`, or than Pillow's
+    Raises UserError for what is no picture, is damaged, or is too large: has more than `max_pixels`, or than Pillow's
     limit against bombs (179 M pixels).
     """
     notes: list[str] = []
@@ -37,7 +39,7 @@ def read(data: bytes, max_pixels: int | None = None) -> tuple[np.ndarray, list[s
             warnings.simplefilter("ignore")  # Pillow's: large pictures, odd metadata
             with Image.open(io.BytesIO(data), formats=READS) as image:
                 if max_pixels is not None and image.width * image.height > max_pixels:
-                    raise ValueError(f"{image.width}x{image.height} pixels are over the limit of {max_pixels}")
+                    raise UserError(f"{image.width}x{image.height} pixels are over the limit of {max_pixels}")
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1 and image.format != "MPO":
                     notes.append(f"it has {frames} frames, only the first is taken")
@@ -45,11 +47,11 @@ def read(data: bytes, max_pixels: int | None = None) -> tuple[np.ndarray, list[s
                 image.load()
                 return np.asarray(_to_srgb(ImageOps.exif_transpose(image), profile, notes)), notes
     except Image.DecompressionBombError as error:
-        raise ValueError(f"too many pixels ({error})") from error
+        raise UserError(f"too many pixels ({error})") from error
     except UnidentifiedImageError as error:
-        raise ValueError("not a picture of a known format (PNG, JPEG, WebP, TIFF, ...)") from error
+        raise UserError("not a picture of a known format (PNG, JPEG, WebP, TIFF, ...)") from error
     except (OSError, SyntaxError, EOFError, TypeError) as error:  # 30,000 damaged files raised no others
-        raise ValueError(f"damaged picture ({error})") from error
+        raise UserError(f"damaged picture ({error})") from error
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
@@ -76,7 +78,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         return image
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError("its values are neither 8 nor 16 bit; convert it first")
+        raise UserError("its values are neither 8 nor 16 bit; convert it first")
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
@@ -96,9 +98,9 @@ def _convert_profile(image: Image.Image, profile: bytes | None, notes: list[str]
 
 
 def check_suffix(suffix: str) -> None:
-    """Raise ValueError unless pictures can be written under names that end so."""
+    """Raise UserError unless pictures can be written under names that end so."""
     if suffix.lower() not in _WRITES:
-        raise ValueError(f"cannot write {suffix or 'a name without suffix'}: use {', '.join(_WRITES)}")
+        raise UserError(f"cannot write {suffix or 'a name without suffix'}: use {', '.join(_WRITES)}")
 
 
 def write(x: np.ndarray, suffix: str = ".png") -> bytes:
@@ -106,7 +108,7 @@ def write(x: np.ndarray, suffix: str = ".png") -> bytes:
     check_suffix(suffix)
     form, options = _WRITES[suffix.lower()]
     if form == "WEBP" and max(x.shape) > 16383:
-        raise ValueError(
+        raise UserError(
             f"WebP holds at most 16383 pixels a side, this picture has {x.shape[1]} x {x.shape[0]}: use PNG"
         )
     out = io.BytesIO()

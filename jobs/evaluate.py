@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from egic.artifact import read_config
-from egic.errors import quiet, run_main
+from egic.errors import UserError, quiet, run_main
 from egic.metrics import fid_kid, quality
 from egic.metrics import pretrained as weights
 from egic.report import matched_rates
@@ -78,7 +78,7 @@ class Measures:
 def find_measures(config: EvaluateConfig) -> Measures:
     """The measures asked for with their weights, or all that can be had; a warning names those that can't.
 
-    Raises ValueError when one that was asked for cannot be had.
+    Raises UserError when one that was asked for cannot be had.
     """
     names, sources, states = ["psnr_db"], {}, {}
     lacking: dict[str | None, str] = {}
@@ -86,14 +86,14 @@ def find_measures(config: EvaluateConfig) -> Measures:
         network = fid_kid.NETWORK if name in fid_kid.NAMES else quality.NETWORK_OF.get(name)
         try:
             if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
-                raise ValueError(f"the package {PACKAGES[name]} is not installed: pip install 'egic[train]'")
+                raise UserError(f"the package {PACKAGES[name]} is not installed: pip install 'egic[train]'")
             if network in lacking:
-                raise ValueError(lacking[network])
+                raise UserError(lacking[network])
             if network and network not in states:
                 sources[network], states[network] = weights.find(network, config.weights)
-        except ValueError as error:
+        except UserError as error:
             if config.metrics:
-                raise ValueError(f"{name}: {error}; or leave it out of --metrics") from error
+                raise UserError(f"{name}: {error}; or leave it out of --metrics") from error
             if network not in lacking:
                 lacking[network] = str(error)
             log.warning("%s is left out: %s", name, error)
@@ -242,7 +242,7 @@ def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
 
     Writes rows.parquet, sets.json, skipped.json, pictures/, sheet.png and summary.json to <output>/evaluate/<key>/ and
     logs them; returns the summary with `folder`, `run_id` and `reused`. A picture that one model fails on is left out
-    of all, so that means and sets compare. Raises ValueError when no picture is left.
+    of all, so that means and sets compare. Raises UserError when no picture is left.
     """
     measures = find_measures(job.evaluate)
     facts = ingredients(job, measures, data)
@@ -306,7 +306,7 @@ def write_results(job: Job, folder: Path, parts: Parts, measures: Measures) -> d
     names = {s["name"] for s in skipped}
     listed = [p for p in job.pictures if p.name not in names]
     if not listed:
-        raise ValueError(f"no picture could be evaluated; the first, {skipped[0]['name']}: {skipped[0]['reason']}")
+        raise UserError(f"no picture could be evaluated; the first, {skipped[0]['name']}: {skipped[0]['reason']}")
     with fetched(parts.folder) as near:
         parts = Parts(folder=near)
         table = tables.rows_table(parts, {label: a.sha256 for label, a in job.models.items()}, listed)
@@ -347,11 +347,11 @@ class Options:
     """Other codecs at the models' rates: jpeg,webp,avif,jxl,bpg,vtm; those not installed are named and left out."""
 
     def applied(self, config: EvaluateConfig) -> EvaluateConfig:
-        """`config` with what these options change. Raises ValueError."""
+        """`config` with what these options change. Raises UserError."""
         try:
             alphas = tuple(sorted(float(a) for a in self.alphas.split(","))) if self.alphas else config.alphas
         except ValueError as error:
-            raise ValueError(f"--alphas {self.alphas} is no list of numbers such as 0,0.5,1") from error
+            raise UserError(f"--alphas {self.alphas} is no list of numbers such as 0,0.5,1") from error
         names = tuple(SHORT.get(n.strip(), n.strip()) for n in self.metrics.split(",")) if self.metrics else ()
         return replace(
             config, alphas=alphas, metrics=names or config.metrics, weights=self.weights or config.weights,
@@ -385,11 +385,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluate_folders(argv: Sequence[str]) -> None:
-    """`egic evaluate --model REF ... --images FOLDER ...`. Raises ValueError."""
+    """`egic evaluate --model REF ... --images FOLDER ...`. Raises UserError."""
     quiet("jobs")
     config = parse_config(FoldersConfig, argv, prog="egic evaluate")
     if not config.images:
-        raise ValueError("no pictures to evaluate on; give --images FOLDER")
+        raise UserError("no pictures to evaluate on; give --images FOLDER")
     run_alone(config)
 
 
@@ -403,15 +403,15 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
 
     check_spelling("output", config.output)
     if not config.model:
-        raise ValueError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
+        raise UserError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
     if len(set(map(tables.slug, config.model))) < len(config.model):
-        raise ValueError(f"--model names one model twice: {' '.join(config.model)}")
+        raise UserError(f"--model names one model twice: {' '.join(config.model)}")
     settings, output = config.applied(config.evaluate), config.output
     check(output, writable=True)
     models = {ref: model_registry.resolve(ref) for ref in config.model}
     for ref, artifact in models.items():
         if "codec" not in read_config(local_copy(artifact, output)):
-            raise ValueError(f"--model {ref} holds no codec; name an MSE-codec, GAN or ORP model")
+            raise UserError(f"--model {ref} holds no codec; name an MSE-codec, GAN or ORP model")
     if config.images:
         pictures, skipped = of_folders(config.images)
         data = hashlib.sha256(json.dumps([(p.name, p.digest) for p in pictures]).encode()).hexdigest()

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from egic.errors import run_main
+from egic.errors import UserError, run_main
 from jobs.config.flags import metavar, parse_config
 from jobs.data.shards import (
     FORMAT,
@@ -79,24 +79,24 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         files.check_spelling("OUT", self.out)
         if self.max_bad is not None and self.max_bad < 0:
-            raise ValueError(f"max_bad is {self.max_bad}; give 0 or more")
+            raise UserError(f"max_bad is {self.max_bad}; give 0 or more")
         if not 0 < self.val_share < 1:
-            raise ValueError(f"val_share is {self.val_share}; give a part between 0 and 1, such as 0.1")
+            raise UserError(f"val_share is {self.val_share}; give a part between 0 and 1, such as 0.1")
         if self.samples_per_shard < 1:
-            raise ValueError(f"samples_per_shard is {self.samples_per_shard}; give 1 or more")
+            raise UserError(f"samples_per_shard is {self.samples_per_shard}; give 1 or more")
         if self.num_threads < 0:
-            raise ValueError(f"num_threads is {self.num_threads}; give 0 (one per core) or more")
+            raise UserError(f"num_threads is {self.num_threads}; give 0 (one per core) or more")
 
 
 def prepare(config: PrepareConfig) -> dict[str, str]:
-    """Prepare the chosen splits; returns {split: place of its manifest.json}. Raises ValueError for unusable input."""
+    """Prepare the chosen splits; returns {split: place of its manifest.json}. Raises UserError for unusable input."""
     files.check(config.out, writable=True)
     splits = SPLITS if config.split == "all" else (config.split,)
     if config.download:
         download_coco(config.folder, base_url=config.download_url, splits=splits)
     inside = not files.is_remote(config.out) and Path(config.out).resolve().is_relative_to(config.folder.resolve())
     if inside and kind_of(config.folder, config.classes) == PHOTOGRAPHS:
-        raise ValueError(f"{config.out} lies inside {config.folder}, where pictures that a run leaves would become "
+        raise UserError(f"{config.out} lies inside {config.folder}, where pictures that a run leaves would become "
                          "photographs; choose OUT (of a pipeline, --output) outside")  # fmt: skip
     trees = read_trees(
         config.folder, splits, classes=config.classes, val_share=config.val_share,
@@ -107,7 +107,7 @@ def prepare(config: PrepareConfig) -> dict[str, str]:
 
 def open_data(data: str, output: files.Place) -> dict[str, Manifest]:
     """Manifests of train and val: of a prepared folder, of another one (prepared below `output` first; see
-    `jobs.data.sources`), or of drawn scenes when `data` is empty. Raises ValueError when `data` is none of these.
+    `jobs.data.sources`), or of drawn scenes when `data` is empty. Raises UserError when `data` is none of these.
     """
     if data and files.is_remote(data):
         return _open_data(data, output)
@@ -125,7 +125,7 @@ def _open_data(data: str, output: files.Place) -> dict[str, Manifest]:
     if _is_prepared(data):
         return _manifests(data)
     if files.is_remote(data):
-        raise ValueError(f"{data} holds no prepared data; make it with `python -m jobs.prepare FOLDER {data}`")
+        raise UserError(f"{data} holds no prepared data; make it with `python -m jobs.prepare FOLDER {data}`")
     folder = Path(data)
     made = prepare(PrepareConfig(folder=folder, out=prepared_folder(folder, output)))
     return {split: load_manifest(path) for split, path in made.items()}
@@ -199,7 +199,7 @@ def _finished(folder: str, source: str, limit: int) -> str | None:
     there, path = files.sizes(folder), files.join(folder, MANIFEST)
     if MANIFEST not in there:
         if any(name != INDEX and not name.startswith("shard-") for name in there):  # not what an upload left
-            raise ValueError(f"{folder} holds something else than prepared data; choose another OUT")
+            raise UserError(f"{folder} holds something else than prepared data; choose another OUT")
         return None
     try:
         content = json.loads(files.read(path))
@@ -263,7 +263,7 @@ def _write_split(
         index.append(part)
         log.info("%s: %d of %d samples written", tree.split, counts.num_samples, len(tree.entries))
     if not shards:
-        raise ValueError(f"{tree.split}: no usable picture{_named(skipped)}")
+        raise UserError(f"{tree.split}: no usable picture{_named(skipped)}")
     _check_classes(tree, counts, config.allow_unlabelled)
     write_index(aside, index)
     manifest = {
@@ -322,16 +322,16 @@ def _chunks(items: Iterable, size: int) -> Iterator[list]:
 
 def _check_limit(skipped: Sequence[dict], limit: int, split: str) -> None:
     if len(skipped) > limit:
-        raise ValueError(f"{split}: more than {limit} bad samples{_named(skipped)}; mend them or raise --max-bad")
+        raise UserError(f"{split}: more than {limit} bad samples{_named(skipped)}; mend them or raise --max-bad")
 
 
 def _check_classes(tree: Tree, counts: _Counts, allow_unlabelled: bool) -> None:
-    """Say which classes never occur: a slip in a class table looks so. Raises ValueError when none does."""
+    """Say which classes never occur: a slip in a class table looks so. Raises UserError when none does."""
     absent = [c["name"] for c, pixels in zip(tree.categories, counts.pixels[1:], strict=True) if not pixels]
     if not absent or allow_unlabelled:
         return
     if len(absent) == len(tree.categories):
-        raise ValueError(f"{tree.split}: no pixel of any of the {len(absent)} classes; do the labels belong to them?")
+        raise UserError(f"{tree.split}: no pixel of any of the {len(absent)} classes; do the labels belong to them?")
     shown = f"{', '.join(absent[:NUM_NAMED])}{', ...' if len(absent) > NUM_NAMED else ''}"
     there, known = len(tree.categories) - len(absent), len(tree.categories)
     log.info("%s: pixels of %d of %d classes, and none of %s", tree.split, there, known, shown)

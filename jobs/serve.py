@@ -19,6 +19,7 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from egic import artifact
+from egic.errors import UserError
 from egic.model import load
 
 NAME = "egic-demo"
@@ -66,10 +67,10 @@ def _answer(response: Any):
 def replicas(folder: Path, number: int, device: str, precision: str, threads: int | None) -> Iterator[Replicas]:
     """Replicas of the model in `folder`, on a running Ray or one of their own, ended with it.
 
-    Every node must reach `folder` under the same path. Raises ValueError for what the cluster can never place.
+    Every node must reach `folder` under the same path. Raises UserError for what the cluster can never place.
     """
     if "codec" not in artifact.read_config(folder):
-        raise ValueError(f"{folder} holds no codec; name an MSE-codec, GAN or ORP model")
+        raise UserError(f"{folder} holds no codec; name an MSE-codec, GAN or ORP model")
     ours = not ray.is_initialized()
     if ours:
         _start_ray()
@@ -107,5 +108,5 @@ def _resources(number: int, device: str, threads: int | None) -> dict[str, int]:
     each = threads or max(1, cpus // number)
     for name, wanted, has in (("CPU", number * each, cpus), ("GPU", number * gpu, int(there.get("GPU", 0)))):
         if wanted > has:
-            raise ValueError(f"{number} replicas need {wanted} {name}, there are {has}; lower --serve or --threads")
+            raise UserError(f"{number} replicas need {wanted} {name}, there are {has}; lower --serve or --threads")
     return {"num_cpus": each, "num_gpus": int(gpu)}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script
 
-from egic.errors import quiet, run_main
+from egic.errors import UserError, quiet, run_main
 from jobs.config import command_line
 from jobs.config.schema import Config
 from jobs.data.sources.coco_classes import CATEGORIES
@@ -34,7 +34,7 @@ class Priced(Config):
         super().__post_init__()
         for name in ("tflops", "price"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a positive number")
+                raise UserError(f"{name} is {getattr(self, name)}; give a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, and as a submitted job
 
-from egic.errors import quiet, run_main
+from egic.errors import UserError, quiet, run_main
 from jobs.config import command_line
 from jobs.config.flags import flag
 from jobs.config.schema import Config
@@ -48,9 +48,9 @@ class Pipeline(Config):
         super().__post_init__()
         for name, stage in (("from", self.start), ("until", self.until)):
             if stage not in STAGES:
-                raise ValueError(f"--{name} {stage} is no stage; choose one of {', '.join(STAGES)}")
+                raise UserError(f"--{name} {stage} is no stage; choose one of {', '.join(STAGES)}")
         if STAGES.index(self.start) > STAGES.index(self.until):
-            raise ValueError(f"--from {self.start} comes after --until {self.until}")
+            raise UserError(f"--from {self.start} comes after --until {self.until}")
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -166,10 +166,10 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
 
 
 def check_may_train(missing: Sequence[str], start: str) -> None:
-    """Raise ValueError for a stage that is not finished and comes before the one to start from."""
+    """Raise UserError for a stage that is not finished and comes before the one to start from."""
     for name in missing:
         if STAGES.index(name) < STAGES.index(start):
-            raise ValueError(
+            raise UserError(
                 f"{name} is not finished with this configuration, code and data; start --from {name} or earlier"
             )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from egic.cli import model_refs
+from egic.errors import UserError
 
 if TYPE_CHECKING:
     from egic.model import Model
@@ -39,11 +40,11 @@ def add(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], "Model"]) -> None:
-    """Serve the page until it is interrupted. Raises ValueError for what cannot be."""
+    """Serve the page until it is interrupted. Raises UserError for what cannot be."""
     if args.max_pixels < 1:
-        raise ValueError(f"--max-pixels must be at least 1, got {args.max_pixels}")
+        raise UserError(f"--max-pixels must be at least 1, got {args.max_pixels}")
     if args.serve is not None and args.serve < 1:
-        raise ValueError(f"--serve must be at least 1, got {args.serve}")
+        raise UserError(f"--serve must be at least 1, got {args.serve}")
     port = free_port(args.host, args.port)
     _check_installed(args.serve)
     with tempfile.TemporaryDirectory(prefix="egic-demo-") as folder:
@@ -85,9 +86,9 @@ def _end_as_ctrl_c_does() -> None:
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises ValueError where host and port cannot be listened on."""
+    """The port, or a free one for 0. Raises UserError where host and port cannot be listened on."""
     if not 0 <= port <= 65535:
-        raise ValueError(f"--port must lie in 0..65535, got {port}")
+        raise UserError(f"--port must lie in 0..65535, got {port}")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -96,7 +97,7 @@ def free_port(host: str, port: int) -> int:
             return probe.getsockname()[1]
     except (OSError, UnicodeError) as error:
         fix = "--port 0 takes one that is free" if not isinstance(error, socket.gaierror) else "name another --host"
-        raise ValueError(f"cannot listen on {host} port {port} ({getattr(error, 'strerror', error)}); {fix}") from error
+        raise UserError(f"cannot listen on {host} port {port} ({getattr(error, 'strerror', error)}); {fix}") from error
 
 
 def _check_installed(serve: int | None) -> None:
@@ -106,7 +107,7 @@ def _check_installed(serve: int | None) -> None:
         except ModuleNotFoundError:  # the package above it
             found = None
         if found is None:
-            raise ValueError(f"egic demo needs {module}; install it with pip install 'egic[demo]'")
+            raise UserError(f"egic demo needs {module}; install it with pip install 'egic[demo]'")
 
 
 def _prepare_gradio(folder: str, host: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from egic import artifact
+from egic.errors import UserError
 
 _WHAT = {
     "codec": "g_a, h_a, factorized prior, h_s, ChARM, g_s",
@@ -82,9 +83,9 @@ def _measured(provenance: Mapping) -> list[str]:
 
 
 def run(folder: Path, output: Path, licence: str) -> list[str]:
-    """Copy the artifact `folder` to `output` with a card; returns what to tell. Raises ValueError for a bad one."""
+    """Copy the artifact `folder` to `output` with a card; returns what to tell. Raises UserError for a bad one."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
-        raise ValueError(f"--license must be an identifier such as apache-2.0 or cc-by-4.0, got {licence!r}")
+        raise UserError(f"--license must be an identifier such as apache-2.0 or cc-by-4.0, got {licence!r}")
     parts = artifact.load(folder)  # whole, and what its config says
     record = folder / "provenance.json"
     provenance = json.loads(record.read_text()) if record.is_file() else {}
@@ -96,7 +97,7 @@ def run(folder: Path, output: Path, licence: str) -> list[str]:
             shutil.copyfile(path, aside / path.name)
         (aside / "README.md").write_text(card(parts, provenance, digest, licence))
         if artifact.digest(aside) != digest:
-            raise ValueError(f"{folder} changed while it was copied; try again")
+            raise UserError(f"{folder} changed while it was copied; try again")
         if output.exists():
             shutil.rmtree(output)
         aside.rename(output)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from egic.errors import UserError
+
 STD = "-"
 
 
@@ -26,17 +28,17 @@ def plan(inputs: list[str], out: str | None, suffix: str, takes: tuple[str, ...]
 
     A folder stands for the files below it that end with one of `takes`. Outputs lie beside their inputs with `suffix`
     in place of the input's own; `out` names the file for one input, and a folder for several (or when it is one, or
-    ends with a slash). Raises ValueError for inputs that are not there and for two outputs of one name.
+    ends with a slash). Raises UserError for inputs that are not there and for two outputs of one name.
     """
     if inputs.count(STD) > 1:
-        raise ValueError("stdin (-) can be read only once")
+        raise UserError("stdin (-) can be read only once")
     sources = list(_sources(inputs, takes))
     if not sources:
-        raise ValueError(f"no {', '.join(takes)} files in {', '.join(inputs)}")
+        raise UserError(f"no {', '.join(takes)} files in {', '.join(inputs)}")
     many = len(sources) > 1 or Path(inputs[0]).is_dir()
     as_folder = out is not None and out != STD and (many or out.endswith(os.sep) or Path(out).is_dir())
     if many and out == STD:
-        raise ValueError("several pictures do not fit on stdout; name a folder with -o")
+        raise UserError("several pictures do not fit on stdout; name a folder with -o")
     tasks = []
     for source, relative in sources:
         target: Path | None
@@ -73,9 +75,9 @@ def _check_distinct(tasks: list[Task]) -> None:
             continue
         other = seen.setdefault(task.target, task)
         if other is not task:
-            raise ValueError(f"{other.name} and {task.name} would both become {task.target}; code them separately")
+            raise UserError(f"{other.name} and {task.name} would both become {task.target}; code them separately")
         if task.source and task.target == task.source:
-            raise ValueError(f"{task.name} would overwrite itself; name another output with -o")
+            raise UserError(f"{task.name} would overwrite itself; name another output with -o")
 
 
 def read(task: Task) -> bytes:
@@ -84,33 +86,33 @@ def read(task: Task) -> bytes:
 
 
 def check_free(task: Task, force: bool) -> None:
-    """Raise ValueError where the output exists already, before any work is done."""
+    """Raise UserError where the output exists already, before any work is done."""
     if task.target and task.target.is_dir():
-        raise ValueError(f"{task.target} is a folder")
+        raise UserError(f"{task.target} is a folder")
     if task.target and task.target.is_file() and not force:
-        raise ValueError(f"{task.target} exists; --force overwrites it")
+        raise UserError(f"{task.target} exists; --force overwrites it")
 
 
 def check_any_free(tasks: Sequence[Task], force: bool) -> None:
-    """Raise ValueError where no output may be written, before a model is loaded for them."""
+    """Raise UserError where no output may be written, before a model is loaded for them."""
     problems = []
     for task in tasks:
         try:
             check_free(task, force)
-        except ValueError as problem:
+        except UserError as problem:
             problems.append(problem)
     if problems and len(problems) == len(tasks):
         raise problems[0]
 
 
 def check_free_folder(folder: Path, force: bool) -> Path:
-    """The folder's absolute path, if a model may be written there: only a model is replaced. Raises ValueError."""
+    """The folder's absolute path, if a model may be written there: only a model is replaced. Raises UserError."""
     folder = folder.expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not folder.is_dir() or not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} is there and is no EGIC model; name a new folder with -o")
+            raise UserError(f"{folder} is there and is no EGIC model; name a new folder with -o")
         if not force:
-            raise ValueError(f"{folder} exists; --force overwrites it")
+            raise UserError(f"{folder} exists; --force overwrites it")
     return folder
 
 

@@ -15,7 +15,7 @@ from egic.cli import demo as cli_demo
 from egic.cli import files, model_refs
 from egic.cli.files import Task
 from egic.coding import bitstream
-from egic.errors import out_of_memory, reason, run_main
+from egic.errors import UserError, out_of_memory, reason, run_main
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +129,7 @@ def _each(tasks: list[Task], work: Callable[[Task], str]) -> int:
 def _load(args: argparse.Namespace) -> "Model":
     """The model asked for, on its device."""
     if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {args.threads}")
+        raise UserError(f"--threads must be at least 1, got {args.threads}")
     folder = model_refs.folder_of(args.model)
     import torch  # seconds; everything above fails without it
 
@@ -142,7 +142,7 @@ def _load(args: argparse.Namespace) -> "Model":
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {args.device} cannot be used ({reason}); try --device cpu") from error
+        raise UserError(f"--device {args.device} cannot be used ({reason}); try --device cpu") from error
     return load(folder, device, args.precision)
 
 
@@ -178,7 +178,7 @@ def _decompress(args: argparse.Namespace) -> int:
     for task in tasks:
         pictures.check_suffix(task.target.suffix if task.target else ".png")
     if args.alpha is not None and not 0 <= args.alpha <= 1:  # before the model is fetched
-        raise ValueError(f"--alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {args.alpha}")
+        raise UserError(f"--alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {args.alpha}")
     files.check_any_free(tasks, args.force)
     model = _load(args)
     if args.alpha is not None:
@@ -256,7 +256,7 @@ def _models(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     if (args.anchors is None) != (args.images is None):
-        raise ValueError("--anchors and --images go together: which codecs, and the folder of the evaluated pictures")
+        raise UserError("--anchors and --images go together: which codecs, and the folder of the evaluated pictures")
     try:
         import matplotlib  # noqa: F401
         import pyarrow  # noqa: F401
@@ -264,7 +264,7 @@ def _report(args: argparse.Namespace) -> None:
         from egic.report import matched_rates
         from egic.report.page import write_report
     except ModuleNotFoundError as error:
-        raise ValueError(f"a report needs {error.name}; install it with pip install 'egic[train]'") from error
+        raise UserError(f"a report needs {error.name}; install it with pip install 'egic[train]'") from error
     if args.anchors is not None:
         names = [name.strip() for name in args.anchors.split(",") if name.strip()]
         matched_rates.add(

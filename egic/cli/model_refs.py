@@ -9,15 +9,17 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+from egic.errors import UserError
+
 _SCHEMES = ("models:/", "runs:/")
 
 
 def jobs(module: str, what: str = "models in MLflow need") -> ModuleType:
-    """A module of the training pipeline. Raises ValueError where that, or a package of it, is not installed."""
+    """A module of the training pipeline. Raises UserError where that, or a package of it, is not installed."""
     try:
         return importlib.import_module(f"jobs.{module}")
     except ImportError as error:
-        raise ValueError(f"{what} the training extra ({error}): pip install 'egic[train]'") from error
+        raise UserError(f"{what} the training extra ({error}): pip install 'egic[train]'") from error
 
 
 def is_uri(ref: str) -> bool:
@@ -26,7 +28,7 @@ def is_uri(ref: str) -> bool:
 
 
 def folder_of(ref: str) -> Path:
-    """The artifact folder that `ref` names, fetched from MLflow into the cache when it is a URI. Raises ValueError."""
+    """The artifact folder that `ref` names, fetched from MLflow into the cache when it is a URI. Raises UserError."""
     if is_uri(ref):
         registry = jobs("tracking.model_registry")
         artifact = registry.resolve(ref)  # an alias moves, the digest does not
@@ -34,9 +36,9 @@ def folder_of(ref: str) -> Path:
     path = Path(ref).expanduser()
     folder = path.parent if path.is_file() else path
     if not path.exists():
-        raise ValueError(f"--model {ref}: no such folder or file; MLflow URIs begin with {' or '.join(_SCHEMES)}")
+        raise UserError(f"--model {ref}: no such folder or file; MLflow URIs begin with {' or '.join(_SCHEMES)}")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"--model {ref}: {folder} is no EGIC model, it has no config.json")
+        raise UserError(f"--model {ref}: {folder} is no EGIC model, it has no config.json")
     return folder
 
 
@@ -47,7 +49,7 @@ def cache() -> Path:
 
 
 def registered() -> list[tuple[str, str]]:
-    """(URI, description) of every version of every EGIC model in MLflow's registry, newest first. Raises ValueError."""
+    """(URI, description) of every version of every EGIC model in MLflow's registry, newest first. Raises UserError."""
     tracking, rows = jobs("tracking.runs"), []
     client, mlflow = tracking.client(), tracking.mlflow()
     try:
@@ -62,12 +64,12 @@ def registered() -> list[tuple[str, str]]:
                 digest = version.tags.get("egic.sha256", "")[:12]
                 rows.append((f"models:/{model.name}/{version.version}", f"{digest} {marks}".strip()))
     except mlflow.MlflowException as error:
-        raise ValueError(f"cannot list the models in {tracking.shown_uri()}: {error}") from error
+        raise UserError(f"cannot list the models in {tracking.shown_uri()}: {error}") from error
     return rows
 
 
 def local(folder: Path) -> list[Path]:
     """Artifact folders with a codec at or below `folder`."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder")
+        raise UserError(f"{folder} is no folder")
     return sorted(path.parent for path in folder.rglob("codec.safetensors") if (path.parent / "config.json").is_file())

@@ -14,6 +14,8 @@ import struct
 import zlib
 from dataclasses import dataclass
 
+from egic.errors import UserError
+
 MAGIC, VERSION = b"EGIC", 1
 ID_BYTES = 8
 BLOCK = 256  # sides are counted in blocks of so many pixels: networks pad to them, and work is proportional to that
@@ -22,7 +24,7 @@ BYTES_PER_BLOCK = 4  # a payload has at least so many: a short file cannot ask f
 _CRC = struct.Struct("<I")
 
 
-class BitstreamError(ValueError):
+class BitstreamError(UserError):
     """The bytes are no .egic file, are damaged, or belong to another model."""
 
 
@@ -66,7 +68,7 @@ def least_payload(height: int, width: int) -> int:
 
 
 def check_size(height: int, width: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise ValueError for pictures that no file holds."""
+    """Raise UserError for pictures that no file holds."""
     if not height or not width or blocks(height, width) * BLOCK**2 > max_pixels:
         raise BitstreamError(
             f"the picture is {width} x {height}; allowed are 1 to {max_pixels} pixels, sides rounded up to {BLOCK}"

@@ -18,6 +18,7 @@ from torch import Tensor
 from egic.coding import frequency_tables, robust_rounding
 from egic.coding.bitstream import ID_BYTES, BitstreamError
 from egic.coding.range_coder import MAX_SYMBOL, Decoder, Encoder, Tables
+from egic.errors import UserError
 from egic.networks.charm import Index
 from egic.networks.codec import STRIDE_Y, STRIDE_Z, Codec
 
@@ -94,7 +95,7 @@ class LatentCoder:
         z_symbols = _integers(z)
         index = np.concatenate([i for _, i in coded])
         if not np.isfinite(index).all():
-            raise ValueError("the entropy model gives non-finite scales; the model is broken")
+            raise UserError("the entropy model gives non-finite scales; the model is broken")
         stream = Encoder()
         groups_code, phase = robust_rounding.choose(index)
         stream.uniform([groups_code], 128)
@@ -154,8 +155,8 @@ def _channels(number: int, size: int) -> np.ndarray:
 
 
 def _integers(symbols: Tensor) -> np.ndarray:
-    """Whole-valued float tensor -> int32 (n,). Raises ValueError for values that no sound network makes."""
+    """Whole-valued float tensor -> int32 (n,). Raises UserError for values that no sound network makes."""
     values = symbols.detach().cpu().numpy().ravel()
     if not (np.abs(values) < MAX_SYMBOL).all():  # false for NaN too
-        raise ValueError("the latents are not finite or absurdly large; the model is broken")
+        raise UserError("the latents are not finite or absurdly large; the model is broken")
     return values.astype(np.int32)

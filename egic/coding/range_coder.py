@@ -10,6 +10,7 @@ import constriction  # its submodules are attributes, not importable names
 import numpy as np
 
 from egic.coding.bitstream import BitstreamError
+from egic.errors import UserError
 
 Categorical: TypeAlias = constriction.stream.model.Categorical
 Uniform: TypeAlias = constriction.stream.model.Uniform
@@ -78,7 +79,7 @@ class Encoder:
         """Elias-gamma in batches: number of bits of the excess, signs, then the bits below the leading one."""
         excess = np.abs(values.astype(np.int64)) - reach
         if excess.max() >= MAX_SYMBOL:
-            raise ValueError("latents are too large to code; the model is broken")
+            raise UserError("latents are too large to code; the model is broken")
         bits = np.frexp(excess.astype(np.float64))[1] - 1
         self.uniform(bits, 32)
         self.uniform(values < 0, 2)

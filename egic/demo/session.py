@@ -19,6 +19,7 @@ from torch import Tensor
 
 from egic import pictures
 from egic.coding import bitstream
+from egic.errors import UserError
 from egic.metrics import distortion
 from egic.model import as_bytes
 from egic.networks.orp import blend
@@ -67,9 +68,9 @@ class Opened:
         return distortion.bpp(len(self.data), *self.size)
 
     def at(self, alpha: float) -> np.ndarray:
-        """uint8 (H, W, 3), equal to `Model.decompress(data, alpha)`. Raises ValueError for alpha outside [0, 1]."""
+        """uint8 (H, W, 3), equal to `Model.decompress(data, alpha)`. Raises UserError for alpha outside [0, 1]."""
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {alpha}")
+            raise UserError(f"alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {alpha}")
         if self.x_mse is None or alpha == 1:
             return as_bytes(self.x_gan)
         if alpha == 0:  # as blended, x_gan + (x_mse - x_gan) is x_mse only up to float rounding
@@ -93,10 +94,10 @@ class Desk:
     def open(self, name: str, data: bytes) -> Opened:
         """A picture, which is compressed, or an .egic file; either is then decoded from the file's bytes.
 
-        Raises ValueError with one line for the user.
+        Raises UserError with one line for the user.
         """
         if not data:
-            raise ValueError("the file is empty")
+            raise UserError("the file is empty")
         image: np.ndarray | None = None
         notes: list[str] = []
         if data[:4] == bitstream.MAGIC:
@@ -123,7 +124,7 @@ class Desk:
         """Refuse what is too large before it is decoded; the networks work on sides rounded up to whole blocks."""
         padded = bitstream.blocks(height, width) * bitstream.BLOCK**2
         if padded > self.max_pixels:
-            raise ValueError(
+            raise UserError(
                 f"{width} × {height} pixels are too many for this page, which takes {self.max_pixels / 1e6:.1f} "
                 f"million (sides rounded up to {bitstream.BLOCK}): make the picture smaller, or start the page with "
                 "a higher --max-pixels"

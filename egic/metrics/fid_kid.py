@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from egic.errors import UserError
+
 NAMES = ("fid256", "kid256")
 """Columns of the measures, in order."""
 NETWORK = "inception"
@@ -33,7 +35,7 @@ def corners(height: int, width: int) -> list[tuple[int, int]]:
 
 
 class Features:
-    """Inception's pooled features of pictures. state: as from `weights.find("inception")`. Raises ValueError."""
+    """Inception's pooled features of pictures. state: as from `weights.find("inception")`. Raises UserError."""
 
     def __init__(self, state: dict[str, Tensor], device: str | torch.device = "cpu"):
         self.device = torch.device(device)
@@ -55,14 +57,14 @@ def _inception(state: dict[str, Tensor]) -> nn.Module:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as e:
-        raise ValueError(f"FID and KID need the package torch-fidelity ({e}): pip install 'egic[train]'") from e
+        raise UserError(f"FID and KID need the package torch-fidelity ({e}): pip install 'egic[train]'") from e
     file = io.BytesIO()  # it unpickles what it is given, so it is given what we have read and written ourselves
     torch.save(state, file)
     file.seek(0)
     try:
         return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
     except RuntimeError as e:
-        raise ValueError(f"these are no weights of the Inception of FID ({str(e).splitlines()[0]})") from e
+        raise UserError(f"these are no weights of the Inception of FID ({str(e).splitlines()[0]})") from e
 
 
 def fid256(features: np.ndarray, original: np.ndarray) -> float | None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from egic.errors import UserError
+
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 FILE_NAME = "alexnet_features.pth"
 RANDOM = "random backbone, seed 0"
@@ -30,7 +32,7 @@ def find_backbone(source: str, url: str = ALEXNET_URL) -> tuple[str, dict[str, T
     source: a file (torchvision's AlexNet, or its `features` alone); "random"; "local" for $EGIC_WEIGHTS'
     alexnet_features.pth or, where that is not set, random; "" for that file or torchvision's download (checked and
     cached by torch.hub).
-    Raises ValueError when nothing can be had, naming both ways out, and for a file that is no AlexNet.
+    Raises UserError when nothing can be had, naming both ways out, and for a file that is no AlexNet.
     """
     folder = os.environ.get("EGIC_WEIGHTS")
     if source == "random" or (source == "local" and not folder):
@@ -44,7 +46,7 @@ def find_backbone(source: str, url: str = ALEXNET_URL) -> tuple[str, dict[str, T
             url, map_location="cpu", check_hash=True, progress=False, weights_only=True
         )
     except (urllib.error.URLError, OSError, RuntimeError) as e:
-        raise ValueError(
+        raise UserError(
             f"LPIPS weights could not be downloaded from {url} ({e}); go online, or give a local copy with "
             f"--lpips-weights FILE or a folder with {FILE_NAME} in EGIC_WEIGHTS"
         ) from e
@@ -54,22 +56,22 @@ def find_backbone(source: str, url: str = ALEXNET_URL) -> tuple[str, dict[str, T
 def convolutions(state: object, where: str) -> dict[str, Tensor]:
     """AlexNet's convolutions (`0.weight`, ...) out of a state dict of the whole net or of its `features`.
 
-    Raises ValueError naming what is missing or of another shape. The classifier, 220 MB, is left behind.
+    Raises UserError naming what is missing or of another shape. The classifier, 220 MB, is left behind.
     """
     wanted = {f"{i}.weight": shape for i, shape in SHAPES.items()} | {f"{i}.bias": s[:1] for i, s in SHAPES.items()}
     given, wrong = take(state, wanted)
     if wrong:
-        raise ValueError(f"LPIPS weights {where} lack AlexNet's features {', '.join(wrong)}; give torchvision's file")
+        raise UserError(f"LPIPS weights {where} lack AlexNet's features {', '.join(wrong)}; give torchvision's file")
     return {k: given[k] for k in wanted}
 
 
 def load_state(path: Path, what: str, advice: str) -> object:
-    """Content of a .pth file, of which nothing is executed. Raises ValueError with the advice when it is damaged."""
+    """Content of a .pth file, of which nothing is executed. Raises UserError with the advice when it is damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as e:
         reason = (str(e).splitlines() or ["the file ends early"])[0]
-        raise ValueError(f"{what} weights {path} cannot be read ({reason}); {advice}") from e
+        raise UserError(f"{what} weights {path} cannot be read ({reason}); {advice}") from e
 
 
 def take(state: object, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], list[str]]:
@@ -80,7 +82,7 @@ def take(state: object, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str
 
 def _from_file(path: Path) -> tuple[str, dict[str, Tensor]]:
     if not path.is_file():
-        raise ValueError(f"LPIPS weights {path} do not exist; give torchvision's AlexNet, or --lpips-weights random")
+        raise UserError(f"LPIPS weights {path} do not exist; give torchvision's AlexNet, or --lpips-weights random")
     state = load_state(path, "LPIPS", "give AlexNet's .pth")
     name = f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
     return name, convolutions(state, str(path))

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from egic.errors import UserError
 from egic.metrics.perceptual import ALEXNET_URL, SHAPES, load_state, take
 
 _VGG16 = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256), 14: (256, 256)}
@@ -63,7 +64,7 @@ def on_disk(kind: str, folder: str = "", url: str = "") -> Path | None:
     """The file of a network's weights, where there is one; see `find`."""
     network = NETWORKS[kind]
     if folder and not Path(folder).is_dir():
-        raise ValueError(f"--weights {folder} is no folder; name one with {Path(network.url).name}")
+        raise UserError(f"--weights {folder} is no folder; name one with {Path(network.url).name}")
     url = url or network.url
     for place in filter(None, (folder, os.environ.get("EGIC_WEIGHTS"))):
         for name in (Path(url).name, *network.names):
@@ -80,7 +81,7 @@ def _cached(url: str) -> Path:
 def find(kind: str, folder: str = "", url: str = "") -> tuple[str, dict[str, Tensor]]:
     """What they are, and the weights of "alexnet" or "vgg16" (their convolutions, `0.weight` ...) or "inception".
 
-    folder: looked through first. url: in place of the usual one. Raises ValueError, one line that names both ways to
+    folder: looked through first. url: in place of the usual one. Raises UserError, one line that names both ways to
     get them, when they are nowhere; and for a file that is another, or damaged.
     """
     network = NETWORKS[kind]
@@ -96,7 +97,7 @@ def _download(network: Network, url: str, path: Path) -> None:
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=_prefix(path.name), progress=False)
     except (urllib.error.URLError, OSError, RuntimeError) as e:
-        raise ValueError(
+        raise UserError(
             f"{network.what} weights could not be downloaded from {url} ({e}); go online, or put {path.name} into a "
             "folder and name it with --weights FOLDER or EGIC_WEIGHTS"
         ) from e
@@ -112,8 +113,8 @@ def _from_file(network: Network, path: Path) -> tuple[str, dict[str, Tensor]]:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(_prefix(path.name) or ""):
-        raise ValueError(f"{path} has sha256 {digest[:8]}..., not the one in its name: damaged; delete it")
+        raise UserError(f"{path} has sha256 {digest[:8]}..., not the one in its name: damaged; delete it")
     given, wrong = take(load_state(path, network.what, "fetch them again"), network.shapes)
     if wrong:
-        raise ValueError(f"{path} holds no {network.what}: it lacks {', '.join(wrong[:3])}")
+        raise UserError(f"{path} holds no {network.what}: it lacks {', '.join(wrong[:3])}")
     return f"{path.name} sha256:{digest[:16]}", given if network.whole else {k: given[k] for k in network.shapes}

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from egic.errors import UserError
 from egic.metrics import distortion
 
 NAMES = ("psnr_db", "ms_ssim", "lpips_alex", "lpips_vgg", "dists")
@@ -29,7 +30,7 @@ class Quality:
     """The named measures, with their networks on one device; `quality(x_hat, x)` -> {name: value}.
 
     states: convolutions (as from `weights.find`) by network, for the measures that have one.
-    Raises ValueError when a measure's package is missing.
+    Raises UserError when a measure's package is missing.
     """
 
     def __init__(self, names: Sequence[str], states: dict[str, dict[str, Tensor]], device: str | torch.device = "cpu"):
@@ -82,7 +83,7 @@ def _lpips(net: str, state: dict[str, Tensor]) -> nn.Module:
         import lpips
         from lpips import pretrained_networks
     except ImportError as e:
-        raise ValueError(f"LPIPS needs the package lpips ({e}): pip install 'egic[train]'") from e
+        raise UserError(f"LPIPS needs the package lpips ({e}): pip install 'egic[train]'") from e
     with _bare_vgg16(pretrained_networks.tv), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
@@ -94,7 +95,7 @@ def _dists(state: dict[str, Tensor]) -> nn.Module:
     try:
         from torchmetrics.functional.image import dists
     except ImportError as e:
-        raise ValueError(f"DISTS needs the package torchmetrics ({e}): pip install 'egic[train]'") from e
+        raise UserError(f"DISTS needs the package torchmetrics ({e}): pip install 'egic[train]'") from e
     with _bare_vgg16(dists):
         network = dists.DISTSNetwork()
     return _filled(network, network, state)

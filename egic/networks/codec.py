@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from egic.errors import UserError
 from egic.networks import entropy
 from egic.networks.charm import ChARM, Code, Index
 from egic.networks.transforms import Analysis, Synthesis
@@ -43,16 +44,16 @@ class CodecConfig:
             ("hyper_dims", self.hyper_dims, self.hyper_depths, 2),
         ):
             if len(dims) != n or len(depths) != n:
-                raise ValueError(f"{name} and its depths need {n} entries each, got {dims} and {depths}")
+                raise UserError(f"{name} and its depths need {n} entries each, got {dims} and {depths}")
             if any(d <= 0 or d % 32 for d in dims):
-                raise ValueError(f"{name} must be positive multiples of 32 (the head dimension), got {dims}")
+                raise UserError(f"{name} must be positive multiples of 32 (the head dimension), got {dims}")
             if any(d < 1 for d in depths):
-                raise ValueError(f"every depth of {name} must be at least 1, got {depths}")
+                raise UserError(f"every depth of {name} must be at least 1, got {depths}")
         if self.num_slices < 1 or self.dims[-1] % self.num_slices:
-            raise ValueError(f"num_slices must divide the {self.dims[-1]} latent channels, got {self.num_slices}")
+            raise UserError(f"num_slices must divide the {self.dims[-1]} latent channels, got {self.num_slices}")
         for name, window in (("window", self.window), ("hyper_window", self.hyper_window)):
             if window < 2 or window % 2 or (window & (window - 1)):
-                raise ValueError(f"{name} must be a power of two of at least 2, got {window}")
+                raise UserError(f"{name} must be a power of two of at least 2, got {window}")
 
     @property
     def multiple(self) -> int:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from egic.errors import UserError
 from egic.networks.codec import STRIDE_Y
 
 PIXEL_MEAN, PIXEL_STD = 127.5, 64.0  # of photographs in 0..255, for the initialisation alone
@@ -31,10 +32,10 @@ class DiscriminatorConfig:
 
     def __post_init__(self):
         if len(self.down) != len(self.up) or len(self.down) < 2:
-            raise ValueError(f"down and up need the same number (at least 2) of widths, got {self.down} and {self.up}")
+            raise UserError(f"down and up need the same number (at least 2) of widths, got {self.down} and {self.up}")
         for name, least in (("latent_channels", 1), ("num_categories", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     @property
     def num_classes(self) -> int:
@@ -125,7 +126,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
         if config.num_categories < 1:
-            raise ValueError("num_categories is 0; put the data's number of categories in its place")
+            raise UserError("num_categories is 0; put the data's number of categories in its place")
         self.config = config
         self.latent = normalised_conv(config.latent_channels, config.up[-1], 3, 1.0)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()

@@ -19,6 +19,7 @@ import numpy as np
 from torch import nn
 
 from egic import artifact
+from egic.errors import UserError
 from egic.networks.codec import Codec, CodecConfig
 from egic.networks.discriminator import Discriminator, DiscriminatorConfig
 from egic.networks.orp import ResidualHead
@@ -76,7 +77,7 @@ def _discriminator_paths(keys: Iterable[str]) -> dict[str, str]:
 def keys_by_path(keys: Iterable[str]) -> dict[str, str]:
     """Reference path -> the checkpoint key or object path that it goes by; keys without such a path are left out.
 
-    Raises ValueError when two keys name the same variable.
+    Raises UserError when two keys name the same variable.
     """
     short = {key: key.removesuffix(_VALUE).removeprefix("model/") for key in keys}
     paths = {key: reference_path(name) for key, name in short.items()}
@@ -88,7 +89,7 @@ def keys_by_path(keys: Iterable[str]) -> dict[str, str]:
     for key, path in paths.items():
         path = path or discriminator.get(short[key])
         if path and found.setdefault(path, key) != key:
-            raise ValueError(f"{path} is there twice, as {found[path]} and {key}")
+            raise UserError(f"{path} is there twice, as {found[path]} and {key}")
     return found
 
 
@@ -138,7 +139,7 @@ def _transforms(arrays: Arrays, prefix: str, num_stages: int) -> tuple[tuple[int
 
 
 def codec_config(arrays: Arrays) -> CodecConfig:
-    """What the shapes tell, the paper's config where they tell too little. Raises ValueError for an impossible one."""
+    """What the shapes tell, the paper's config where they tell too little. Raises UserError for an impossible one."""
     try:
         dims, depths, window = _transforms(arrays, "", 4)
         hyper_dims, hyper_depths, hyper_window = _transforms(arrays, "hyper_", 2)
@@ -167,7 +168,7 @@ def discriminator_config(arrays: Arrays) -> DiscriminatorConfig:
 def components(variables: Arrays) -> tuple[dict[str, nn.Module], list[str]]:
     """Variables by key -> the artifact's components (codec, orp, discriminator: those there are), and unused keys.
 
-    Raises ValueError, naming the variables, when one is missing, misshaped or not finite.
+    Raises UserError, naming the variables, when one is missing, misshaped or not finite.
     """
     variables = spatial_kernels(variables)
     keys = keys_by_path(variables)
@@ -178,18 +179,18 @@ def components(variables: Arrays) -> tuple[dict[str, nn.Module], list[str]]:
         found["codec"] = Codec(codec_config(arrays))
     if "orp" in roots:
         if "codec" not in found:
-            raise ValueError("an ORP head without a codec; name the checkpoint of the whole model")
+            raise UserError("an ORP head without a codec; name the checkpoint of the whole model")
         found["orp"] = ResidualHead(codec_config(arrays))
     if "disc" in roots:
         found["discriminator"] = Discriminator(discriminator_config(arrays))
     if not found:
-        raise ValueError("none of the reference's variables are there, but " + (_some(sorted(variables)) or "nothing"))
+        raise UserError("none of the reference's variables are there, but " + (_some(sorted(variables)) or "nothing"))
     wanted = {name: [path for _, path, _ in reference_paths(module)] for name, module in found.items()}
     for name, paths in wanted.items():
         if missing := [path for path in paths if path not in arrays]:
-            raise ValueError(f"the {name} lacks {_some(missing)}")
+            raise UserError(f"the {name} lacks {_some(missing)}")
     if broken := [path for path in chain(*wanted.values()) if not np.isfinite(arrays[path]).all()]:
-        raise ValueError(f"values that are not finite in {_some(broken)}")
+        raise UserError(f"values that are not finite in {_some(broken)}")
     for name, module in found.items():
         load_reference_weights(module.eval(), {path: arrays[path] for path in wanted[name]})
     return found, sorted(variables.keys() - {keys[path] for path in chain(*wanted.values())})
@@ -208,7 +209,7 @@ def grouped(keys: Iterable[str]) -> list[str]:
 
 def find_prefix(where: Path) -> Path:
     """The checkpoint prefix (`.../ckpt-7`) that a user means by a prefix, one of its files, a training's backup folder
-    or a SavedModel's. Raises ValueError."""
+    or a SavedModel's. Raises UserError."""
     if where.is_file() and (m := re.fullmatch(r"(.+)\.(?:index|data-\d{5}-of-\d{5})", where.name)):
         where = where.with_name(m[1])
     if where.with_name(where.name + ".index").is_file():
@@ -221,7 +222,7 @@ def find_prefix(where: Path) -> Path:
             newest = folder / Path(m[1]).name if m else folder  # an absolute path may be another machine's
             if newest.with_name(newest.name + ".index").is_file():
                 return newest
-    raise ValueError(
+    raise UserError(
         f"{where} is no TensorFlow checkpoint; name its prefix (.../ckpt-7), the folder of a training's backup, "
         "or a SavedModel's"
     )
@@ -246,13 +247,13 @@ def object_paths(children: Mapping[int, Iterable[tuple[str, int]]]) -> dict[int,
 
 
 def read(prefix: Path) -> dict[str, np.ndarray]:
-    """Every variable of a checkpoint, by object path where it has one, else by key. Raises ValueError."""
+    """Every variable of a checkpoint, by object path where it has one, else by key. Raises UserError."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its start-up messages go to stderr, errors are raised
     try:
         import tensorflow as tf
         from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"reading TensorFlow's checkpoints needs TensorFlow ({error}): pip install 'egic[import-reference]'"
         ) from error
     try:
@@ -267,29 +268,29 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
             names = {a.checkpoint_key: paths[i] for i, n in enumerate(graph.nodes) if i in paths for a in n.attributes}
         return {names.get(key, key): reader.get_tensor(key) for key in types if key != _GRAPH}
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{prefix} cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
+        raise UserError(f"{prefix} cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
 
 
 def stage_of(found: Mapping[str, nn.Module], wanted: str | None) -> str:
-    """The stage that makes such components: what `--init-from` takes the artifact for. Raises ValueError."""
+    """The stage that makes such components: what `--init-from` takes the artifact for. Raises UserError."""
     if "orp" in found or "codec" not in found:
         stage = "orp" if "orp" in found else "segmentation"
     else:
         stage = wanted or "gan"
     if wanted not in (None, stage) or (stage == "mse-codec" and len(found) > 1):
-        raise ValueError(f"a checkpoint with {' + '.join(found)} is no {wanted} model; leave --stage out")
+        raise UserError(f"a checkpoint with {' + '.join(found)} is no {wanted} model; leave --stage out")
     return stage
 
 
 def run(source: Path, output: Path, stage: str | None) -> list[str]:
-    """Import `source` into the artifact folder `output`; returns what to tell. Raises ValueError."""
+    """Import `source` into the artifact folder `output`; returns what to tell. Raises UserError."""
     prefix = find_prefix(source)
     variables = read(prefix)
     try:
         found, unused = components(variables)
         stage = stage_of(found, stage)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     index = prefix.with_name(prefix.name + ".index").read_bytes()  # it holds the checksums of all arrays
     provenance = {
         "stage": stage,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from egic.errors import UserError
 from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
 from egic.networks.orp import ResidualHead
@@ -105,7 +106,7 @@ def load_reference_weights(model: nn.Module, arrays: Mapping[str, np.ndarray]) -
     """Copy the reference's variables into a Codec, ResidualHead or Discriminator.
 
     `arrays` maps the reference's paths (`analysis_transform/stage0/block0/norm1/gamma`) to arrays in its own layout.
-    Raises ValueError, before anything is changed, naming every missing, surplus or misshaped variable.
+    Raises UserError, before anything is changed, naming every missing, surplus or misshaped variable.
     """
     wanted = {path: (parameter, layout) for parameter, path, layout in reference_paths(model)}
     problems = [f"missing {p}" for p in wanted if p not in arrays]
@@ -120,6 +121,6 @@ def load_reference_weights(model: nn.Module, arrays: Mapping[str, np.ndarray]) -
             problems.append(f"misshaped {path}: {array.shape} does not fit {tuple(parameter.shape)}")
         values[path] = value
     if problems:
-        raise ValueError(f"reference weights do not fit a {type(model).__name__}: " + "; ".join(sorted(problems)))
+        raise UserError(f"reference weights do not fit a {type(model).__name__}: " + "; ".join(sorted(problems)))
     for path, (parameter, _) in wanted.items():
         parameter.copy_(torch.from_numpy(np.ascontiguousarray(values[path])))

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from egic.errors import UserError
 from egic.report.curves import METRICS
 
 
@@ -46,10 +47,10 @@ class Anchor:
     def code(self, x: np.ndarray, quality: int) -> Coded:
         """uint8 (H, W, 3) at a quality -> file size and decoded picture.
 
-        Raises ValueError for a quality out of range, and for what the codec cannot code.
+        Raises UserError for a quality out of range, and for what the codec cannot code.
         """
         if not min(self.low, self.high) <= quality <= max(self.low, self.high):
-            raise ValueError(f"{self.label} takes qualities {self.low} (smallest files) to {self.high}, got {quality}")
+            raise UserError(f"{self.label} takes qualities {self.low} (smallest files) to {self.high}, got {quality}")
         return self.run(x, quality)
 
 
@@ -59,7 +60,7 @@ def _pillow(form: str, **options) -> Callable[[np.ndarray, int], Coded]:
         try:
             Image.fromarray(x).save(file, form, quality=quality, **options)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{form} cannot code {x.shape[1]} x {x.shape[0]} pixels ({error})") from error
+            raise UserError(f"{form} cannot code {x.shape[1]} x {x.shape[0]} pixels ({error})") from error
         encode_s, start = time.perf_counter() - start, time.perf_counter()
         decoded = np.asarray(Image.open(file).convert("RGB"))
         return Coded(
@@ -92,7 +93,7 @@ def _compressai(name: str, arguments: list[str]) -> Callable[[np.ndarray, int], 
             try:
                 found, decoded = codec.run(str(source), quality, return_rec=True)
             except SystemExit as error:  # its way of saying that the binary failed
-                raise ValueError(f"{name} failed: {said.getvalue().strip()[-200:] or 'without a word'}") from error
+                raise UserError(f"{name} failed: {said.getvalue().strip()[-200:] or 'without a word'}") from error
         return Coded(
             num_bytes=round(found["bpp"] * x[..., 0].size / 8), picture=np.asarray(decoded),
             encode_s=found["encoding_time"], decode_s=found["decoding_time"],
@@ -154,12 +155,12 @@ NAMES = tuple(_FIND)
 def find(names: Sequence[str] = NAMES) -> tuple[list[Anchor], dict[str, str]]:
     """The codecs of these names that this machine has, and of each other one the reason why it is left out.
 
-    Raises ValueError for a name that is none of NAMES.
+    Raises UserError for a name that is none of NAMES.
     """
     found, missing = [], {}
     for name in names:
         if name not in _FIND:
-            raise ValueError(f"no anchor {name!r}; there are {', '.join(NAMES)}")
+            raise UserError(f"no anchor {name!r}; there are {', '.join(NAMES)}")
         try:
             found.append(_FIND[name]())
         except LookupError as error:

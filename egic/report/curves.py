@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from egic.errors import UserError
+
 MIN_POINTS = 3
 """Piecewise cubics bend from three points on; Bjontegaard's own fit (VCEG-M33) took four."""
 
@@ -82,7 +84,7 @@ def bd_rate(reference: Curve, test: Curve) -> float:
     """Mean difference in rate at equal quality, in percent of the reference's: -20 = a fifth fewer bits.
 
     Bjontegaard's average (VCEG-M33) over log rates, interpolated piecewise (pchip, as in JVET's tables).
-    Raises ValueError for curves of different metrics, with fewer than MIN_POINTS points, with a value that does not
+    Raises UserError for curves of different metrics, with fewer than MIN_POINTS points, with a value that does not
     improve when the rate rises, or whose values do not overlap.
     """
     import bjontegaard
@@ -92,7 +94,7 @@ def bd_rate(reference: Curve, test: Curve) -> float:
     for curve in (reference, test):
         quality.append(np.array(curve.values) * (-1 if curve.metric.lower_is_better else 1))
         if (np.diff(quality[-1]) <= 0).any():
-            raise ValueError(f"{curve.label}: {curve.metric.title} does not improve at every higher rate")
+            raise UserError(f"{curve.label}: {curve.metric.title} does not improve at every higher rate")
     _check_overlap(reference, test, quality[0], quality[1], reference.metric.title)
     return float(
         bjontegaard.bd_rate(
@@ -105,7 +107,7 @@ def bd_rate(reference: Curve, test: Curve) -> float:
 def bd_metric(reference: Curve, test: Curve) -> float:
     """Mean difference test - reference at equal rate, in the metric's unit: negative is better where lower is.
 
-    Raises ValueError as `bd_rate` does, but for rates that do not overlap, and whichever way the values go.
+    Raises UserError as `bd_rate` does, but for rates that do not overlap, and whichever way the values go.
     """
     import bjontegaard
 
@@ -121,13 +123,13 @@ def bd_metric(reference: Curve, test: Curve) -> float:
 
 def _check(reference: Curve, test: Curve) -> None:
     if reference.metric != test.metric:
-        raise ValueError(f"{reference.metric.title} and {test.metric.title} cannot be compared")
+        raise UserError(f"{reference.metric.title} and {test.metric.title} cannot be compared")
     for curve in (reference, test):
         if len(curve.bpp) < MIN_POINTS:
             points = "1 point" if len(curve.bpp) == 1 else f"{len(curve.bpp)} points"
-            raise ValueError(f"{curve.label} has {points} of {curve.metric.title}; {MIN_POINTS} rates are needed")
+            raise UserError(f"{curve.label} has {points} of {curve.metric.title}; {MIN_POINTS} rates are needed")
 
 
 def _check_overlap(reference: Curve, test: Curve, a: np.ndarray, b: np.ndarray, what: str) -> None:
     if min(a.max(), b.max()) <= max(a.min(), b.min()):
-        raise ValueError(f"{reference.label} and {test.label} have no {what} in common")
+        raise UserError(f"{reference.label} and {test.label} have no {what} in common")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from egic.errors import UserError
 from egic.report.curves import METRICS, number
 
 
@@ -29,25 +30,25 @@ class Shown:
 
 
 def read(folder: Path) -> Evaluation:
-    """Read an evaluation folder. Raises ValueError in one line for what is none, or is damaged."""
+    """Read an evaluation folder. Raises UserError in one line for what is none, or is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for name in ("rows.parquet", "sets.json"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no evaluation folder, it has no {name}; name one that jobs.evaluate made")
+            raise UserError(f"{folder} is no evaluation folder, it has no {name}; name one that jobs.evaluate made")
     try:
         rows = pq.read_table(folder / "rows.parquet").to_pylist()
     except pa.ArrowException as error:
-        raise ValueError(f"{folder / 'rows.parquet'} cannot be read ({error})") from error
+        raise UserError(f"{folder / 'rows.parquet'} cannot be read ({error})") from error
     sets = _json(folder / "sets.json", ("label", "codec", "point"))
     skipped = _json(folder / "skipped.json", ("name", "reason")) if (folder / "skipped.json").is_file() else []
     lacking = sorted({"label", "codec", "point", "name", "bpp"} - set(rows[0])) if rows else []
     if lacking:
-        raise ValueError(f"{folder / 'rows.parquet'} lacks the columns {', '.join(lacking)}")
+        raise UserError(f"{folder / 'rows.parquet'} lacks the columns {', '.join(lacking)}")
     for name in {row["name"] for row in rows}:  # the folder may have come from elsewhere
         if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{folder / 'rows.parquet'} names a picture {name!r}, which leads out of the folder")
+            raise UserError(f"{folder / 'rows.parquet'} names a picture {name!r}, which leads out of the folder")
     return Evaluation(folder=folder, rows=rows, sets=sets, skipped=skipped)
 
 
@@ -55,9 +56,9 @@ def _json(path: Path, keys: tuple[str, ...]) -> list[dict]:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+        raise UserError(f"{path} is not JSON ({error})") from error
     if not isinstance(found, list) or not all(isinstance(e, dict) and set(keys) <= set(e) for e in found):
-        raise ValueError(f"{path} must be a list of objects with {', '.join(keys)}")
+        raise UserError(f"{path} must be a list of objects with {', '.join(keys)}")
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from egic import pictures
+from egic.errors import UserError
 from egic.metrics.quality import Quality
 from egic.report import anchors, evaluation_folder, panels
 from egic.report.curves import number
@@ -25,7 +26,7 @@ def add(
 
     `read(name)` gives the picture that rows name so. `measure(x_hat, x)` of two uint8 (H, W, 3) pictures gives the
     columns of a row (None: PSNR and MS-SSIM). Earlier rows of these codecs are replaced. `told` hears which codecs are
-    left out, and progress. Raises ValueError for a folder without EGIC rows, and for a picture that is missing or is
+    left out, and progress. Raises UserError for a folder without EGIC rows, and for a picture that is missing or is
     another one.
     """
     found, measure = evaluation_folder.read(folder), measure or Quality(("psnr_db", "ms_ssim"), {})
@@ -34,14 +35,14 @@ def add(
         told(f"{name} is left out: {reason}")
     wanted = rates(found)
     if not wanted:
-        raise ValueError(f"{folder} has no rows of an EGIC model whose rates the anchors could take")
+        raise UserError(f"{folder} has no rows of an EGIC model whose rates the anchors could take")
     sizes = {row["name"]: (row.get("height"), row.get("width")) for row in found.rows}
     rows: list[dict] = []
     for count, (name, of_models) in enumerate(wanted.items(), 1):
         x = read(name)
         if None not in sizes[name] and x.shape[:2] != sizes[name]:
             height, width = sizes[name]
-            raise ValueError(f"{name} has {x.shape[1]} x {x.shape[0]} pixels, the evaluated one has {width} x {height}")
+            raise UserError(f"{name} has {x.shape[1]} x {x.shape[0]} pixels, the evaluated one has {width} x {height}")
         for anchor in codecs:
             rows += coded(found, anchor, name, x, points(of_models, multiples), measure)
         told(f"[{count}/{len(wanted)}] {name}")
@@ -92,7 +93,7 @@ def below(images: Path) -> Callable[[str], np.ndarray]:
 
     def read(name: str) -> np.ndarray:
         if not (images / name).is_file():
-            raise ValueError(f"{images / name} is missing; --images must name the folder of the evaluated pictures")
+            raise UserError(f"{images / name} is missing; --images must name the folder of the evaluated pictures")
         return pictures.read((images / name).read_bytes())[0]
 
     return read

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from egic.errors import UserError
 from egic.report import curves, evaluation_folder, picture_crops
 from egic.report.curves import METRICS, Metric, is_reliable, number
 from egic.report.evaluation_folder import Evaluation
@@ -21,7 +22,7 @@ PICTURE_BYTES = 6_500_000
 def write_report(folder: Path) -> Path:
     """Write report.html and plots/*.png into an evaluation folder; returns the report's path.
 
-    Missing metrics, pictures and curves leave gaps, never errors. Raises ValueError for what is no evaluation folder.
+    Missing metrics, pictures and curves leave gaps, never errors. Raises UserError for what is no evaluation folder.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -154,11 +155,11 @@ def _bd(of_label: Mapping[str, curves.Curve], reference: str, test: str) -> tupl
     cell, reason = {"rate": "–", "metric": "–"}, ""
     try:
         cell["rate"] = f"{curves.bd_rate(a, b):+.1f} %".replace("-", "−")
-    except ValueError as error:
+    except UserError as error:
         reason = str(error)
     try:
         unit = f" {a.metric.unit}" if a.metric.unit else ""
         cell["metric"] = f"{curves.bd_metric(a, b):+.{a.metric.digits}f}{unit}".replace("-", "−")
-    except ValueError as error:
+    except UserError as error:
         reason = reason or str(error)
     return (None if set(cell.values()) == {"–"} else cell), reason

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from egic.errors import UserError
+
 MAX_PIXELS = 64_000_000
 """Pictures with more pixels are refused before decoding: a few kilobytes can claim gigabytes."""
 PAD_VALUE = 128
@@ -48,17 +50,17 @@ class CropConfig:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"crop.size is {self.size}; give a positive number of pixels")
+            raise UserError(f"crop.size is {self.size}; give a positive number of pixels")
         if self.longer_side < 1:
-            raise ValueError(f"crop.longer_side is {self.longer_side}; give a positive number of pixels")
+            raise UserError(f"crop.longer_side is {self.longer_side}; give a positive number of pixels")
         if not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(f"crop.min_scale is {self.min_scale}; it must be above 0 and at most max_scale")
+            raise UserError(f"crop.min_scale is {self.min_scale}; it must be above 0 and at most max_scale")
         if self.scale_step <= 0:
-            raise ValueError(f"crop.scale_step is {self.scale_step}; give a positive step")
+            raise UserError(f"crop.scale_step is {self.scale_step}; give a positive step")
         if not 0 <= self.colour < 1:
-            raise ValueError(f"crop.colour is {self.colour}; give a value from 0 (off) to below 1")
+            raise UserError(f"crop.colour is {self.colour}; give a value from 0 (off) to below 1")
         if self.small_instance_pixels < 0:
-            raise ValueError(f"crop.small_instance_pixels is {self.small_instance_pixels}; give 0 (off) or more")
+            raise UserError(f"crop.small_instance_pixels is {self.small_instance_pixels}; give 0 (off) or more")
 
     @property
     def num_scales(self) -> int:
@@ -134,7 +136,7 @@ def apply_plan(sample: Sample, plan: Plan, crop: CropConfig) -> tuple[np.ndarray
 def decode_jpeg(jpeg: bytes) -> np.ndarray:
     """Decode a whole JPEG file to (H, W, 3) uint8 RGB; greyscale and CMYK become RGB.
 
-    EXIF orientation is ignored, as COCO's annotations do. Raises ValueError for anything that is not a whole JPEG.
+    EXIF orientation is ignored, as COCO's annotations do. Raises UserError for anything that is not a whole JPEG.
     """
     with _open(jpeg, "JPEG") as image:
         return np.asarray(_load(image).convert("RGB"))
@@ -144,7 +146,7 @@ def decode_panoptic_png(png: bytes) -> np.ndarray:
     """Decode a panoptic PNG to segment ids (H, W) uint32: R + 256 G + 65536 B, 0 = void (COCO panoptic format)."""
     with _open(png, "PNG") as image:
         if image.mode not in ("RGB", "RGBA"):
-            raise ValueError(f"panoptic PNG has mode {image.mode}; segment ids need RGB")
+            raise UserError(f"panoptic PNG has mode {image.mode}; segment ids need RGB")
         rgb = np.asarray(_load(image).convert("RGB")).astype(np.uint32)
     return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
 
@@ -153,14 +155,14 @@ def decode_label_png(png: bytes, *, colours: bool | None = None) -> np.ndarray:
     """Decode a label map to the value of each pixel, (H, W) uint32.
 
     colours: True for colours, 65536 R + 256 G + B each (RGB, with alpha left out, or through a palette); False for
-    index values, 8 or 16 bit (grey, or positions in a palette); None for whichever the file has. Raises ValueError for
+    index values, 8 or 16 bit (grey, or positions in a palette); None for whichever the file has. Raises UserError for
     others.
     """
     with _open(png, "PNG") as image:
         has_colours = image.mode in ("RGB", "RGBA") or (colours is True and image.mode == "P")
         if image.mode not in ("1", "L", "P", "I;16", "RGB", "RGBA") or colours not in (None, has_colours):
             wanted = "colours need RGB" if colours else "index values need grey or a palette"
-            raise ValueError(f"label map has mode {image.mode}; {wanted}")
+            raise UserError(f"label map has mode {image.mode}; {wanted}")
         values = np.asarray(_load(image).convert("RGB") if has_colours else _load(image)).astype(np.uint32)
     if has_colours:
         return values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2]
@@ -174,9 +176,9 @@ def _open(data: bytes, kind: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
             image = Image.open(io.BytesIO(data), formats=[kind])
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable {kind} file ({error})") from error
+        raise UserError(f"not a readable {kind} file ({error})") from error
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS}")
+        raise UserError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS}")
     return image
 
 
@@ -184,7 +186,7 @@ def _load(image: Image.Image) -> Image.Image:
     try:
         image.load()
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"truncated or damaged {image.format} file ({error})") from error
+        raise UserError(f"truncated or damaged {image.format} file ({error})") from error
     return image
 
 

@@ -20,6 +20,7 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[a
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from egic.errors import UserError
 from jobs.cluster import forks
 from jobs.config.schema import ComputeConfig
 from jobs.storage.files import absolute, is_remote, write
@@ -61,7 +62,7 @@ def start_ray() -> None:
     except Exception as e:  # Ray has no type for it, and no setting for the time
         if "timed out during startup" not in str(e):
             raise
-        raise ValueError(
+        raise UserError(
             f"{BUSY}; give the same command again when less runs beside it, or run `ray start --head` first and set "
             "RAY_ADDRESS=127.0.0.1:6379"
         ) from e
@@ -130,7 +131,7 @@ def lacking(compute: ComputeConfig) -> str:
 
 
 def check_resources(compute: ComputeConfig) -> None:
-    """Raise ValueError when the cluster can't place a stage, after `wait_s`: Ray itself would wait without a word."""
+    """Raise UserError when the cluster can't place a stage, after `wait_s`: Ray itself would wait without a word."""
     if not (lack := lacking(compute)):
         return
     if compute.wait_s:
@@ -143,7 +144,7 @@ def check_resources(compute: ComputeConfig) -> None:
         finally:
             request_resources(bundles=[])
     if lack := lacking(compute):
-        raise ValueError(lack + ("" if compute.wait_s else "; compute.wait_s waits for nodes that are still to come"))
+        raise UserError(lack + ("" if compute.wait_s else "; compute.wait_s waits for nodes that are still to come"))
 
 
 def release_reserved(actor_id: str) -> None:
@@ -159,7 +160,7 @@ def release_reserved(actor_id: str) -> None:
 
 
 def check_shared(output: str, *files: str) -> None:
-    """Raise ValueError naming a node that does not see local output, or one of the local files that stages read."""
+    """Raise UserError naming a node that does not see local output, or one of the local files that stages read."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     local = [absolute(file) for file in files if not is_remote(file)]
     if len(nodes) < 2 or (is_remote(output) and not local):
@@ -173,7 +174,7 @@ def check_shared(output: str, *files: str) -> None:
         for node, unseen in zip(nodes, ray.get(asked, timeout=60), strict=True):
             if unseen:
                 folder = os.path.dirname(unseen[0])
-                raise ValueError(
+                raise UserError(
                     f"node {node['NodeManagerAddress']} does not see what this machine has in {folder}; name storage "
                     "that every node reaches with --data and --output: a shared folder, s3://bucket/folder or gs://..."
                 )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from egic.artifact import read_config
-from egic.errors import quiet, run_main
+from egic.errors import UserError, quiet, run_main
 from jobs.config import command_line
 from jobs.config.schema import Config
 from jobs.storage import files
@@ -78,5 +78,5 @@ def named_parents(stage: Stage, config: StageConfig) -> dict[str, Artifact]:
         found[model_registry.stage_of(folder)] = artifact
     if not found and stage.parents:
         wanted = " ".join(f"models:/egic-{p}@best" for p in stage.parents)
-        raise ValueError(f"{stage.name} starts from other stages; give --init-from {wanted}, or folders")
+        raise UserError(f"{stage.name} starts from other stages; give --init-from {wanted}, or folders")
     return found

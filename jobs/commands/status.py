@@ -45,7 +45,7 @@ class State:
 
 
 def states(config: Config, names: Sequence[str]) -> list[State]:
-    """The stages in order. Raises ValueError when MLflow's store or the data cannot be read."""
+    """The stages in order. Raises UserError when MLflow's store or the data cannot be read."""
     manifests = find_data(config.data, config.output)
     config = foretold(config, manifests, names)
     found: dict[str, State] = {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from egic.errors import UserError
 from jobs.config.flags import parse_changes, parse_preset, print_completion
 from jobs.config.presets import PRESETS, extended
 from jobs.config.schema import Config
@@ -39,14 +40,14 @@ def read(
     """Read `PRESET | --config FILE`, then flags, and at most one of `actions` in place of running.
 
     `note` is the last sentence above the help's options. `--print-config` prints and ends the process, as `--help`
-    does. Raises ValueError for what is wrong with a file; a wrong flag ends the process with one line and status 2.
+    does. Raises UserError for what is wrong with a file; a wrong flag ends the process with one line and status 2.
     """
     rest = list(sys.argv[1:] if argv is None else argv)
     actions = (PRINT, *actions)
     chosen = [a for a in actions if a in rest]
     rest = [word for word in rest if word not in actions]
     if len(chosen) > 1:
-        raise ValueError(f"{chosen[0]} and {chosen[1]} were given; choose one")
+        raise UserError(f"{chosen[0]} and {chosen[1]} were given; choose one")
     rest, file = _without_file(rest)
     told = "; ".join(f"{name}: {HELP[name]}" for name in actions)
     about = f"--config FILE in place of PRESET takes what --print-config prints. Instead of running: {told}. "
@@ -60,7 +61,7 @@ def read(
         config, name = parse_preset(presets, rest, prog=prog, about=about), rest[0]
     else:
         if rest and rest[0] in PRESETS:
-            raise ValueError(f"the preset {rest[0]} and --config {file} were given; choose one")
+            raise UserError(f"the preset {rest[0]} and --config {file} were given; choose one")
         config, name = parse_changes(from_yaml(file, kind), rest, prog=prog, about=about), file.stem
     if chosen == [PRINT]:
         print(to_yaml(config), end="")
@@ -75,6 +76,6 @@ def _without_file(words: list[str]) -> tuple[list[str], Path | None]:
             return words[:i] + words[i + 1 :], Path(word.removeprefix("--config="))
         if word == "--config":
             if i + 1 == len(words):
-                raise ValueError("--config names no file; give --config FILE, as --print-config prints it")
+                raise UserError("--config names no file; give --config FILE, as --print-config prints it")
             return words[:i] + words[i + 2 :], Path(words[i + 1])
     return words, None

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from egic.errors import UserError
 from egic.metrics import fid_kid, quality
 from egic.networks.codec import CodecConfig
 from egic.networks.discriminator import DiscriminatorConfig
@@ -15,7 +16,7 @@ from jobs.storage.files import check_spelling
 
 def _check(ok: bool, message: str) -> None:
     if not ok:
-        raise ValueError(message)
+        raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.metrics if name not in (*quality.NAMES, *fid_kid.NAMES)]:
             known = ", ".join((*quality.NAMES, *fid_kid.NAMES))
-            raise ValueError(f"evaluate.metrics has {unknown[0]}; choose from {known}")
+            raise UserError(f"evaluate.metrics has {unknown[0]}; choose from {known}")
         _check(self.shown >= 0, f"evaluate.shown is {self.shown}; give 0 or more")
         _check(len(set(self.alphas)) == len(self.alphas), f"evaluate.alphas repeat themselves: {self.alphas}")
         inside = bool(self.alphas) and all(0 <= a <= 1 for a in self.alphas)

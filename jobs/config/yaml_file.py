@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from egic.errors import UserError
 from jobs.config.schema import Config
 
 C = TypeVar("C")
@@ -87,28 +88,28 @@ def field_texts(kind: type) -> dict[str, str]:
 def from_yaml(path: Path, kind: type[C]) -> C:
     """A file's configuration; a field that it leaves out has its default.
 
-    Raises ValueError, one line with file, line, key and fix, for unknown keys, wrong types and impossible values.
+    Raises UserError, one line with file, line, key and fix, for unknown keys, wrong types and impossible values.
     """
     return _dataclass(compose(path, "print a preset with --print-config, and begin with that"), kind, str(path), "")
 
 
 def compose(path: Path, fix: str) -> yaml.Node:
-    """A YAML file's nodes. Raises ValueError, one line, where there are none; `fix` says what to do then."""
+    """A YAML file's nodes. Raises UserError, one line, where there are none; `fix` says what to do then."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; {fix}") from None
+        raise UserError(f"{path} does not exist; {fix}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no YAML file: it is not UTF-8 ({error.reason})") from error
+        raise UserError(f"{path} is no YAML file: it is not UTF-8 ({error.reason})") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ValueError(f"{place}: no YAML ({problem}); mend it") from error
+        raise UserError(f"{place}: no YAML ({problem}); mend it") from error
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply; {fix}") from None
+        raise UserError(f"{path} is nested too deeply; {fix}") from None
     if root is None:
-        raise ValueError(f"{path} is empty; {fix}")
+        raise UserError(f"{path} is empty; {fix}")
     return root
 
 
@@ -117,7 +118,7 @@ def _dataclass(node: yaml.Node, kind: Any, file: str, key: str) -> Any:
     here = f"{file}, line {node.start_mark.line + 1}"
     fields, hints, values = {f.name: f for f in dataclasses.fields(kind)}, typing.get_type_hints(kind), {}
     if not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"{here}: {key or 'the file'} is no section; give lines such as {next(iter(fields))}: VALUE")
+        raise UserError(f"{here}: {key or 'the file'} is no section; give lines such as {next(iter(fields))}: VALUE")
     for name_node, value in node.value:
         place = f"{file}, line {name_node.start_mark.line + 1}"
         name = name_node.value if isinstance(name_node, yaml.ScalarNode) else "..."
@@ -125,18 +126,18 @@ def _dataclass(node: yaml.Node, kind: Any, file: str, key: str) -> Any:
         if name not in fields:
             near = difflib.get_close_matches(name.replace("-", "_"), fields, 1)
             fix = f"did you mean {near[0]}?" if near else "remove it; --help lists the fields"
-            raise ValueError(f"{place}: {full} is unknown; {fix}")
+            raise UserError(f"{place}: {full} is unknown; {fix}")
         if name in values:
-            raise ValueError(f"{place}: {full} is given twice; remove one of the two")
+            raise UserError(f"{place}: {full} is given twice; remove one of the two")
         values[name] = _value(value, hints[name], file, full)
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
             full = f"{key}.{name}" if key else name
-            raise ValueError(f"{here}: {full} is missing; add it, as --print-config has it")
+            raise UserError(f"{here}: {full} is missing; add it, as --print-config has it")
     try:
         return kind(**values)
     except ValueError as error:
-        raise ValueError(f"{here}: {key + ': ' if key else ''}{error}") from error
+        raise UserError(f"{here}: {key + ': ' if key else ''}{error}") from error
 
 
 def _value(node: yaml.Node, kind: Any, file: str, key: str) -> Any:
@@ -147,7 +148,7 @@ def _value(node: yaml.Node, kind: Any, file: str, key: str) -> Any:
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]
         if not isinstance(node, yaml.SequenceNode):
-            raise ValueError(f"{place}: {key} is no list; give {_WANTED[inner]} each, in brackets: [..., ...]")
+            raise UserError(f"{place}: {key} is no list; give {_WANTED[inner]} each, in brackets: [..., ...]")
         return tuple(_value(each, inner, file, key) for each in node.value)
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     for each in kinds if isinstance(node, yaml.ScalarNode) else ():
@@ -156,11 +157,11 @@ def _value(node: yaml.Node, kind: Any, file: str, key: str) -> Any:
         except ValueError:
             continue
     shown = repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or section"
-    raise ValueError(f"{place}: {key} is {shown}; give {' or '.join(_WANTED[k] for k in kinds)}")
+    raise UserError(f"{place}: {key} is {shown}; give {' or '.join(_WANTED[k] for k in kinds)}")
 
 
 def _parsed(text: str, kind: type, *, quoted: bool) -> Any:
-    """A scalar's text as `kind`. Raises ValueError. What stands in quotes is text, and nothing at all is not."""
+    """A scalar's text as `kind`. Raises UserError. What stands in quotes is text, and nothing at all is not."""
     if kind is str:
         if not quoted and text in _NULL:
             raise ValueError

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from egic.errors import UserError
 from egic.training.crops import Sample
 from jobs.storage import files
 
@@ -165,7 +166,7 @@ class Manifest:
 def load_manifest(path: files.Place, *, check_shards: bool = False) -> Manifest:
     """Read a split's manifest.json (or its folder) and verify that index and shards belong to it.
 
-    Shards are checked by size, with `check_shards` by sha256 (about 1 s per GB). Raises ValueError naming the file.
+    Shards are checked by size, with `check_shards` by sha256 (about 1 s per GB). Raises UserError naming the file.
     """
     path, again = files.absolute(path), "run `python -m jobs.prepare` again"
     folder, name = files.split(path)
@@ -173,20 +174,20 @@ def load_manifest(path: files.Place, *, check_shards: bool = False) -> Manifest:
     path = files.join(folder, MANIFEST)
     there = files.sizes(folder)
     if MANIFEST not in there:
-        raise ValueError(f"{path} does not exist; make it with `python -m jobs.prepare FOLDER OUT`")
+        raise UserError(f"{path} does not exist; make it with `python -m jobs.prepare FOLDER OUT`")
     try:
         content = json.loads(files.read(path))
         if content["format"] != FORMAT:
-            raise ValueError(f"{path} has format {content['format']}, this program reads {FORMAT}; {again}")
+            raise UserError(f"{path} has format {content['format']}, this program reads {FORMAT}; {again}")
         index = files.read(files.join(folder, INDEX)) if INDEX in there else b""
         if hashlib.sha256(index).hexdigest() != content["index_sha256"]:
-            raise ValueError(f"{files.join(folder, INDEX)} does not match its manifest; {again}")
+            raise UserError(f"{files.join(folder, INDEX)} does not match its manifest; {again}")
         for shard in content["shards"]:
             file = files.join(folder, shard["file"])
             if there.get(shard["file"]) != shard["bytes"]:  # also for a name that leads out of the folder
-                raise ValueError(f"shard {file} is missing or has another size than its manifest says; {again}")
+                raise UserError(f"shard {file} is missing or has another size than its manifest says; {again}")
             if check_shards and hashlib.sha256(files.read(file)).hexdigest() != shard["sha256"]:
-                raise ValueError(f"shard {file} is damaged (sha256 differs from its manifest); {again}")
+                raise UserError(f"shard {file} is damaged (sha256 differs from its manifest); {again}")
         return Manifest(
             folder=folder,
             split=content["split"],
@@ -201,7 +202,7 @@ def load_manifest(path: files.Place, *, check_shards: bool = False) -> Manifest:
             shards=tuple(shard["file"] for shard in content["shards"]),
         )
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a manifest of jobs.prepare ({error!r}); {again}") from error
+        raise UserError(f"{path} is not a manifest of jobs.prepare ({error!r}); {again}") from error
 
 
 class Index:
@@ -235,7 +236,7 @@ def read_index(manifest: Manifest) -> Index:
 def read_samples(manifest: Manifest, indices: Sequence[int] | np.ndarray) -> Iterator[Sample]:
     """Read any samples, in the order asked for; threads keep several reads under way (network disks).
 
-    Raises ValueError naming the shard if it is missing or damaged, OSError when remote storage does not answer.
+    Raises UserError naming the shard if it is missing or damaged, OSError when remote storage does not answer.
     """
     index = read_index(manifest)
     with ThreadPoolExecutor(NUM_THREADS_REMOTE if files.is_remote(manifest.folder) else NUM_THREADS) as pool:
@@ -248,7 +249,7 @@ def _read_sample(manifest: Manifest, index: Index, sample: int) -> Sample:
     try:
         jpeg, label = files.read_ranges(path, [(place[f"{n}_offset"], place[f"{n}_size"]) for n in BLOBS])
         if (len(jpeg), len(label)) != (place["jpeg_size"], place["label_size"]):
-            raise ValueError("the file ends early")
+            raise UserError("the file ends early")
         segment_class, segment_thing = index.segment_tables(sample)
         dtype = np.dtype("<u2" if len(segment_class) > 256 else "u1")
         shape = (place["height"], place["width"])
@@ -257,5 +258,5 @@ def _read_sample(manifest: Manifest, index: Index, sample: int) -> Sample:
     except (OSError, ValueError) as error:
         if files.is_remote(path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise  # the network's fault: the worker is restarted
-        raise ValueError(f"shard {path} is damaged at sample {sample} ({error}); run jobs.prepare again") from error
+        raise UserError(f"shard {path} is damaged at sample {sample} ({error}); run jobs.prepare again") from error
     return Sample(jpeg=jpeg, segments=segments, segment_class=segment_class, segment_thing=segment_thing)

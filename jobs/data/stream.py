@@ -27,6 +27,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback  #
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from egic.errors import UserError
 from egic.training.crops import CropConfig, Sample, apply_plan, plan_center_crop, plan_training_crop
 from jobs.data.shards import Manifest, read_index, read_samples
 
@@ -62,9 +63,9 @@ class TrainingSequence:
 
     def __post_init__(self) -> None:
         if self.manifest.num_samples < 1:
-            raise ValueError(f"{self.manifest.folder} holds no samples; prepare a data set with pictures")
+            raise UserError(f"{self.manifest.folder} holds no samples; prepare a data set with pictures")
         if self.global_batch < 1 or self.global_batch % self.world_size:
-            raise ValueError(
+            raise UserError(
                 f"batch is {self.global_batch} for {self.world_size} workers; give a positive multiple of the workers"
             )
         if not 0 <= self.first_step <= self.last_step:
@@ -108,7 +109,7 @@ def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 
 def make_crops(sequence: TrainingSequence, positions: np.ndarray) -> Batch:
-    """Read, decode and augment the samples at some positions of the sequence. Raises ValueError naming a bad sample."""
+    """Read, decode and augment the samples at some positions of the sequence. Raises UserError naming a bad sample."""
     manifest, seed, num_samples = sequence.manifest, sequence.seed, sequence.manifest.num_samples
     epochs = positions // num_samples
     orders = [permutation(seed, int(epoch), num_samples) for epoch in epochs]
@@ -134,7 +135,7 @@ def _put(batch: Batch, row: int, manifest: Manifest, stored: Sample, plan, crop:
     except (ValueError, IndexError) as error:
         sample = int(batch["sample"][row])
         name, shard = read_index(manifest).name_and_shard(manifest, sample)
-        raise ValueError(f"shard {shard}, sample {sample} ({name}): {error}; run jobs.prepare again") from error
+        raise UserError(f"shard {shard}, sample {sample} ({name}): {error}; run jobs.prepare again") from error
 
 
 def local_stream(sequence: TrainingSequence) -> Iterator[Batch]:
@@ -179,7 +180,7 @@ def training_stream(
 
     `num_cpus` is what each task reserves, `num_tasks_at_once` how many run for this rank: keep the sum over all ranks
     near the cores that training leaves, more processes than cores are slower. Closing the iterator stops all tasks.
-    Raises ValueError naming the shard if data is damaged.
+    Raises UserError naming the shard if data is damaged.
     """
     sequence = TrainingSequence(
         manifest=manifest,
@@ -306,8 +307,8 @@ def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Gene
     try:
         yield from found
     except ray.exceptions.RayTaskError as error:
-        if not isinstance(error.cause, ValueError):
+        if not isinstance(error.cause, UserError):
             raise
-        raise ValueError(str(error.cause).splitlines()[0]) from error  # Ray appends lines of its own advice
+        raise UserError(str(error.cause).splitlines()[0]) from error  # Ray appends lines of its own advice
     finally:
         found.close()

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from egic.errors import quiet
+from egic.errors import UserError, quiet
 from egic.report import evaluation_folder
 from egic.report.evaluation_folder import Evaluation
 from egic.report.page import write_report
@@ -60,11 +60,11 @@ class Result:
 
 
 def compare_runs(argv: Sequence[str]) -> None:
-    """`egic compare [--experiment NAME]`. Raises ValueError."""
+    """`egic compare [--experiment NAME]`. Raises UserError."""
     quiet("jobs")
     config = parse_config(CompareConfig, argv, prog="egic compare")
     if files.is_remote(config.output):
-        raise ValueError(f"--output {config.output} is no local folder; the reports are in MLflow, too")
+        raise UserError(f"--output {config.output} is no local folder; the reports are in MLflow, too")
     for path in compare(config):
         print(path)
 
@@ -72,14 +72,14 @@ def compare_runs(argv: Sequence[str]) -> None:
 def compare(config: CompareConfig) -> list[Path]:
     """Write a report for every set of pictures and log it to MLflow; returns their paths, the newest first.
 
-    Raises ValueError where nothing has been evaluated.
+    Raises UserError where nothing has been evaluated.
     """
     with tempfile.TemporaryDirectory(prefix="egic-compare-") as scratch:
         groups: dict[str, list[Result]] = {}
         for result in results(config.experiment, Path(scratch)):
             groups.setdefault(result.pictures, []).append(result)
         if not groups:
-            raise ValueError(
+            raise UserError(
                 f"the MLflow experiment {config.experiment!r} has no finished evaluation; run egic evaluate or the "
                 "pipeline, or name another --experiment"
             )

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from egic import pictures
+from egic.errors import UserError
 from egic.metrics.fid_kid import Features
 from egic.metrics.quality import Quality
 from egic.model import Model, as_bytes
@@ -43,7 +44,7 @@ class Picture:
     sample: int = -1
 
     def read(self, manifest: Manifest | None = None) -> np.ndarray:
-        """uint8 RGB (H, W, 3). Raises ValueError or OSError."""
+        """uint8 RGB (H, W, 3). Raises UserError or OSError."""
         if self.path:
             return pictures.read(Path(self.path).read_bytes())[0]
         assert manifest is not None  # which a sample comes from
@@ -67,26 +68,26 @@ def of_folders(places: Sequence[str]) -> tuple[list[Picture], list[dict]]:
     """Picture files in folders (and below) and single files, by name; and those that can't be opened, with the reason.
 
     A name is the path below the folder, with the folder's own name in front where two would be alike.
-    Raises ValueError for a place that is not there, for one without pictures, and for names that stay alike.
+    Raises UserError for a place that is not there, for one without pictures, and for names that stay alike.
     """
     found: list[tuple[Path, Path]] = []
     for place in map(Path, places):
         if not place.exists():
-            raise ValueError(f"--images {place} does not exist; name folders with pictures")
+            raise UserError(f"--images {place} does not exist; name folders with pictures")
         if place.is_file():
             found.append((place.parent, place))
             continue
         files = [p for p in sorted(place.rglob("*")) if p.suffix.lower() in pictures.READ_SUFFIXES and p.is_file()]
         found += [(place, p) for p in files if not p.name.startswith(".")]
         if not files:
-            raise ValueError(f"--images {place} has no {', '.join(pictures.READ_SUFFIXES)} files")
+            raise UserError(f"--images {place} has no {', '.join(pictures.READ_SUFFIXES)} files")
     below = [p.relative_to(root).as_posix() for root, p in found]
     names = [
         f"{root.resolve().name}/{name}" if below.count(name) > 1 else name
         for (root, _), name in zip(found, below, strict=True)
     ]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"--images has {twice[0]} twice; every picture needs a name of its own")
+        raise UserError(f"--images has {twice[0]} twice; every picture needs a name of its own")
     listed, skipped = [], []
     for name, (_, path) in sorted(zip(names, found, strict=True)):
         try:

@@ -26,6 +26,8 @@ from urllib.parse import quote, unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from egic.errors import UserError
+
 T = TypeVar("T")
 Place = str | Path
 SCHEMES = ("s3", "gs")
@@ -41,21 +43,21 @@ def is_remote(place: Place) -> bool:
 
 
 def check_spelling(name: str, place: Place) -> None:
-    """Raise ValueError when `place` is a URI that cannot be meant, before anything is asked of a network."""
+    """Raise UserError when `place` is a URI that cannot be meant, before anything is asked of a network."""
     if not re.match(r"\w[\w+.-]*:/", os.fspath(place)):
         return
     parts = urlsplit(os.fspath(place))
     if parts.scheme not in SCHEMES or not is_remote(place):  # pathlib would make a folder `s3:` of s3:/bucket
-        raise ValueError(f"{name} is {place}; give a local folder, s3://bucket/folder or gs://bucket/folder")
+        raise UserError(f"{name} is {place}; give a local folder, s3://bucket/folder or gs://bucket/folder")
     user, _, bucket = parts.netloc.rpartition("@")
     if user and (parts.scheme, user) != ("gs", "anonymous"):
-        raise ValueError(f"{name} holds credentials, which would end up in logs; put them into the environment")
+        raise UserError(f"{name} holds credentials, which would end up in logs; put them into the environment")
     if not bucket or not parts.path.strip("/"):
-        raise ValueError(f"{name} is {place}; give {parts.scheme}://bucket/folder, with a bucket and a folder")
+        raise UserError(f"{name} is {place}; give {parts.scheme}://bucket/folder, with a bucket and a folder")
 
 
 def filesystem_and_path(place: Place) -> tuple[fs.FileSystem, str]:
-    """The file system of a place, and its path there; what Ray Train and pyarrow take. Raises ValueError, OSError."""
+    """The file system of a place, and its path there; what Ray Train and pyarrow take. Raises UserError, OSError."""
     if not is_remote(place):
         return fs.LocalFileSystem(), os.path.abspath(place)
     parts = urlsplit(os.fspath(place))
@@ -68,7 +70,7 @@ def _filesystem(scheme: str, netloc: str, options: str) -> fs.FileSystem:
     try:
         return fs.FileSystem.from_uri(f"{scheme}://{netloc}/?{options}")[0]
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{scheme}://{netloc}?{options} is no storage: {error}") from error
+        raise UserError(f"{scheme}://{netloc}?{options} is no storage: {error}") from error
 
 
 def join(place: Place, *names: str) -> str:
@@ -246,7 +248,7 @@ def working_folder(output: Place) -> Path:
 
 
 def check(place: Place, *, writable: bool) -> None:
-    """Raise ValueError or OSError when a place cannot be read, or written to, within PROBE_S seconds.
+    """Raise UserError or OSError when a place cannot be read, or written to, within PROBE_S seconds.
 
     Asked by a process of its own: pyarrow waits long for a server that does not answer, and cannot be stopped.
     """
@@ -254,17 +256,17 @@ def check(place: Place, *, writable: bool) -> None:
         if writable:
             Path(place).mkdir(parents=True, exist_ok=True)
         return
-    command = [sys.executable, "-P", __file__, os.fspath(place), *(["writable"] if writable else [])]
+    command = [sys.executable, "-m", "jobs.storage.files", os.fspath(place), *(["writable"] if writable else [])]
     hint = (
         "check the bucket's name, the credentials (environment variables or the machine's role) and endpoint_override"
     )
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S)
     except subprocess.TimeoutExpired as error:
-        raise ValueError(f"{place} does not answer within {PROBE_S} s; {hint}") from error
+        raise UserError(f"{place} does not answer within {PROBE_S} s; {hint}") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise ValueError(f"{place} cannot be {'written to' if writable else 'read'}: {reason}; {hint}")
+        raise UserError(f"{place} cannot be {'written to' if writable else 'read'}: {reason}; {hint}")
 
 
 def _probe(place: str, *, writable: bool) -> None:
@@ -280,6 +282,6 @@ def _probe(place: str, *, writable: bool) -> None:
 if __name__ == "__main__":
     try:
         _probe(sys.argv[1], writable="writable" in sys.argv[2:])
-    except (ValueError, OSError) as failure:
+    except (UserError, OSError) as failure:
         print(" ".join(str(failure).split()), file=sys.stderr)
         sys.exit(2)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from egic.errors import UserError
 from jobs.tracking import runs
 
 log = logging.getLogger(__name__)
@@ -80,13 +81,13 @@ def version_of(run_id: str, name: str, sha256: str) -> Any | None:
 
 
 def stage_of(folder: Path) -> str:
-    """The stage that made an artifact folder, as its provenance says. Raises ValueError."""
+    """The stage that made an artifact folder, as its provenance says. Raises UserError."""
     try:
         stage = json.loads((folder / "provenance.json").read_text())["stage"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: provenance.json does not say which stage made it ({error!r})") from error
+        raise UserError(f"{folder}: provenance.json does not say which stage made it ({error!r})") from error
     if stage not in STAGES:
-        raise ValueError(f"{folder}: provenance.json names the stage {stage!r}, known are {', '.join(STAGES)}")
+        raise UserError(f"{folder}: provenance.json names the stage {stage!r}, known are {', '.join(STAGES)}")
     return stage
 
 
@@ -186,50 +187,50 @@ def promote_if_best(
 
 def resolve(ref: str, *, digest: Digest | None = None) -> Artifact:
     """The artifact that `ref` names now: a local folder, `models:/egic-gan@latest`, `@best`, `models:/egic-gan/3`,
-    `models:/m-...` or `runs:/RUN_ID`. Raises ValueError when there is none.
+    `models:/m-...` or `runs:/RUN_ID`. Raises UserError when there is none.
 
     `digest` gives the sha256 of a folder; default `egic.artifact.digest`.
     """
     if not ref.startswith(("models:/", "runs:/")):
         folder = Path(ref)
         if not folder.is_dir():
-            raise ValueError(f"{ref} is no folder; name one, or an artifact such as models:/egic-gan@latest")
+            raise UserError(f"{ref} is no folder; name one, or an artifact such as models:/egic-gan@latest")
         return Artifact(run_id="", uri=str(folder.resolve()), sha256=sha256_of(folder, digest), model_version=None)
     client, mlflow = runs.client(), runs.mlflow()
     rest = ref.partition(":/")[2].strip("/")
     try:
         if ref.startswith("runs:/"):
             if "/" in rest:
-                raise ValueError(f"{ref}: a stage's run has one artifact, so write runs:/{rest.split('/')[0]}")
+                raise UserError(f"{ref}: a stage's run has one artifact, so write runs:/{rest.split('/')[0]}")
             found = artifact_of(client.get_run(rest))
             if found is None:
-                raise ValueError(f"run {rest} has published no artifact; name the run of a finished stage")
+                raise UserError(f"run {rest} has published no artifact; name the run of a finished stage")
             return found
         if rest.startswith("m-"):
             tags, run_id, uri, version = (model := client.get_logged_model(rest)).tags, model.source_run_id, ref, None
         else:
             name, mark, which = rest.partition("@") if "@" in rest else rest.partition("/")
             if not which:
-                raise ValueError(f"{ref} names no version; write models:/{name}@latest or models:/{name}/1")
+                raise UserError(f"{ref} names no version; write models:/{name}@latest or models:/{name}/1")
             look_up = client.get_model_version_by_alias if mark == "@" else client.get_model_version
             given = look_up(name, which)
             tags, run_id, uri, version = given.tags, given.run_id, given.source or "", int(given.version)
     except mlflow.MlflowException as error:
-        raise ValueError(f"{ref} is not in {runs.shown_uri()} ({error}); see the Models page there") from error
+        raise UserError(f"{ref} is not in {runs.shown_uri()} ({error}); see the Models page there") from error
     if "egic.sha256" not in tags:
-        raise ValueError(f"{ref} was not published by EGIC: it has no tag egic.sha256")
+        raise UserError(f"{ref} was not published by EGIC: it has no tag egic.sha256")
     return Artifact(run_id=run_id or "", uri=uri, sha256=tags["egic.sha256"], model_version=version)
 
 
 def fetch(ref: str, dest: Path, expect_sha256: str | None = None, *, digest: Digest | None = None) -> Path:
     """The folder of artifact `ref` (see `resolve`), downloaded to `dest`; a local folder is returned as it is.
 
-    Its digest must be the one recorded when it was published, and `expect_sha256` where that is given; else ValueError.
+    Its digest must be the one recorded when it was published, and `expect_sha256` where that is given; else UserError.
     `dest` appears at once and whole; one that is there already is kept when its digest is right.
     """
     artifact = resolve(ref, digest=digest)
     if expect_sha256 and artifact.sha256 != expect_sha256:
-        raise ValueError(f"{ref} has sha256 {artifact.sha256}, expected {expect_sha256}: it is not the same artifact")
+        raise UserError(f"{ref} has sha256 {artifact.sha256}, expected {expect_sha256}: it is not the same artifact")
     if not artifact.uri.startswith("models:/"):
         return Path(artifact.uri)
     if dest.exists():
@@ -244,7 +245,7 @@ def fetch(ref: str, dest: Path, expect_sha256: str | None = None, *, digest: Dig
                 artifact_uri=artifact.uri, dst_path=str(aside), tracking_uri=uri, registry_uri=uri
             )
         except runs.mlflow().MlflowException as error:
-            raise ValueError(f"{ref} can't be downloaded from {runs.shown_uri()}: {error}") from error
+            raise UserError(f"{ref} can't be downloaded from {runs.shown_uri()}: {error}") from error
         checked(aside, artifact, digest)
         try:
             os.rename(aside, dest)
@@ -256,10 +257,10 @@ def fetch(ref: str, dest: Path, expect_sha256: str | None = None, *, digest: Dig
 
 
 def checked(folder: Path, artifact: Artifact, digest: Digest | None) -> Path:
-    """`folder`, when its digest is the artifact's; else ValueError."""
+    """`folder`, when its digest is the artifact's; else UserError."""
     found = sha256_of(folder, digest)
     if found != artifact.sha256:
-        raise ValueError(
+        raise UserError(
             f"{folder} has sha256 {found}, not {artifact.sha256} of {artifact.uri}: damaged or another artifact; "
             "delete it and fetch again"
         )

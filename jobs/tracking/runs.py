@@ -19,6 +19,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from egic.errors import UserError
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -69,23 +71,23 @@ def sqlite_path(uri: str) -> Path | None:
 def client() -> "MlflowClient":
     """A client of the tracking store and model registry.
 
-    Raises ValueError, within seconds, when the server does not answer or the store can't be opened.
+    Raises UserError, within seconds, when the server does not answer or the store can't be opened.
     """
     try:
         module = mlflow()
     except ModuleNotFoundError as error:
-        raise ValueError(f"what MLflow holds needs the package {error.name}: pip install 'egic[train]'") from error
+        raise UserError(f"what MLflow holds needs the package {error.name}: pip install 'egic[train]'") from error
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         check_server(uri)
     path = sqlite_path(uri)
     if path and not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would try for 100 s
-        raise ValueError(f"cannot write the MLflow store {path}; set MLFLOW_TRACKING_URI to one that can be written")
+        raise UserError(f"cannot write the MLflow store {path}; set MLFLOW_TRACKING_URI to one that can be written")
     try:
         with _alone(path.parent) if path else nullcontext():
             return module.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except Exception as error:
-        raise ValueError(f"cannot open the MLflow store {shown_uri()} ({error}); set MLFLOW_TRACKING_URI") from error
+        raise UserError(f"cannot open the MLflow store {shown_uri()} ({error}); set MLFLOW_TRACKING_URI") from error
 
 
 @contextmanager
@@ -101,7 +103,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def check_server(uri: str) -> None:
-    """Raise ValueError unless the server at `uri` answers in 5 s."""
+    """Raise UserError unless the server at `uri` answers in 5 s."""
     import requests  # MLflow's own HTTP client
 
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
@@ -112,7 +114,7 @@ def check_server(uri: str) -> None:
     except (requests.RequestException, OSError) as error:
         reason = type(error).__name__
     if reason:
-        raise ValueError(
+        raise UserError(
             f"the MLflow server {shown_uri()} does not answer ({reason}); start it, or unset MLFLOW_TRACKING_URI "
             "to track into ./mlflow.db"
         )
@@ -130,7 +132,7 @@ def experiment_id(name: str = EXPERIMENT) -> str:
             if experiment is None:
                 raise
     if experiment.lifecycle_stage != "active":
-        raise ValueError(
+        raise UserError(
             f"experiment {name!r} is deleted in MLflow; choose another name or restore it: "
             f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
         )
@@ -255,7 +257,7 @@ def kill_open_runs() -> None:
 def patiently(action: Callable[[], T], what: str) -> T:
     """`action()`, tried again while the MLflow server is away, for at most EGIC_MLFLOW_PATIENCE_S seconds (300).
 
-    Raises ValueError then: `what` happened, and how to go on.
+    Raises UserError then: `what` happened, and how to go on.
     """
     deadline, pause_s = time.monotonic() + float(os.environ.get("EGIC_MLFLOW_PATIENCE_S", "300")), 1.0
     while True:
@@ -266,9 +268,9 @@ def patiently(action: Callable[[], T], what: str) -> T:
                 raise
             try:
                 check_server(tracking_uri())
-            except ValueError as away:
+            except UserError as away:
                 if time.monotonic() > deadline or interrupted.is_set():
-                    raise ValueError(f"{what}, but {away}; then give the same command again") from error
+                    raise UserError(f"{what}, but {away}; then give the same command again") from error
                 log.warning("%s; trying again for %.0f s", away, deadline - time.monotonic())
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 15.0)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from egic import artifact
+from egic.errors import UserError
 from egic.networks.discriminator import Block
 from egic.networks.swin import SwinBlock
 from egic.networks.transforms import PatchMerging, PatchSplitting
@@ -41,7 +42,7 @@ SMALLER = 0.5
 """Factor on the learning rate for each time that training went back from a non-finite loss."""
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(UserError):
     """A checkpoint is not what was written."""
 
 
@@ -202,7 +203,7 @@ def restore_newest(stage: Stage, state: State, session: Session) -> None:
             print(f"{stage.name:<13} goes on from the checkpoint of step {state.step}", flush=True)
         return
     if damaged:
-        raise ValueError(f"{stage.name}: {damaged[0]}, and none before it is sound; remove it to train from the start")
+        raise UserError(f"{stage.name}: {damaged[0]}, and none before it is sound; remove it to train from the start")
 
 
 def restore(folder: Path, stage: Stage, state: State) -> None:
@@ -218,7 +219,7 @@ def restore(folder: Path, stage: Stage, state: State) -> None:
     content = torch.load(folder / "resume.pt", map_location="cpu", weights_only=True)
     weights = trained_weights(stage, state.nets)
     if weights.keys() != content["weights"].keys():
-        raise ValueError(f"checkpoint {folder} belongs to other networks; use another output folder")
+        raise UserError(f"checkpoint {folder} belongs to other networks; use another output folder")
     for name, value in weights.items():
         value.copy_(content["weights"][name])
     for name, opt in state.optimizers.items():

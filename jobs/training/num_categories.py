@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from egic import artifact
+from egic.errors import UserError
 from egic.networks.discriminator import DiscriminatorConfig
 from jobs.config.schema import Config
 from jobs.data.shards import Manifest
@@ -22,7 +23,7 @@ C = TypeVar("C", bound=Config)
 def open_fitted(config: C, stages: Sequence[str]) -> tuple[C, dict[str, Manifest]]:
     """The manifests of train and val (prepared first, if need be), and the configuration `fitted` to them."""
     if (learners := learning_labels(stages)) and kind(config.data) == PHOTOGRAPHS:
-        raise ValueError(no_labels(config.data, learners))  # before all of them are read
+        raise UserError(no_labels(config.data, learners))  # before all of them are read
     manifests = open_data(config.data, config.output)
     return fitted(config, manifests, stages), manifests
 
@@ -30,17 +31,17 @@ def open_fitted(config: C, stages: Sequence[str]) -> tuple[C, dict[str, Manifest
 def fitted(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]) -> C:
     """The configuration with the data's number of categories, where one of the stages learns labels.
 
-    Raises ValueError when the data has no labels for such a stage, or when the configuration names another number.
+    Raises UserError when the data has no labels for such a stage, or when the configuration names another number.
     """
     learners = learning_labels(stages)
     if not learners:
         return config
     for manifest in manifests.values():
         if not any(manifest.class_pixels[1:]):
-            raise ValueError(no_labels(manifest.folder, learners))
+            raise UserError(no_labels(manifest.folder, learners))
     found, given = manifests["train"].num_classes, config.discriminator.num_categories
     if given not in (0, found):
-        raise ValueError(
+        raise UserError(
             f"{manifests['train'].folder} has {found} categories, discriminator.num_categories is {given}; leave it at "
             f"0, which stands for the data's number, or give {found}"
         )
@@ -53,7 +54,7 @@ def foretold(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]
         return fitted(config, manifests, stages)
     found, number = kind(config.data), len(CATEGORIES)
     if found == PHOTOGRAPHS and (learners := learning_labels(stages)):
-        raise ValueError(no_labels(config.data, learners))
+        raise UserError(no_labels(config.data, learners))
     if found == LABEL_MAPS:
         number = len(class_table.read_table(Path(config.data, class_table.NAME)).categories)
     return config if config.discriminator.num_categories else with_categories(config, number)
@@ -82,11 +83,11 @@ def no_labels(place: str, learners: Sequence[str]) -> str:
 
 
 def check_parent(config: Config, stage: str, ref: str, folder: Path) -> None:
-    """Raise ValueError when a stage that learns labels would start from the discriminator of other ones."""
+    """Raise UserError when a stage that learns labels would start from the discriminator of other ones."""
     found = artifact.read_config(folder).get("discriminator")
     wanted = config.discriminator.num_categories
     if learning_labels((stage,)) and isinstance(found, DiscriminatorConfig) and found.num_categories != wanted:
-        raise ValueError(
+        raise UserError(
             f"the discriminator of {ref} knows {found.num_categories} categories, the data has {wanted}; start from "
             "one that was trained on this data (segmentation)"
         )

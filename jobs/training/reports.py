@@ -7,7 +7,7 @@ import os
 
 from ray.train import Checkpoint, UserCallback
 
-from egic.errors import NonFiniteError
+from egic.errors import NonFiniteError, UserError
 from jobs.storage.files import Folder
 from jobs.tracking import runs
 from jobs.tracking.metric_log import MetricLog, Value
@@ -54,13 +54,13 @@ class Reports(UserCallback):
     def after_exception(self, run_context, worker_exceptions) -> None:
         self.close(2)  # the workers wait to be started again
         for error in worker_exceptions.values():
-            if isinstance(error, (ValueError, NonFiniteError)):  # it would come again: no restart
+            if isinstance(error, (UserError, NonFiniteError)):  # it would come again: no restart
                 logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # who made the mistake gets one line
-                raise ValueError(str(error))
+                raise UserError(str(error))
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 logging.getLogger("ray.train").setLevel(logging.CRITICAL)
                 kept = "the last checkpoint is kept: make room, and give the same command again"
-                raise ValueError(f"no space left for a checkpoint ({error}); {kept}")
+                raise UserError(f"no space left for a checkpoint ({error}); {kept}")
         if worker_exceptions:
             rank, error = next(iter(worker_exceptions.items()))  # those of the others follow from it
             why = (str(error).strip().splitlines() or [type(error).__name__])[-1]

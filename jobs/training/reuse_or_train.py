@@ -16,6 +16,7 @@ import ray.train.torch
 from torch import Tensor
 
 from egic.artifact import digest, read_config
+from egic.errors import UserError
 from egic.metrics.perceptual import find_backbone
 from jobs.cluster.start import check_resources, check_shared, start_ray, threads
 from jobs.config.schema import Config
@@ -89,7 +90,7 @@ def train_stage(work: Work, parent_run: str | None = None, side_by_side: int = 1
     """Train the stage (going on from its last checkpoint) and publish it, or take what another run makes meanwhile.
 
     side_by_side: stages that share the cluster with this one.
-    Raises ValueError for what a user can mend, RuntimeError when training failed for good.
+    Raises UserError for what a user can mend, RuntimeError when training failed for good.
     """
     start_ray()
     check_resources(work.config.compute)
@@ -155,7 +156,7 @@ def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: str)
         ref = ray.put(content)
         found |= {name: ref for name in read_config(folder) if name in (*stage.takes, *stage.publishes)}
     if missing := [name for name in stage.takes if name not in found]:
-        raise ValueError(
+        raise UserError(
             f"{stage.name} needs a {' and a '.join(missing)} to start from; give the artifacts of "
             f"{' and '.join(stage.parents)} with --init-from models:/egic-{stage.parents[0]}@latest ..."
         )

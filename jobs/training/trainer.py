@@ -20,7 +20,7 @@ from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, Log
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from egic import artifact
-from egic.errors import NonFiniteError
+from egic.errors import NonFiniteError, UserError
 from egic.metrics.perceptual import LPIPS
 from jobs.cluster import start
 from jobs.cluster.start import quiet_ray
@@ -188,7 +188,7 @@ def train_worker(job: Job) -> None:
 def fit(job: Job, reports: Reports) -> ray.train.Result:
     """Run the trainer; the same name goes on from the last checkpoint in the same storage.
 
-    Raises ValueError for what would come again at every try, KeyboardInterrupt when the run was told to stop.
+    Raises UserError for what would come again at every try, KeyboardInterrupt when the run was told to stop.
     """
     compute, place = job.config.compute, job.place
     checkpoints.repair(place)
@@ -224,8 +224,8 @@ def fit(job: Job, reports: Reports) -> ray.train.Result:
         cause = e
         while isinstance(cause, ray.train.ControllerError):
             cause = cause.controller_failure
-        if isinstance(cause, ValueError):
-            raise ValueError(str(cause)) from e
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from e
         raise
     if result.metrics["step"] < settings.steps:  # as it was told
         raise KeyboardInterrupt

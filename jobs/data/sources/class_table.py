@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from egic.errors import UserError
 from jobs.config.yaml_file import compose
 from jobs.data.sources.coco import MAX_CLASSES, is_plain
 
@@ -71,27 +72,27 @@ class ClassTable:
 
 
 def read_table(path: Path) -> ClassTable:
-    """Raises ValueError, one line with file, line and fix, for whatever is wrong with the table."""
+    """Raises UserError, one line with file, line and fix, for whatever is wrong with the table."""
     if path.is_file() and path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has more than {MAX_BYTES} bytes; it is no class table")
+        raise UserError(f"{path} has more than {MAX_BYTES} bytes; it is no class table")
     sections = _sections(path)
     rows = [(1, *row) for row in _classes(sections.get("things"), path)]
     rows += [(0, *row) for row in _classes(sections.get("stuff"), path)]
     if not 1 <= len(rows) <= MAX_CLASSES:
-        raise ValueError(f"{path} has {len(rows)} classes; give 1 to {MAX_CLASSES} under `things` and `stuff`")
+        raise UserError(f"{path} has {len(rows)} classes; give 1 to {MAX_CLASSES} under `things` and `stuff`")
     values = [value for _, _, _, found in rows for value in found]
     if len({value.startswith("#") for value in values}) > 1:
-        raise ValueError(f"{path} has colours and index values; give one kind for all classes")
+        raise UserError(f"{path} has colours and index values; give one kind for all classes")
     lookup = np.zeros(1 << 24 if values[0].startswith("#") else 1 << 16, np.uint8)
     seen: dict[str, str] = {}
     for number, (_, name, place, found) in enumerate(rows, start=1):
         if name in seen:
-            raise ValueError(f"{place}: class {name} is there twice; give it one line, with all its values in brackets")
+            raise UserError(f"{place}: class {name} is there twice; give it one line, with all its values in brackets")
         seen[name] = name
         for value in found:
             place_in_lookup = int(value[1:], 16) if value.startswith("#") else int(value)
             if other := lookup[place_in_lookup]:
-                raise ValueError(f"{place}: {name} has the value {value} of {rows[other - 1][1]}; values must differ")
+                raise UserError(f"{place}: {name} has the value {value} of {rows[other - 1][1]}; values must differ")
             lookup[place_in_lookup] = number
     patterns = {key: _pattern(sections.get(key), key, path) for key in KEYS[:3]}
     return ClassTable(
@@ -109,13 +110,13 @@ def _sections(path: Path) -> dict[str, yaml.Node]:
     """The file's keys with their nodes."""
     root, found = compose(path, FIX), {}
     if not isinstance(root, yaml.MappingNode):
-        raise ValueError(f"{path} is no class table; {FIX}")
+        raise UserError(f"{path} is no class table; {FIX}")
     for key, value in root.value:
         name = key.value if isinstance(key, yaml.ScalarNode) else "..."
         if name not in KEYS:
-            raise ValueError(f"{_line(path, key)}: {name} is unknown; the keys are {', '.join(KEYS)}")
+            raise UserError(f"{_line(path, key)}: {name} is unknown; the keys are {', '.join(KEYS)}")
         if name in found:
-            raise ValueError(f"{_line(path, key)}: {name} is given twice; remove one of the two")
+            raise UserError(f"{_line(path, key)}: {name} is given twice; remove one of the two")
         found[name] = value
     return found
 
@@ -125,19 +126,19 @@ def _classes(section: yaml.Node | None, path: Path) -> list[tuple[str, str, list
     if section is None:
         return []
     if not isinstance(section, yaml.MappingNode):
-        raise ValueError(f"{_line(path, section)}: expected lines such as `car: 26`")
+        raise UserError(f"{_line(path, section)}: expected lines such as `car: 26`")
     found = []
     for key, value in section.value:
         place, name = _line(path, key), key.value if isinstance(key, yaml.ScalarNode) else ""
         if not name.strip():
-            raise ValueError(f"{place}: a class without a name")
+            raise UserError(f"{place}: a class without a name")
         nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
         texts = [str(node.value).lower() if isinstance(node, yaml.ScalarNode) else "?" for node in nodes]
         for text in texts or [""]:
             is_index = re.fullmatch(r"[0-9]{1,5}", text) and int(text) < 1 << 16
             if not is_index and not re.fullmatch(r"#[0-9a-f]{6}", text):
                 what = f"the value {text!r}" if text else "no value"
-                raise ValueError(f'{place}: {name} has {what}; give 0 to 65535, or a colour in quotes: "#4682b4"')
+                raise UserError(f'{place}: {name} has {what}; give 0 to 65535, or a colour in quotes: "#4682b4"')
         found.append((name, place, [text if text.startswith("#") else str(int(text)) for text in texts]))
     return found
 
@@ -149,7 +150,7 @@ def _pattern(node: yaml.Node | None, key: str, path: Path) -> Pattern | None:
     before, star, suffix = text.partition("*")
     plain = all(is_plain(part) for part in before.split("/")[:-1]) and is_plain(f"x{suffix}") and "*" not in suffix
     if not star or not plain or not (before == "" or before.endswith("/")):
-        raise ValueError(
+        raise UserError(
             f"{_line(path, node)}: {key} is {text!r}; give FOLDER/*SUFFIX, such as {key}/*, inside the folder"
         )
     return Pattern(folder=before, suffix=suffix)

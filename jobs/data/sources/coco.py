@@ -4,7 +4,7 @@
     ROOT/annotations/panoptic_train2017.json    images, annotations with segments_info, categories
     ROOT/annotations/panoptic_train2017/*.png   segment id = R + 256 G + 65536 B, 0 = void
 
-Whatever a folder can get wrong becomes a (name, reason) of one bad sample, or a ValueError when nothing works at all.
+Whatever a folder can get wrong becomes a (name, reason) of one bad sample, or a UserError when nothing works at all.
 pycocotools does not help here: its reader knows instance and caption files, not panoptic ones.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from egic.errors import UserError
 from egic.training.crops import decode_jpeg, decode_panoptic_png
 from jobs.data.shards import Row
 from jobs.data.sources.coco_classes import CATEGORIES
@@ -55,7 +56,7 @@ class Tree:
     entries: tuple[Any, ...]
     """Samples, not opened yet, by ascending number; each has a `name`."""
     read: Callable[[Any], Row]
-    """Opens, decodes and checks an entry. Raises ValueError with the reason if it is bad."""
+    """Opens, decodes and checks an entry. Raises UserError with the reason if it is bad."""
     bad: tuple[tuple[str, str], ...]
     """(name, reason) of what cannot become a sample."""
     source: str
@@ -63,12 +64,12 @@ class Tree:
 
 
 def read_tree(root: str | Path, split: str, *, allow_unlabelled: bool = False) -> Tree:
-    """List one split ("train" or "val") and pair pictures with annotations. Raises ValueError if there is nothing."""
+    """List one split ("train" or "val") and pair pictures with annotations. Raises UserError if there is nothing."""
     root = Path(root)
     pictures, pngs = root / f"{split}2017", root / "annotations" / f"panoptic_{split}2017"
     json_path = pngs.with_suffix(".json")
     if not pictures.is_dir():
-        raise ValueError(f"{pictures} does not exist; choose another --split, or fetch it with --download")
+        raise UserError(f"{pictures} does not exist; choose another --split, or fetch it with --download")
     picture_sizes = _file_sizes(pictures, (".jpg", ".jpeg"))
     if json_path.is_file():
         content, json_bytes = _read_json(json_path)
@@ -77,7 +78,7 @@ def read_tree(root: str | Path, split: str, *, allow_unlabelled: bool = False) -
     elif allow_unlabelled:
         content, json_bytes, png_sizes, entries, bad = {}, b"", {}, {}, []
     else:
-        raise ValueError(f"{json_path} does not exist; labels are needed (--allow-unlabelled does without)")
+        raise UserError(f"{json_path} does not exist; labels are needed (--allow-unlabelled does without)")
     known = {entry.picture.name for entry in entries.values()} | {name for name, _ in bad}
     for number, name in enumerate(sorted(set(picture_sizes) - known)):
         if allow_unlabelled:
@@ -97,7 +98,7 @@ def read_tree(root: str | Path, split: str, *, allow_unlabelled: bool = False) -
 
 
 def read_row(entry: Entry, categories: tuple[dict, ...]) -> Row:
-    """Open, decode and check one sample. Raises ValueError with the reason if it is bad."""
+    """Open, decode and check one sample. Raises UserError with the reason if it is bad."""
     jpeg = entry.picture.read_bytes()
     height, width = decode_jpeg(jpeg).shape[:2]
     if entry.png is None:
@@ -105,7 +106,7 @@ def read_row(entry: Entry, categories: tuple[dict, ...]) -> Row:
     else:
         ids = decode_panoptic_png(entry.png.read_bytes())
     if ids.shape != (height, width):
-        raise ValueError(f"panoptic PNG is {ids.shape[1]}x{ids.shape[0]}, the picture {width}x{height}")
+        raise UserError(f"panoptic PNG is {ids.shape[1]}x{ids.shape[0]}, the picture {width}x{height}")
     segments, segment_class, segment_thing = _index_segments(ids, entry.segments, categories)
     return Row(
         image_id=entry.image_id,
@@ -127,11 +128,11 @@ def _read_json(path: Path) -> tuple[dict, bytes]:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
+        raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
     for key in ("images", "annotations", "categories"):
         items = content.get(key) if isinstance(content, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise ValueError(f"{path} has no list `{key}` of objects; it must be a COCO panoptic file")
+            raise UserError(f"{path} has no list `{key}` of objects; it must be a COCO panoptic file")
     return content, data
 
 
@@ -142,11 +143,11 @@ def _categories(content: dict, path: Path) -> tuple[dict, ...]:
         kept: list[dict] = [{"id": int(c["id"]), "name": str(c["name"]), "isthing": int(c["isthing"])} for c in given]
         found = sorted(kept, key=lambda category: category["id"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: a category lacks id, name or isthing ({error!r})") from error
+        raise UserError(f"{path}: a category lacks id, name or isthing ({error!r})") from error
     if len({category["id"] for category in found}) < len(found):
-        raise ValueError(f"{path}: two categories share one id")
+        raise UserError(f"{path}: two categories share one id")
     if len(found) > MAX_CLASSES:
-        raise ValueError(f"{path} has {len(found)} categories; at most {MAX_CLASSES} are supported")
+        raise UserError(f"{path} has {len(found)} categories; at most {MAX_CLASSES} are supported")
     return tuple(found)
 
 
@@ -193,14 +194,14 @@ def _index_segments(
     try:
         table = {int(s["id"]): (*classes[s["category_id"]], int(s.get("iscrowd", 0))) for s in segments}
     except KeyError as error:
-        raise ValueError(f"unknown category, or segment without {error}") from error
+        raise UserError(f"unknown category, or segment without {error}") from error
     except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"malformed segments_info ({error!r})") from error
+        raise UserError(f"malformed segments_info ({error!r})") from error
     table[0] = (0, 0, 1)  # void, whatever the JSON says
     index, present = index_ids(ids)
     unlisted = [int(value) for value in present if int(value) not in table]
     if unlisted:
-        raise ValueError(f"panoptic PNG has segment id {unlisted[0]}, which the JSON lacks")
+        raise UserError(f"panoptic PNG has segment id {unlisted[0]}, which the JSON lacks")
     rows = [table[int(value)] for value in present]
     segment_class = np.array([0 if crowd else c for c, _, crowd in rows], np.uint8)
     return index, segment_class, np.array([thing for _, thing, _ in rows], np.uint8)
@@ -209,7 +210,7 @@ def _index_segments(
 def index_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Segment ids (H, W) uint32 -> index map (H, W) uint8 or uint16, and the id of each index, 0 (void) first.
 
-    Raises ValueError for more than MAX_SEGMENTS.
+    Raises UserError for more than MAX_SEGMENTS.
     """
     flat = ids.ravel()
     starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # runs are few, pixels many
@@ -217,6 +218,6 @@ def index_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if present[0] != 0:  # index 0 is void even where nothing is void
         present, run_index = np.concatenate([[0], present]), run_index + 1
     if len(present) > MAX_SEGMENTS:
-        raise ValueError(f"{len(present)} segments; at most {MAX_SEGMENTS} are supported")
+        raise UserError(f"{len(present)} segments; at most {MAX_SEGMENTS} are supported")
     dtype = np.uint8 if len(present) <= 256 else np.uint16
     return np.repeat(run_index.astype(dtype), np.diff(np.append(starts, flat.size))).reshape(ids.shape), present

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from egic.errors import UserError
 from jobs.data.shards import file_sha256
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def download_coco(
 ) -> None:
     """Make `root` a COCO tree; what is there already is not fetched again. Archives are removed once unpacked.
 
-    Raises ValueError when the server cannot be reached, an archive is damaged, or the disk is too small.
+    Raises UserError when the server cannot be reached, an archive is damaged, or the disk is too small.
     """
     root = Path(root)
     work = root / ".download"
@@ -103,7 +104,7 @@ def download_coco(
         unpack(file, aside)
         for target in archive.targets:
             if not (aside / target).exists():
-                raise ValueError(f"{file} does not hold {target}; it is not the archive that was expected")
+                raise UserError(f"{file} does not hold {target}; it is not the archive that was expected")
             (root / target).parent.mkdir(exist_ok=True)
             if not (root / target).exists():
                 (aside / target).rename(root / target)
@@ -127,14 +128,14 @@ def fetch(url: str, file: Path, *, size: int | None = None, num_attempts: int = 
             reason: object = "the transfer broke off"
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise ValueError(f"{url}: the server answers {error.code} {error.reason}{_elsewhere(file)}") from error
+                raise UserError(f"{url}: the server answers {error.code} {error.reason}{_elsewhere(file)}") from error
             reason = error
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
         got = (part.stat().st_size if part.exists() else 0) - have
         failures = 0 if got > 0 else failures + 1
         if failures >= num_attempts:
-            raise ValueError(f"cannot fetch {url} ({reason}){_elsewhere(file)}")
+            raise UserError(f"cannot fetch {url} ({reason}){_elsewhere(file)}")
         log.warning("%s: %s; going on at byte %d", file.name, reason, have + max(got, 0))
         time.sleep(wait_s * 2 ** max(failures - 1, 0))
 
@@ -166,9 +167,9 @@ def _transfer(url: str, part: Path, have: int, size: int | None) -> int:
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else size
         if total is None:
-            raise ValueError(f"{url}: the server does not say how long the archive is")
+            raise UserError(f"{url}: the server does not say how long the archive is")
         if size is not None and total != size:
-            raise ValueError(f"{url} has {total} bytes instead of {size}; it is not the official archive")
+            raise UserError(f"{url} has {total} bytes instead of {size}; it is not the official archive")
         _need_space(part.parent, total - start)
         _copy(response, part, start, total)
     return total
@@ -204,7 +205,7 @@ def _verify(part: Path, archive: Archive, sidecar: Path) -> None:
             problem = str(error)
     if problem:
         part.unlink()
-        raise ValueError(f"{archive.name} is damaged ({problem}) and was removed; run again to fetch it anew")
+        raise UserError(f"{archive.name} is damaged ({problem}) and was removed; run again to fetch it anew")
     if not archive.sha256:
         sidecar.write_text(found + "\n")
 
@@ -217,15 +218,15 @@ def unpack(file: Path, folder: Path) -> None:
             for member in members:
                 parts = PurePosixPath(member.filename).parts
                 if not parts or parts[0] == "/" or ".." in parts or "\\" in member.filename or ":" in parts[0]:
-                    raise ValueError(f"{file} holds {member.filename!r}, which leads out of its folder; not unpacked")
+                    raise UserError(f"{file} holds {member.filename!r}, which leads out of its folder; not unpacked")
                 if stat.S_ISLNK(member.external_attr >> 16):
-                    raise ValueError(f"{file} holds a link ({member.filename!r}); not unpacked")
+                    raise UserError(f"{file} holds a link ({member.filename!r}); not unpacked")
             _need_space(file.parent, sum(member.file_size for member in members))
             log.info("%s: unpacking %d files", file.name, len(members))
             for member in members:
                 content.extract(member, folder)
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it and run again") from error
+        raise UserError(f"{file} is damaged ({error}); remove it and run again") from error
     for inner in (folder / member.filename for member in members if member.filename.endswith(".zip")):
         unpack(inner, inner.parent)
         inner.unlink()
@@ -234,4 +235,4 @@ def unpack(file: Path, folder: Path) -> None:
 def _need_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
-        raise ValueError(f"{folder}: {num_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room")
+        raise UserError(f"{folder}: {num_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room")

@@ -12,6 +12,7 @@ import os
 from itertools import chain
 from pathlib import Path
 
+from egic.errors import UserError
 from egic.pictures import READ_SUFFIXES
 from jobs.data.shards import MANIFEST
 from jobs.data.sources import class_table, coco, label_maps, photographs
@@ -25,9 +26,9 @@ WANTED = "a COCO tree, pictures with label maps and classes.yaml, photographs, o
 
 
 def kind_of(folder: Path, classes: Path | None = None) -> str:
-    """One of the four kinds. classes: the class table, where it lies elsewhere. Raises ValueError for other folders."""
+    """One of the four kinds. classes: the class table, where it lies elsewhere. Raises UserError for other folders."""
     if not folder.is_dir():
-        raise ValueError(f"data folder {folder} does not exist; name {WANTED} (--download fetches COCO)")
+        raise UserError(f"data folder {folder} does not exist; name {WANTED} (--download fetches COCO)")
     if all((folder / split / MANIFEST).is_file() for split in SPLITS):
         return PREPARED
     if classes or (folder / class_table.NAME).is_file():
@@ -36,11 +37,11 @@ def kind_of(folder: Path, classes: Path | None = None) -> str:
     if any(path.exists() for path in trees):
         return COCO
     if labels := [name for name in LABEL_FOLDERS if (folder / name).is_dir()]:
-        raise ValueError(f"{folder} has {labels[0]}/, but no class table {class_table.NAME}; write one "
+        raise UserError(f"{folder} has {labels[0]}/, but no class table {class_table.NAME}; write one "
                          f"({class_table.FIX}), or rename the folder if it holds photographs")  # fmt: skip
     files = chain.from_iterable(names for _, _, names in os.walk(folder))
     if not any(name.lower().endswith(READ_SUFFIXES) and not name.startswith(".") for name in files):
-        raise ValueError(f"{folder} holds no pictures; name {WANTED}")
+        raise UserError(f"{folder} holds no pictures; name {WANTED}")
     return PHOTOGRAPHS
 
 
@@ -52,10 +53,10 @@ def read_trees(
     val_share: float = 0.1,
     allow_unlabelled: bool = False,
 ) -> list[Tree]:
-    """The splits of a folder, listed but not opened. Raises ValueError for one that cannot be used."""
+    """The splits of a folder, listed but not opened. Raises UserError for one that cannot be used."""
     kind = kind_of(folder, classes)
     if kind == PREPARED:
-        raise ValueError(f"{folder} holds prepared data already; use it as it is: --data {folder}")
+        raise UserError(f"{folder} holds prepared data already; use it as it is: --data {folder}")
     if kind == LABEL_MAPS:
         table = class_table.read_table(classes or folder / class_table.NAME)
         return [
@@ -66,5 +67,5 @@ def read_trees(
         return [photographs.read_tree(folder, split, val_share=val_share) for split in splits]
     trees = [coco.read_tree(folder, split, allow_unlabelled=allow_unlabelled) for split in splits]
     if any(tree.categories != trees[0].categories for tree in trees):
-        raise ValueError(f"{folder}: the annotation files of train and val list different categories")
+        raise UserError(f"{folder}: the annotation files of train and val list different categories")
     return trees

@@ -23,6 +23,7 @@ import numpy as np
 from scipy import ndimage
 
 from egic import pictures
+from egic.errors import UserError
 from egic.training.crops import decode_label_png
 from jobs.data.shards import Row
 from jobs.data.sources.class_table import ClassTable, Pattern
@@ -47,7 +48,7 @@ class Entry:
 
 
 def read_tree(folder: Path, split: str, table: ClassTable, *, val_share: float, allow_unlabelled: bool = False) -> Tree:
-    """List one split ("train" or "val") and pair pictures with maps. Raises ValueError where there is nothing."""
+    """List one split ("train" or "val") and pair pictures with maps. Raises UserError where there is nothing."""
     files, bad = _list(folder, table, split)
     labels = _by_name(files, table.labels, MAPS, split, bad)
     instances = _by_name(files, table.instances, MAPS, split, bad) if table.instances else {}
@@ -88,10 +89,10 @@ def _list(folder: Path, table: ClassTable, split: str) -> tuple[dict[str, tuple[
     for key, pattern in patterns.items():
         place = folder / pattern.folder
         if not place.is_dir():
-            raise ValueError(f"{place} does not exist; put the {key} there, or name their folder in {table.path}, "
+            raise UserError(f"{place} does not exist; put the {key} there, or name their folder in {table.path}, "
                              f"as in `{key}: FOLDER/*`")  # fmt: skip
         if not place.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{place} is a link that leads out of {folder}; put the {key} inside it")
+            raise UserError(f"{place} is a link that leads out of {folder}; put the {key} inside it")
         more, worse = list_files(folder, pattern.folder)
         files |= more
         bad |= {name: why for name, why in worse if counts_for(split, name.removeprefix(pattern.folder))}
@@ -113,7 +114,7 @@ def _by_name(files: Iterable[str], pattern: Pattern, endings: tuple[str, ...], s
 
 
 def read_row(entry: Entry, table: ClassTable) -> Row:
-    """Open, decode and check one sample. Raises ValueError with the reason if it is bad."""
+    """Open, decode and check one sample. Raises UserError with the reason if it is bad."""
     jpeg, shape = read_picture(entry.picture)
     ids = np.zeros(shape, np.uint32)
     if entry.labels is not None:
@@ -136,17 +137,17 @@ def _values(path: Path, shape: tuple[int, int], colours: bool | None) -> np.ndar
     try:
         values = decode_label_png(read_bytes(path), colours=colours)
     except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+        raise UserError(f"{path.name}: {error}") from error
     if values.shape != shape:
         size = "{1}x{0}".format
-        raise ValueError(f"{path.name} is {size(*values.shape)}, the picture {size(*shape)}")
+        raise UserError(f"{path.name} is {size(*values.shape)}, the picture {size(*shape)}")
     return values
 
 
 def regions(classes: np.ndarray) -> np.ndarray:
     """Connected regions (corners touch, too) of equal values above 0 of a map (H, W) -> their numbers from 1, uint32.
 
-    Raises ValueError for more than MAX_SEGMENTS.
+    Raises UserError for more than MAX_SEGMENTS.
     """
     found, total = np.zeros(classes.shape, np.uint32), 0
     for value in np.unique(classes[classes > 0]):
@@ -154,5 +155,5 @@ def regions(classes: np.ndarray) -> np.ndarray:
         found += np.where(region, region + total, 0).astype(np.uint32)
         total += number
     if total > MAX_SEGMENTS:
-        raise ValueError(f"things lie in {total} pieces; at most {MAX_SEGMENTS} are supported")
+        raise UserError(f"things lie in {total} pieces; at most {MAX_SEGMENTS} are supported")
     return found

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from egic import pictures
+from egic.errors import UserError
 from egic.training.crops import MAX_PIXELS, decode_jpeg
 from jobs.data.shards import Row
 from jobs.data.sources.coco import Tree
@@ -45,7 +46,7 @@ class Entry:
 
 
 def read_tree(folder: Path, split: str, *, val_share: float) -> Tree:
-    """List one split ("train" or "val"). Raises ValueError where there is nothing to split."""
+    """List one split ("train" or "val"). Raises UserError where there is nothing to split."""
     files, bad = list_files(folder)
     found = {name: about for name, about in files.items() if name.lower().endswith(pictures.READ_SUFFIXES)}
     chosen = choose(found, split, val_share, folder)
@@ -65,7 +66,7 @@ def read_tree(folder: Path, split: str, *, val_share: float) -> Tree:
 
 
 def read_row(entry: Entry) -> Row:
-    """The picture without any label. Raises ValueError with the reason if it is bad."""
+    """The picture without any label. Raises UserError with the reason if it is bad."""
     jpeg, shape = read_picture(entry.picture)
     nothing = np.zeros(1, np.uint8)
     return Row(
@@ -93,10 +94,10 @@ def read_picture(path: Path) -> tuple[bytes, tuple[int, int]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content. Raises ValueError for one that is too large, OSError."""
+    """A file's content. Raises UserError for one that is too large, OSError."""
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise ValueError(f"{size} bytes are over the limit of {MAX_BYTES}")
+        raise UserError(f"{size} bytes are over the limit of {MAX_BYTES}")
     return path.read_bytes()
 
 
@@ -140,7 +141,7 @@ def choose(names: Iterable[str], split: str, val_share: float, folder: Path) -> 
 
     Folders train/ and val/ decide, where names begin with them. Without them the share of names with the smallest
     sha256 is val: independent of where the folder lies, and nearly all pictures stay where they are when others come.
-    Raises ValueError where one of the splits would be empty.
+    Raises UserError where one of the splits would be empty.
     """
     names = sorted(names)
     tops = {name.partition("/")[0] for name in names if "/" in name}
@@ -152,10 +153,10 @@ def choose(names: Iterable[str], split: str, val_share: float, folder: Path) -> 
         return [name for name in inside if name.startswith(f"{own[split]}/")]
     if any(own.values()):
         there, missing = next(f for f in own.values() if f), next(s for s, f in own.items() if not f)
-        raise ValueError(f"{folder} has pictures in {there}/ and none in {missing}/; add some, or give "
+        raise UserError(f"{folder} has pictures in {there}/ and none in {missing}/; add some, or give "
                          f"{folder / there} alone, which is then split")  # fmt: skip
     if len(names) < 2:
-        raise ValueError(f"{folder} has {len(names)} pictures; training and validation need one each")
+        raise UserError(f"{folder} has {len(names)} pictures; training and validation need one each")
     num_val = min(max(1, round(val_share * len(names))), len(names) - 1)
     val = set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:num_val])
     return [name for name in names if (name in val) == (split == "val")]

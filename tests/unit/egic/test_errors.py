@@ -1,18 +1,40 @@
-"""A user's mistake is one line and status 2; a bug keeps its traceback."""
+"""A user's mistake is one line and status 2; a fault of the program is a traceback, and status 1."""
+
+import pickle
 
 import pytest
 
-from egic.errors import run_main
+from egic.coding.bitstream import BitstreamError
+from egic.errors import UserError, run_main
+from egic.networks.codec import CodecConfig
 
 
-@pytest.mark.parametrize("error", [ValueError("size is 0;\n give 1"), FileNotFoundError(2, "No such file", "a/b")])
-def test_user_mistakes_give_one_line_and_status_2(error, capsys):
+def failing(error):
     def fail():
         raise error
 
-    assert run_main(fail) == 2
+    return fail
+
+
+MISTAKES = [
+    UserError("size is 0;\n give 1"),
+    BitstreamError("damaged .egic file"),
+    FileNotFoundError(2, "No such file", "a/b"),
+]
+
+
+@pytest.mark.parametrize("error", MISTAKES, ids=repr)
+def test_user_mistakes_give_one_line_and_status_2(error, capsys):
+    assert run_main(failing(error)) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_an_environment_variable_shows_the_traceback_of_a_mistake(capsys, monkeypatch):
+    monkeypatch.setenv("EGIC_TRACEBACK", "1")
+    assert run_main(failing(UserError("size is 0; give 1"))) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.splitlines()[-1] == "error: size is 0; give 1"
 
 
 def test_success_and_status_are_passed_on():
@@ -20,6 +42,18 @@ def test_success_and_status_are_passed_on():
     assert run_main(lambda: 3) == 3
 
 
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        run_main(lambda: 1 / 0)
+@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), ValueError("invalid literal"), KeyError("x")])
+def test_a_fault_of_the_program_is_a_traceback_and_asks_for_a_report(error, capsys):
+    assert run_main(failing(error)) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and repr(error).split("(")[0] in err and "report" in err.splitlines()[-1]
+
+
+def test_a_configuration_that_cannot_be_is_the_users_mistake():
+    with pytest.raises(UserError, match="num_slices"):
+        CodecConfig(num_slices=7)
+
+
+def test_errors_pass_between_processes():
+    again = pickle.loads(pickle.dumps(UserError("size is 0; give 1")))
+    assert type(again) is UserError and str(again) == "size is 0; give 1"

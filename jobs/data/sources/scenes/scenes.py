@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from egic.errors import UserError
 from jobs.data.sources.coco_classes import CATEGORIES
 from jobs.data.sources.scenes.canvas import Canvas
 from jobs.data.sources.scenes.places import draw_background
@@ -42,9 +43,9 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         if self.num_train < 1 or self.num_val < 1:
-            raise ValueError(f"num_train is {self.num_train}, num_val {self.num_val}; give 1 or more of both")
+            raise UserError(f"num_train is {self.num_train}, num_val {self.num_val}; give 1 or more of both")
         if not 64 <= self.min_side <= self.max_side:
-            raise ValueError(f"min_side is {self.min_side}; give 64 up to max_side ({self.max_side})")
+            raise UserError(f"min_side is {self.min_side}; give 64 up to max_side ({self.max_side})")
 
 
 def write_scenes(root: str | Path, config: SceneConfig | None = None) -> Path:
@@ -55,7 +56,7 @@ def write_scenes(root: str | Path, config: SceneConfig | None = None) -> Path:
     if mark.exists() and mark.read_text() == wanted:
         return root
     if root.exists() and any(root.iterdir()) and not mark.exists():
-        raise ValueError(f"{root} is not empty and holds no drawn scenes; choose another folder")
+        raise UserError(f"{root} is not empty and holds no drawn scenes; choose another folder")
     root.mkdir(parents=True, exist_ok=True)
     mark.write_text("")  # ours, but unfinished: whoever finds a killed run's tree draws it again
     for number, (split, num) in enumerate((("train", config.num_train), ("val", config.num_val))):

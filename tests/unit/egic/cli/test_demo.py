@@ -7,6 +7,7 @@ import types
 import pytest
 
 from egic.cli import demo, main, model_refs
+from egic.errors import UserError
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_gradio_is_told_to_keep_to_itself_before_it_is_imported(installed, monke
         assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False" and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
         assert os.environ["NO_PROXY"].split(",") == ["kept.example", "127.0.0.1", "localhost", "127.0.0.1"]
         assert os.path.isdir(os.environ["GRADIO_TEMP_DIR"])
-        raise ValueError("far enough")
+        raise UserError("far enough")
 
     args = main.parser().parse_args(["demo", "-m", "nowhere", "--port", "0"])
     with pytest.raises(ValueError, match="far enough"):
@@ -102,7 +103,7 @@ def test_serve_gets_the_model_as_a_folder_and_what_each_replica_takes(installed,
 
     def replicas(*arguments):
         asked.append(arguments)
-        raise ValueError("far enough")
+        raise UserError("far enough")
 
     line = ["demo", "-m", "x", "--port", "0", "--serve", "2", "--device", "cuda", "--threads", "3"]
     with pytest.raises(ValueError, match="far enough"):

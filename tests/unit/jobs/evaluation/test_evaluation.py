@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from egic.cli import main, model_refs
+from egic.errors import UserError
 from egic.metrics import fid_kid, quality
 from egic.metrics.quality import Quality
 from jobs import evaluate
@@ -194,7 +195,7 @@ def test_slugs_are_plain_file_names(label):
 def test_measures_that_cannot_be_had_are_named_and_left_out(monkeypatch, caplog):
     def find(network, folder):
         if network == "vgg16":
-            raise ValueError("VGG16 weights could not be downloaded")
+            raise UserError("VGG16 weights could not be downloaded")
         return f"{network}.pth", {}
 
     monkeypatch.setattr(evaluate.weights, "find", find)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from egic.cli import model_refs
+from egic.errors import UserError
 from jobs.storage.files import Folder
 from jobs.tracking import metric_log, model_registry, runs
 from jobs.training import reports
@@ -575,7 +576,7 @@ def away(monkeypatch):
     def check(uri):
         if left[0] > 0:
             left[0] -= 1
-            raise ValueError("the MLflow server does not answer; start it")
+            raise UserError("the MLflow server does not answer; start it")
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setattr(runs, "check_server", check)
