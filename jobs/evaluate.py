@@ -53,8 +53,9 @@ from jobs.storage.files import (
 )
 from jobs.tracking import model_registry, runs
 from jobs.tracking.model_registry import Artifact
+from jobs.training.code_version import code_digest, code_tag
 from jobs.training.stage import EVALUATE as NAME
-from jobs.training.stage import code_digest, code_tag, stage_key
+from jobs.training.stage import sources, stage_key
 
 if TYPE_CHECKING:
     import ray  # takes seconds to import: not to print a configuration
@@ -232,7 +233,7 @@ def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest)
 def ingredients(job: Job, measures: Measures, data: str) -> dict:
     """Everything that the results depend on. data: digest of the pictures."""
     config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
-    facts = {"stage": NAME, "config": config, "code": code_digest(NAME), "data": data}
+    facts = {"stage": NAME, "config": config, "code": code_digest(sources(NAME)), "data": data}
     facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
     return facts | {"skipped": [s["name"] for s in job.skipped], "anchors": job.anchors, "report": job.report}
 
@@ -279,7 +280,7 @@ def measure(job: Job, measures: Measures, facts: dict, folder: str, parent_run: 
     parts_key = stage_key(content | {"code": facts["code"]})
     parts = Parts(folder=join(output, NAME, "parts", parts_key))
     params = facts | {"parents": {tables.slug(k): sha256 for k, sha256 in facts["parents"].items()}}  # no @ in names
-    run_id = runs.start_stage(parent_run, NAME, key, params, code_tag(NAME), experiment=job.experiment)
+    run_id = runs.start_stage(parent_run, NAME, key, params, code_tag(sources(NAME)), experiment=job.experiment)
     with runs.ending(run_id), filled(folder, last="summary.json") as here:
         parents = {"model" if len(job.models) == 1 else tables.slug(k): a for k, a in job.models.items()}
         model_registry.log_parents(run_id, parents)

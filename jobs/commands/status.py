@@ -3,7 +3,6 @@
 Reads MLflow and the output folder; starts nothing, downloads nothing, and makes no store where there is none.
 """
 
-import json
 import os
 import re
 import textwrap
@@ -11,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate
 
 from egic.metrics.perceptual import ALEXNET_URL, find_backbone
 from jobs.config.schema import Config
@@ -21,18 +22,18 @@ from jobs.storage.files import Folder
 from jobs.tracking import model_registry
 from jobs.tracking.model_registry import Artifact
 from jobs.tracking.runs import client, experiment_id, flatten, runs_of, sqlite_path, tracking_uri
-from jobs.training import checkpoints
+from jobs.training import checkpoints, code_version
 from jobs.training.num_categories import foretold
-from jobs.training.stage import CODE_TAG, EVALUATE, code_files, ingredients, load_stage, stage_key
+from jobs.training.stage import EVALUATE, MEASURED, ingredients, load_stage, sources, stage_key
 
 HEAD = ("stage", "state", "key", "run", "artifact")
 OTHERS = ("key", "code", "data", "lpips")
-"""Parameters of a stage's run that are no settings of it."""
+"""Parameters of a stage's run that are not settings of the stage."""
 
 
 @dataclass(kw_only=True)
-class State:
-    """How things stand with a stage."""
+class StageStatus:
+    """Whether a stage is finished, running, interrupted or never run, and what differs from its last run."""
 
     stage: str
     state: str = "never run"
@@ -44,16 +45,16 @@ class State:
     """Why it would run: what it waits for, and what differs from its newest run."""
 
 
-def states(config: Config, names: Sequence[str]) -> list[State]:
+def states(config: Config, names: Sequence[str]) -> list[StageStatus]:
     """The stages in order. Raises UserError when MLflow's store or the data cannot be read."""
     manifests = find_data(config.data, config.output)
     config = foretold(config, manifests, names)
-    found: dict[str, State] = {}
+    found: dict[str, StageStatus] = {}
     known = store_exists(config.experiment)
     for name in names:
         done = {k: s.artifact for k, s in found.items() if s.artifact}
         if name == EVALUATE:
-            found[name] = state_of_evaluation(config, manifests, done.get("orp"), known)
+            found[name] = state_of_evaluation(config, manifests, done.get(MEASURED), known)
         else:
             found[name] = state_of_stage(name, config, manifests, done, known)
     return list(found.values())
@@ -69,9 +70,9 @@ def store_exists(experiment: str) -> bool:
 
 def state_of_stage(
     name: str, config: Config, manifests: Mapping[str, Manifest], done: Mapping[str, Artifact], known: bool
-) -> State:
+) -> StageStatus:
     """A stage that trains. done: artifacts of the stages before it. known: whether MLflow has the experiment."""
-    stage, state = load_stage(name), State(stage=name)
+    stage, state = load_stage(name), StageStatus(stage=name)
     waits = [p for p in stage.parents if p not in done]
     data = f"{manifests['train'].digest} {manifests['val'].digest}" if manifests else ""
     parents = {p: done[p].sha256 for p in stage.parents if p in done}
@@ -84,7 +85,7 @@ def state_of_stage(
     if not waits and data:
         state.key = stage_key(facts)
         if known and (artifact := model_registry.find_finished(name, state.key, experiment=config.experiment)):
-            return State(stage=name, state="finished", key=state.key, run_id=artifact.run_id, artifact=artifact)
+            return StageStatus(stage=name, state="finished", key=state.key, run_id=artifact.run_id, artifact=artifact)
         runs = runs_of(name, state.key, experiment=config.experiment) if known else []
         state.run_id = runs[0].info.run_id if runs else ""
         place = checkpoints.place_of(config.output, f"{name}-{state.key}")
@@ -108,13 +109,13 @@ def progress(place: Folder, started: bool) -> str:
 
 def state_of_evaluation(
     config: Config, manifests: Mapping[str, Manifest], artifact: Artifact | None, known: bool
-) -> State:
+) -> StageStatus:
     """The evaluation of the ORP stage's artifact, if there is one."""
     from jobs import evaluate
 
-    state = State(stage=EVALUATE)
+    state = StageStatus(stage=EVALUATE)
     if artifact is None or not manifests:
-        state.why.append("waits for orp")
+        state.why.append(f"waits for {MEASURED}")
         return state
     if lacking := evaluate.lacking_networks(config.evaluate):
         state.state = "unknown"
@@ -156,7 +157,7 @@ def differences(name: str, experiment: str, facts: Mapping[str, Any]) -> list[st
         if now.get(key) != before.get(key):
             found.append(f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'gone')}")
     if had.get("code") != facts["code"]:
-        found.append(changed_code(name, tags.get(CODE_TAG)))
+        found.append(changed_code(name, tags.get(code_version.TAG)))
     if facts["data"] and had.get("data") != facts["data"]:
         found.append("other data")
     if had.get("lpips", "") != facts.get("lpips", ""):
@@ -177,25 +178,22 @@ def newest_run(name: str, experiment: str) -> Any | None:
 
 
 def changed_code(name: str, tag: str | None) -> str:
-    """Which sources are not those that the run's tag lists."""
+    """Which source files differ from those that the run's tag lists."""
     if tag is None:
         return "other code (the run does not say which files)"
-    before, now = json.loads(tag), {file: digest[:12] for file, digest in code_files(name).items()}
-    return "changed: " + ", ".join(f for f in sorted(before.keys() | now.keys()) if before.get(f) != now.get(f))
+    return "changed: " + ", ".join(code_version.changed_files(tag, sources(name)))
 
 
 def text(config: Config, names: Sequence[str]) -> str:
     """Table of the stages, and below it why those that are not finished would run."""
     found = states(config, names)
-    rows = [HEAD] + [
-        (s.stage, short(s.state), s.key or "-", s.run_id[:8] or "-", artifact_text(s)) for s in found
-    ]  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    rows = [(s.stage, short(s.state), s.key or "-", s.run_id[:8] or "-", artifact_text(s)) for s in found]
+    lines = [tabulate(rows, HEAD, tablefmt="plain", disable_numparse=True)]
     for s in found:
-        for told in ([s.state] if short(s.state) != s.state else []) + s.why:
+        details = [s.state] if short(s.state) != s.state else []
+        for detail in details + s.why:
             lines += textwrap.wrap(
-                f"{s.stage}: {told}", 79, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+                f"{s.stage}: {detail}", 79, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
             )
     return "\n".join(lines)
 
@@ -205,6 +203,6 @@ def short(state: str) -> str:
     return state if state == "never run" else re.split(r"[ ,;]", state)[0]
 
 
-def artifact_text(state: State) -> str:
+def artifact_text(state: StageStatus) -> str:
     """A reference for --model and --init-from; `egic models` has the digests."""
     return f"models:/egic-{state.stage}/{state.artifact.model_version}" if state.artifact else "-"

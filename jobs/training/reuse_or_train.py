@@ -26,8 +26,9 @@ from jobs.storage.files import Folder
 from jobs.tracking import model_registry, runs
 from jobs.tracking.model_registry import Artifact
 from jobs.training.checkpoints import place_of
+from jobs.training.code_version import code_tag
 from jobs.training.reports import Reports, deliver_rest
-from jobs.training.stage import Stage, code_tag, ingredients, run_params, stage_key
+from jobs.training.stage import Stage, ingredients, run_params, sources, stage_key
 from jobs.training.trainer import Job, fit
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def train_and_publish(work: Work, place: Folder, parent_run: str | None, side_by
     stage, config, facts = work.stage, work.config, work.facts
     provenance = provenance_of(work)
     run_id = runs.start_stage(
-        parent_run, stage.name, work.key, run_params(facts), code_tag(stage.name), experiment=config.experiment
+        parent_run, stage.name, work.key, run_params(facts), code_tag(sources(stage.name)), experiment=config.experiment
     )
     with runs.ending(run_id):
         model_registry.log_parents(run_id, work.parents)
@@ -139,12 +140,18 @@ def provenance_of(work: Work) -> dict:
     packages = ("torch", "ray", "mlflow", "lpips", "numpy")
     names = list(work.manifests["train"].class_names)
     labelled = {"classes": names} if "discriminator" in work.stage.publishes else {}
-    return work.facts | labelled | {
-        "key": work.key,
-        "commit": commit,
-        "parents": {name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in work.parents.items()},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }
+    return (
+        work.facts
+        | labelled
+        | {
+            "key": work.key,
+            "commit": commit,
+            "parents": {
+                name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in work.parents.items()
+            },
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        }
+    )
 
 
 def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: str) -> dict[str, ray.ObjectRef]:

@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from graphlib import TopologicalSorter
 from typing import Any
 
 from torch import Tensor
@@ -15,31 +15,20 @@ from egic import artifact
 from egic.metrics.perceptual import LPIPS
 from egic.training.steps import Batch, Nets
 from jobs.config.schema import Config, Training
+from jobs.training.code_version import LEARNING, MEASURING, code_digest, code_files
 
-MODULES = {
+MODULES = {  # the one list of stages that train; what comes before what follows from their `parents`
     "segmentation": "jobs.segmentation",
     "mse-codec": "jobs.mse_codec",
     "gan": "jobs.gan",
     "orp": "jobs.orp",
 }
 EVALUATE = "evaluate"
-CODE_TAG = "egic.code"
-
-# What decides a result, beside the stage's own module: a change anywhere here retrains.
-CODE = (
-    "egic/metrics/perceptual.py", "egic/networks/attention.py", "egic/networks/charm.py", "egic/networks/codec.py",
-    "egic/networks/discriminator.py", "egic/networks/entropy.py", "egic/networks/linear.py", "egic/networks/orp.py",
-    "egic/networks/swin.py", "egic/networks/tiled_inference.py", "egic/networks/transforms.py",
-    "egic/training/crops.py", "egic/training/losses.py", "egic/training/steps.py", "jobs/config/schema.py",
-    "jobs/data/shards.py", "jobs/data/stream.py", "jobs/training/cuda_graphs.py", "jobs/training/loop.py",
-)  # fmt: skip
-# What evaluation reads on top: everything that turns a picture into a file and back.
-CODE_OF_FILES = (
-    "egic/coding/bitstream.py", "egic/coding/frequency_tables.py", "egic/coding/latent_coder.py",
-    "egic/coding/range_coder.py", "egic/coding/robust_rounding.py", "egic/metrics/distortion.py",
-    "egic/metrics/fid_kid.py", "egic/metrics/pretrained.py", "egic/metrics/quality.py", "egic/model.py",
-    "egic/pictures.py", "jobs/evaluate.py", "jobs/evaluation/parts.py", "jobs/evaluation/tables.py",
-)  # fmt: skip
+"""The stage that measures; it trains nothing, and so it is no `Stage`."""
+MEASURED = "orp"
+"""The stage whose artifact it measures."""
+STAGES = (*MODULES, EVALUATE)
+"""Names of all stages, as tables list them."""
 
 
 class Components(artifact.Components, total=False):
@@ -86,30 +75,43 @@ def load_stage(name: str) -> Stage:
     return importlib.import_module(MODULES[name]).STAGE
 
 
+def parents_of(name: str) -> tuple[str, ...]:
+    """Stages whose artifacts the stage starts from."""
+    return (MEASURED,) if name == EVALUATE else load_stage(name).parents
+
+
+def groups(until: str = EVALUATE) -> list[tuple[str, ...]]:
+    """`until` and all stages that it starts from, directly or not, in an order to run them in.
+
+    Stages of one group do not depend on each other; they depend on stages of the groups before theirs.
+    """
+    parents: dict[str, tuple[str, ...]] = {}
+    wanted = [until]
+    while wanted:
+        name = wanted.pop()
+        parents[name] = parents_of(name)
+        wanted += parents[name]
+    sorter = TopologicalSorter(parents)
+    sorter.prepare()
+    found = []
+    while sorter.is_active():
+        ready = sorter.get_ready()
+        found.append(tuple(sorted(ready, key=STAGES.index)))
+        sorter.done(*ready)
+    return found
+
+
 def means(sums: dict[str, Tensor]) -> dict[str, float]:
     """Every sum divided by `count`."""
     count = sums["count"].item()
     return {name: value.item() / count for name, value in sums.items() if name != "count"}
 
 
-def code_files(stage: str) -> dict[str, str]:
-    """The sources that decide what a stage learns, each with its sha256 (hex)."""
-    root = Path(__file__).resolve().parents[2]
-    own = CODE_OF_FILES if stage == EVALUATE else (MODULES[stage].replace(".", "/") + ".py",)
-    return {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in (*CODE, *own)}
-
-
-def code_digest(stage: str) -> str:
-    """sha256 (hex) over those sources."""
-    total = hashlib.sha256()
-    for name, digest in code_files(stage).items():
-        total.update(f"{name} {digest}\n".encode())
-    return total.hexdigest()
-
-
-def code_tag(stage: str) -> dict[str, str]:
-    """The sources as a tag of the stage's run, by which `--status` tells which of them changed since."""
-    return {CODE_TAG: json.dumps({name: digest[:12] for name, digest in code_files(stage).items()})}
+def sources(stage: str) -> dict[str, str]:
+    """The files of code that decide the stage's result, each with its digest."""
+    if stage == EVALUATE:
+        return code_files(*MEASURING)
+    return code_files(*LEARNING, MODULES[stage].replace(".", "/") + ".py")
 
 
 def ingredients(stage: Stage, config: Config, *, parents: Mapping[str, str], data: str, lpips: str) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def ingredients(stage: Stage, config: Config, *, parents: Mapping[str, str], dat
     return {
         "stage": stage.name,
         "config": settings,
-        "code": code_digest(stage.name),
+        "code": code_digest(sources(stage.name)),
         "parents": dict(sorted(parents.items())),
         "data": data,
         "lpips": lpips if "lpips_weights" in stage.reads else "",

@@ -14,9 +14,10 @@ from jobs.commands import status
 from jobs.config.presets import tiny
 from jobs.storage import lease
 from jobs.tracking import model_registry, runs
-from jobs.training import checkpoints
+from jobs.training import checkpoints, code_version
+from jobs.training.code_version import code_tag
 from jobs.training.num_categories import with_categories
-from jobs.training.stage import CODE_TAG, code_tag, ingredients, load_stage, run_params, stage_key
+from jobs.training.stage import ingredients, load_stage, run_params, sources, stage_key
 
 MANIFESTS = {
     split: SimpleNamespace(digest=f"digest of {split}", folder=split, num_classes=133, class_pixels=(0, 9))
@@ -47,7 +48,7 @@ def begin(name, config, tmp_path, parents=(), tags=None, data=DATA):
     digests = {k: a.sha256 for k, a in parents.items()}
     lpips = LPIPS if name == "gan" else ""
     facts = ingredients(load_stage(name), config, parents=digests, data=data, lpips=lpips)
-    key, tags = stage_key(facts), code_tag(name) if tags is None else tags
+    key, tags = stage_key(facts), code_tag(sources(name)) if tags is None else tags
     run_id = runs.start_stage(None, name, key, run_params(facts), tags, experiment=config.experiment)
     model_registry.log_parents(run_id, parents)
     return run_id, key
@@ -127,15 +128,18 @@ def test_the_newest_run_counts_and_imported_ones_do_not(config, tmp_path):
 
 
 def test_changed_sources_are_named(config, tmp_path, monkeypatch):
-    tag = json.loads(code_tag("mse-codec")[CODE_TAG]) | {"egic/networks/swin.py": "0" * 12, "egic/gone.py": "1" * 12}
-    finished("mse-codec", config, tmp_path, tags={CODE_TAG: json.dumps(tag)})
-    monkeypatch.setattr("jobs.training.stage.code_digest", lambda name: "another")
+    tag = json.loads(code_tag(sources("mse-codec"))[code_version.TAG]) | {
+        "egic/networks/swin.py": "0" * 12,
+        "egic/gone.py": "1" * 12,
+    }
+    finished("mse-codec", config, tmp_path, tags={code_version.TAG: json.dumps(tag)})
+    monkeypatch.setattr("jobs.training.stage.code_digest", lambda files: "another")
     assert why(config).endswith(": changed: egic/gone.py, egic/networks/swin.py")
 
 
 def test_runs_without_a_list_of_sources_and_of_other_data(config, tmp_path, monkeypatch):
     finished("mse-codec", config, tmp_path, tags={}, data="other")
-    monkeypatch.setattr("jobs.training.stage.code_digest", lambda name: "another")
+    monkeypatch.setattr("jobs.training.stage.code_digest", lambda files: "another")
     assert why(config).endswith(": other code (the run does not say which files); other data")
 
 
@@ -164,7 +168,7 @@ def test_an_evaluation_is_found_by_its_key(config, tmp_path):
     )  # fmt: skip
     facts = evaluate.ingredients(job, evaluate.find_measures(config.evaluate), "d")
     key = stage_key(facts)
-    run_id = runs.start_stage(None, "evaluate", key, facts, code_tag("evaluate"), experiment=config.experiment)
+    run_id = runs.start_stage(None, "evaluate", key, facts, code_tag(sources("evaluate")), experiment=config.experiment)
 
     def state(config):
         with pytest.MonkeyPatch.context() as patch:
