@@ -123,8 +123,8 @@ def main(preset: str, config: Pipeline) -> None:
 
 def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, pool: ThreadPoolExecutor) -> list[dict]:
     """One summary row per wanted stage. Independent stages overlap when the cluster can place both."""
-    from jobs import evaluate
     from jobs.cluster.start import check_resources, stages_side_by_side, start_ray
+    from jobs.evaluation import evaluation
     from jobs.training.reuse_or_train import Work, reuse_stage, train_stage
 
     done: dict[str, Any] = {}  # Outcome, or evaluation's facts
@@ -157,7 +157,7 @@ def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, poo
             }
             if "evaluate" in part:
                 orp, val = done["orp"].artifact, manifests["val"]
-                calls["evaluate"] = partial(evaluate.run, config, orp, val, parent_run=run_id)
+                calls["evaluate"] = partial(evaluation.run, config, orp, val, parent_run=run_id)
             futures = {n: pool.submit(timed, n, call) for n, call in calls.items()}
             wait(futures.values())
             done |= {n: f.result() for n, f in futures.items()}

@@ -111,18 +111,18 @@ def state_of_evaluation(
     config: Config, manifests: Mapping[str, Manifest], artifact: Artifact | None, known: bool
 ) -> StageStatus:
     """The evaluation of the ORP stage's artifact, if there is one."""
-    from jobs import evaluate
+    from jobs.evaluation import evaluation, measures
 
     state = StageStatus(stage=EVALUATE)
     if artifact is None or not manifests:
         state.why.append(f"waits for {MEASURED}")
         return state
-    if lacking := evaluate.lacking_networks(config.evaluate):
+    if lacking := measures.lacking_networks(config.evaluate):
         state.state = "unknown"
         state.why.append(f"depends on weights that are not on this machine yet: {', '.join(lacking)}")
         return state
-    job = evaluate.pipeline_job(config, artifact, manifests["val"])
-    facts = evaluate.ingredients(job, evaluate.find_measures(config.evaluate), manifests["val"].digest)
+    job = evaluation.pipeline_job(config, artifact, manifests["val"])
+    facts = evaluation.ingredients(job, measures.find_measures(config.evaluate), manifests["val"].digest)
     state.key = stage_key(facts)
     runs = runs_of(EVALUATE, state.key, experiment=config.experiment) if known else []
     if runs:

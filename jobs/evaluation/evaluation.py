@@ -1,56 +1,33 @@
-"""Stage: every picture to a real file and back, spread over the cluster by Ray Data; one row per picture and alpha.
+"""An evaluation: every picture goes through a real file and back, spread over the cluster by Ray Data.
 
-In a pipeline it takes the prepared validation pictures. Alone it compares models on any folders of pictures:
-
-    python -m jobs.evaluate workstation --model models:/egic-orp@best --images /data/kodak --alphas 0,0.5,1
-    egic evaluate --model models:/egic-orp@best --images /data/kodak
+One row per picture and alpha. The results are written to a folder, logged to MLflow, and reused by their key.
 """
 
 import dataclasses
-import hashlib
-import importlib.util
 import io
 import json
 import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
-from torch import Tensor
 
-from egic.artifact import read_config
-from egic.errors import UserError, quiet, run_main
+from egic.errors import UserError
 from egic.metrics import fid_kid, quality
-from egic.metrics import pretrained as weights
 from egic.report import matched_rates
-from egic.report.anchors import find
 from egic.report.page import write_report
-from jobs.config import command_line
-from jobs.config.flags import parse_config
 from jobs.config.schema import ComputeConfig, Config, EvaluateConfig
 from jobs.data.shards import MANIFEST, Manifest
 from jobs.evaluation import tables
-from jobs.evaluation.parts import Coder, Parts, Picture, first_readable, of_data, of_folders
-from jobs.prepare import open_data
+from jobs.evaluation.measures import Measures, find_measures
+from jobs.evaluation.parts import Coder, Parts, Picture, first_readable, of_data
 from jobs.storage import lease
-from jobs.storage.files import (
-    Folder,
-    Place,
-    absolute,
-    check,
-    check_spelling,
-    exists,
-    fetched,
-    filled,
-    join,
-    read,
-    write,
-)
+from jobs.storage.files import Folder, Place, absolute, exists, fetched, filled, join, read, write
 from jobs.tracking import model_registry, runs
 from jobs.tracking.model_registry import Artifact
 from jobs.training.code_version import code_digest, code_tag
@@ -60,59 +37,11 @@ from jobs.training.stage import sources, stage_key
 if TYPE_CHECKING:
     import ray  # takes seconds to import: not to print a configuration
 
-log = logging.getLogger("jobs.evaluate")  # also as a script
-
-PACKAGES = {"lpips_alex": "lpips", "lpips_vgg": "lpips", "dists": "torchmetrics"}
-PACKAGES |= dict.fromkeys(fid_kid.NAMES, "torch_fidelity")
-SHORT = {"psnr": "psnr_db", "fid": "fid256", "kid": "kid256"}
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measures:
-    """What is measured: names, the files their networks come from (by measure), and weights by network."""
-
-    names: tuple[str, ...]
-    sources: dict[str, str]
-    states: dict[str, dict[str, Tensor]]
-
-
-def find_measures(config: EvaluateConfig) -> Measures:
-    """The measures asked for with their weights, or all that can be had; a warning names those that can't.
-
-    Raises UserError when one that was asked for cannot be had.
-    """
-    names, sources, states = ["psnr_db"], {}, {}
-    lacking: dict[str | None, str] = {}
-    for name in [n for n in (*quality.NAMES, *fid_kid.NAMES) if n != "psnr_db" and n in (config.metrics or (n,))]:
-        network = fid_kid.NETWORK if name in fid_kid.NAMES else quality.NETWORK_OF.get(name)
-        try:
-            if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
-                raise UserError(f"the package {PACKAGES[name]} is not installed: pip install 'egic[train]'")
-            if network in lacking:
-                raise UserError(lacking[network])
-            if network and network not in states:
-                sources[network], states[network] = weights.find(network, config.weights)
-        except UserError as error:
-            if config.metrics:
-                raise UserError(f"{name}: {error}; or leave it out of --metrics") from error
-            if network not in lacking:
-                lacking[network] = str(error)
-            log.warning("%s is left out: %s", name, error)
-        else:
-            names.append(name)
-    used = {n: sources[k] for n in names if (k := fid_kid.NETWORK if n in fid_kid.NAMES else quality.NETWORK_OF.get(n))}
-    return Measures(names=tuple(names), sources=used, states=states)
-
-
-def lacking_networks(config: EvaluateConfig) -> list[str]:
-    """Networks of the measures asked for whose weights are not on this machine, so that they would be downloaded."""
-    names = config.metrics or (*quality.NAMES, *fid_kid.NAMES)
-    wanted = {fid_kid.NETWORK if n in fid_kid.NAMES else quality.NETWORK_OF.get(n) for n in names}
-    return sorted(n for n in wanted if n and weights.on_disk(n, config.weights) is None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
+class EvaluationJob:
     """One evaluation: which models on which pictures, and where it runs."""
 
     models: Mapping[str, Artifact]
@@ -163,7 +92,9 @@ class Worker:
         return {"name": [p.name for p in chosen], "reason": reasons, "time_s": [time.perf_counter() - began]}
 
 
-def code_pictures(job: Job, parts: Parts, measures: Measures, shown: frozenset[str]) -> tuple[list[dict], float]:
+def code_pictures(
+    job: EvaluationJob, parts: Parts, measures: Measures, shown: frozenset[str]
+) -> tuple[list[dict], float]:
     """Make the parts that are missing; returns {name, reason} of the pictures that could not be finished, and seconds
     of work per worker."""
     digests = {artifact.sha256: artifact for artifact in job.models.values()}
@@ -216,21 +147,21 @@ def run(config: Config, artifact: Artifact, manifest: Manifest, *, parent_run: s
     return evaluate(pipeline_job(config, artifact, manifest), data=manifest.digest, parent_run=parent_run)
 
 
-def pipeline_job(config: Config, artifact: Artifact, manifest: Manifest) -> Job:
+def pipeline_job(config: Config, artifact: Artifact, manifest: Manifest) -> EvaluationJob:
     """The job of a pipeline on what it trained."""
     label = f"models:/egic-orp/{artifact.model_version}" if artifact.model_version else artifact.uri
     return data_job(config, {label: artifact}, manifest)
 
 
-def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest) -> Job:
+def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest) -> EvaluationJob:
     """A job on prepared validation pictures."""
-    return Job(
+    return EvaluationJob(
         models=models, pictures=of_data(manifest, config.evaluate.max_pictures), evaluate=config.evaluate,
         compute=config.compute, output=config.output, experiment=config.experiment, manifest=manifest,
     )  # fmt: skip
 
 
-def ingredients(job: Job, measures: Measures, data: str) -> dict:
+def ingredients(job: EvaluationJob, measures: Measures, data: str) -> dict:
     """Everything that the results depend on. data: digest of the pictures."""
     config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
     facts = {"stage": NAME, "config": config, "code": code_digest(sources(NAME)), "data": data}
@@ -238,7 +169,7 @@ def ingredients(job: Job, measures: Measures, data: str) -> dict:
     return facts | {"skipped": [s["name"] for s in job.skipped], "anchors": job.anchors, "report": job.report}
 
 
-def evaluate(job: Job, *, data: str, parent_run: str | None = None) -> dict:
+def evaluate(job: EvaluationJob, *, data: str, parent_run: str | None = None) -> dict:
     """Evaluate, or take what an earlier run with the same key found. data: digest of the pictures.
 
     Writes rows.parquet, sets.json, skipped.json, pictures/, sheet.png and summary.json to <output>/evaluate/<key>/ and
@@ -262,7 +193,7 @@ def curve_of(folder: Place) -> list[dict]:
     return tables.curve_rows(json.loads(read(join(folder, "sets.json"))))
 
 
-def reused(job: Job, key: str, folder: str, parent_run: str | None) -> dict | None:
+def reused(job: EvaluationJob, key: str, folder: str, parent_run: str | None) -> dict | None:
     """What a finished evaluation with this key found."""
     done = [r for r in runs.runs_of(NAME, key, experiment=job.experiment) if r.info.status == "FINISHED"]
     if done and exists(join(folder, "summary.json")):
@@ -273,7 +204,7 @@ def reused(job: Job, key: str, folder: str, parent_run: str | None) -> dict | No
     return None
 
 
-def measure(job: Job, measures: Measures, facts: dict, folder: str, parent_run: str | None) -> dict:
+def measure(job: EvaluationJob, measures: Measures, facts: dict, folder: str, parent_run: str | None) -> dict:
     """Measure what is missing and write everything to `folder`; returns the summary."""
     key, output = stage_key(facts), absolute(job.output)
     content = {"alphas": job.evaluate.alphas, "measures": measures.names, "sources": measures.sources}
@@ -297,7 +228,7 @@ def measure(job: Job, measures: Measures, facts: dict, folder: str, parent_run: 
     return found | {"folder": folder, "run_id": run_id, "reused": False}
 
 
-def write_results(job: Job, folder: Path, parts: Parts, measures: Measures) -> dict[str, float]:
+def write_results(job: EvaluationJob, folder: Path, parts: Parts, measures: Measures) -> dict[str, float]:
     """Code what is missing and write the tables and pictures; returns the summary."""
     candidates = first_readable(job.pictures, job.evaluate.shown, job.manifest)
     failed, busy_s = code_pictures(job, parts, measures, frozenset(p.name for p in candidates))
@@ -321,121 +252,8 @@ def write_results(job: Job, folder: Path, parts: Parts, measures: Measures) -> d
     return tables.summarise(table, found) | {"busy_s": busy_s}
 
 
-def add_anchors(job: Job, folder: Path, measures: Measures) -> None:
+def add_anchors(job: EvaluationJob, folder: Path, measures: Measures) -> None:
     """Rows of other codecs at the models' rates, made here: they take CPUs, and no network but the measures'."""
     by_name = {p.name: p for p in job.pictures}
     measure = quality.Quality([n for n in quality.NAMES if n in measures.names], measures.states)
     matched_rates.add(folder, lambda name: by_name[name].read(job.manifest), job.anchors, measure, told=log.info)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command line adds."""
-
-    model: tuple[str, ...] = ()
-    """Models: folders, models:/egic-orp@best, models:/name/3 or runs:/ID; each is a curve under the name given."""
-    images: tuple[str, ...] = ()
-    """Folders with pictures, or picture files, on storage that every node reaches."""
-    alphas: str = ""
-    """Realism of the decoded pictures, e.g. 0,0.25,0.5,0.75,1 (default: evaluate.alphas)."""
-    metrics: str = ""
-    """Measures, e.g. psnr,ms_ssim,lpips_alex,lpips_vgg,dists,fid,kid (default: evaluate.metrics)."""
-    weights: str = ""
-    """Folder with weights of the measures' networks (default: $EGIC_WEIGHTS, else downloaded)."""
-    shown: int = -1
-    """Pictures whose decoded versions are kept (default: evaluate.shown)."""
-    anchors: str = ""
-    """Other codecs at the models' rates: jpeg,webp,avif,jxl,bpg,vtm; those not installed are named and left out."""
-
-    def applied(self, config: EvaluateConfig) -> EvaluateConfig:
-        """`config` with what these options change. Raises UserError."""
-        try:
-            alphas = tuple(sorted(float(a) for a in self.alphas.split(","))) if self.alphas else config.alphas
-        except ValueError as error:
-            raise UserError(f"--alphas {self.alphas} is no list of numbers such as 0,0.5,1") from error
-        names = tuple(SHORT.get(n.strip(), n.strip()) for n in self.metrics.split(",")) if self.metrics else ()
-        return replace(
-            config, alphas=alphas, metrics=names or config.metrics, weights=self.weights or config.weights,
-            shown=config.shown if self.shown < 0 else self.shown,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class AloneConfig(Options, Config):
-    """A preset's configuration, and the models to evaluate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldersConfig(Options):
-    """Compare models on folders of pictures: every picture is written to a file, decoded from it, and measured."""
-
-    output: str = "outputs"
-    """Results go to <output>/evaluate/; on a cluster, storage that every node reaches, such as s3://bucket/folder."""
-    experiment: str = "egic"
-    """MLflow experiment."""
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """`python -m jobs.evaluate PRESET --model REF ... [--images FOLDER ... | --data FOLDER]`."""
-    quiet("jobs")
-    raise SystemExit(
-        run_main(lambda: run_alone(command_line.read(AloneConfig, argv, prog="python -m jobs.evaluate").config))
-    )
-
-
-def evaluate_folders(argv: Sequence[str]) -> None:
-    """`egic evaluate --model REF ... --images FOLDER ...`. Raises UserError."""
-    quiet("jobs")
-    config = parse_config(FoldersConfig, argv, prog="egic evaluate")
-    if not config.images:
-        raise UserError("no pictures to evaluate on; give --images FOLDER")
-    run_alone(config)
-
-
-def run_alone(config: AloneConfig | FoldersConfig) -> None:
-    """Evaluate `config.model` and print the table, what was left out, and where the rows are."""
-    from jobs.cluster import forks
-
-    forks.start()
-    from jobs.cluster.start import interruptible
-    from jobs.training.reuse_or_train import local_copy
-
-    check_spelling("output", config.output)
-    if not config.model:
-        raise UserError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
-    if len(set(map(tables.slug, config.model))) < len(config.model):
-        raise UserError(f"--model names one model twice: {' '.join(config.model)}")
-    settings, output = config.applied(config.evaluate), config.output
-    check(output, writable=True)
-    models = {ref: model_registry.resolve(ref) for ref in config.model}
-    for ref, artifact in models.items():
-        if "codec" not in read_config(local_copy(artifact, output)):
-            raise UserError(f"--model {ref} holds no codec; name an MSE-codec, GAN or ORP model")
-    if config.images:
-        pictures, skipped = of_folders(config.images)
-        data = hashlib.sha256(json.dumps([(p.name, p.digest) for p in pictures]).encode()).hexdigest()
-        job = Job(
-            models=models, pictures=pictures, skipped=skipped, evaluate=settings, compute=config.compute,
-            output=output, experiment=config.experiment,
-        )  # fmt: skip
-    else:
-        assert isinstance(config, AloneConfig)  # `egic evaluate` asks for pictures
-        manifest = open_data(config.data, output)["val"]
-        job, data = data_job(replace(config, evaluate=settings), models, manifest), manifest.digest
-    anchors = tuple(name.strip() for name in config.anchors.split(",") if name.strip())
-    find(anchors)  # an unknown name is told now, not after hours
-    job = replace(job, anchors=anchors, report=True)
-    with interruptible():
-        found = evaluate(job, data=data)
-    folder = found["folder"]
-    print(tables.text(json.loads(read(join(folder, "sets.json")))))
-    for each in json.loads(read(join(folder, "skipped.json"))):
-        print(f"left out: {each['name']}: {each['reason']}")
-    print(f"{'reused, ' if found['reused'] else ''}MLflow run {found['run_id']}")
-    print(join(folder, "report.html"))
-
-
-if __name__ == "__main__":
-    main()

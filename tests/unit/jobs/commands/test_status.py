@@ -158,21 +158,21 @@ def test_other_parents_and_another_backbone_are_named(config, tmp_path):
 
 
 def test_an_evaluation_is_found_by_its_key(config, tmp_path):
-    from jobs import evaluate
+    from jobs.evaluation import evaluation, measures
 
     artifact = model_registry.Artifact(run_id="r", uri="models:/m-1", sha256="a" * 64, model_version=3)
     manifest = SimpleNamespace(digest="d", num_samples=0)
-    job = evaluate.Job(
+    job = evaluation.EvaluationJob(
         models={"models:/egic-orp/3": artifact}, pictures=(), evaluate=config.evaluate, compute=config.compute,
         output=tmp_path, experiment=config.experiment,
     )  # fmt: skip
-    facts = evaluate.ingredients(job, evaluate.find_measures(config.evaluate), "d")
+    facts = evaluation.ingredients(job, measures.find_measures(config.evaluate), "d")
     key = stage_key(facts)
     run_id = runs.start_stage(None, "evaluate", key, facts, code_tag(sources("evaluate")), experiment=config.experiment)
 
     def state(config):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluate, "of_data", lambda manifest, count: [])
+            patch.setattr(evaluation, "of_data", lambda manifest, count: [])
             return status.state_of_evaluation(config, {"val": manifest}, artifact, True)
 
     assert state(config).state.startswith("interrupted") and state(config).run_id == run_id

@@ -13,7 +13,7 @@ from egic.metrics import fid_kid, quality
 from egic.metrics.quality import Quality
 from jobs import evaluate
 from jobs.config.schema import EvaluateConfig
-from jobs.evaluation import tables
+from jobs.evaluation import measures, tables
 from jobs.evaluation.parts import Coder, Parts, first_readable, of_folders
 from jobs.tracking import model_registry
 from jobs.training import reuse_or_train as stage_run
@@ -198,17 +198,17 @@ def test_measures_that_cannot_be_had_are_named_and_left_out(monkeypatch, caplog)
             raise UserError("VGG16 weights could not be downloaded")
         return f"{network}.pth", {}
 
-    monkeypatch.setattr(evaluate.weights, "find", find)
-    monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda name: None if name == "torch_fidelity" else name)
-    found = evaluate.find_measures(EvaluateConfig())
+    monkeypatch.setattr(measures.pretrained, "find", find)
+    monkeypatch.setattr(measures.importlib.util, "find_spec", lambda name: None if name == "torch_fidelity" else name)
+    found = measures.find_measures(EvaluateConfig())
     assert found.names == ("psnr_db", "ms_ssim", "lpips_alex") and found.sources == {"lpips_alex": "alexnet.pth"}
     left_out = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert [m.split()[0] for m in left_out] == ["lpips_vgg", "dists", "fid256", "kid256"]
-    assert evaluate.find_measures(EvaluateConfig(metrics=("ms_ssim",))).names == ("psnr_db", "ms_ssim")
+    assert measures.find_measures(EvaluateConfig(metrics=("ms_ssim",))).names == ("psnr_db", "ms_ssim")
     with pytest.raises(ValueError, match="dists: VGG16 weights could not be downloaded; or leave it out of --metrics"):
-        evaluate.find_measures(EvaluateConfig(metrics=("dists",)))
+        measures.find_measures(EvaluateConfig(metrics=("dists",)))
     with pytest.raises(ValueError, match="fid256: the package torch_fidelity is not installed"):
-        evaluate.find_measures(EvaluateConfig(metrics=("fid256",)))
+        measures.find_measures(EvaluateConfig(metrics=("fid256",)))
 
 
 def test_options_are_short_lists():
@@ -268,4 +268,4 @@ def test_best_is_judged_by_the_backbone_too(monkeypatch, tmp_path):
 
 def test_every_measure_has_a_column_and_a_weight():
     assert {*quality.NAMES} <= set(tables.SCHEMA.names) and {*quality.NAMES, *fid_kid.NAMES} <= set(tables.COLUMNS)
-    assert set(evaluate.PACKAGES) == {*quality.NETWORK_OF, *fid_kid.NAMES}
+    assert set(measures.PACKAGES) == {*quality.NETWORK_OF, *fid_kid.NAMES}

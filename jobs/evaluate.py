@@ -1,0 +1,140 @@
+"""Stage: every picture to a real file and back; one row per picture and alpha.
+
+In a pipeline it takes the prepared validation pictures. Alone it compares models on any folders of pictures:
+
+    python -m jobs.evaluate workstation --model models:/egic-orp@best --images /data/kodak --alphas 0,0.5,1
+    egic evaluate --model models:/egic-orp@best --images /data/kodak
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from egic.artifact import read_config
+from egic.errors import UserError, quiet, run_main
+from egic.report.anchors import find
+from jobs.config import command_line
+from jobs.config.flags import parse_config
+from jobs.config.schema import ComputeConfig, Config, EvaluateConfig
+from jobs.evaluation import tables
+from jobs.evaluation.evaluation import EvaluationJob, data_job, evaluate
+from jobs.evaluation.parts import of_folders
+from jobs.prepare import open_data
+from jobs.storage.files import check, check_spelling, join, read
+from jobs.tracking import model_registry
+
+SHORT = {"psnr": "psnr_db", "fid": "fid256", "kid": "kid256"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line adds."""
+
+    model: tuple[str, ...] = ()
+    """Models: folders, models:/egic-orp@best, models:/name/3 or runs:/ID; each is a curve under the name given."""
+    images: tuple[str, ...] = ()
+    """Folders with pictures, or picture files, on storage that every node reaches."""
+    alphas: str = ""
+    """Realism of the decoded pictures, e.g. 0,0.25,0.5,0.75,1 (default: evaluate.alphas)."""
+    metrics: str = ""
+    """Measures, e.g. psnr,ms_ssim,lpips_alex,lpips_vgg,dists,fid,kid (default: evaluate.metrics)."""
+    weights: str = ""
+    """Folder with weights of the measures' networks (default: $EGIC_WEIGHTS, else downloaded)."""
+    shown: int = -1
+    """Pictures whose decoded versions are kept (default: evaluate.shown)."""
+    anchors: str = ""
+    """Other codecs at the models' rates: jpeg,webp,avif,jxl,bpg,vtm; those not installed are named and left out."""
+
+    def applied(self, config: EvaluateConfig) -> EvaluateConfig:
+        """`config` with what these options change. Raises UserError."""
+        try:
+            alphas = tuple(sorted(float(a) for a in self.alphas.split(","))) if self.alphas else config.alphas
+        except ValueError as error:
+            raise UserError(f"--alphas {self.alphas} is no list of numbers such as 0,0.5,1") from error
+        names = tuple(SHORT.get(n.strip(), n.strip()) for n in self.metrics.split(",")) if self.metrics else ()
+        return replace(
+            config, alphas=alphas, metrics=names or config.metrics, weights=self.weights or config.weights,
+            shown=config.shown if self.shown < 0 else self.shown,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AloneConfig(Options, Config):
+    """A preset's configuration, and the models to evaluate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldersConfig(Options):
+    """Compare models on folders of pictures: every picture is written to a file, decoded from it, and measured."""
+
+    output: str = "outputs"
+    """Results go to <output>/evaluate/; on a cluster, storage that every node reaches, such as s3://bucket/folder."""
+    experiment: str = "egic"
+    """MLflow experiment."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m jobs.evaluate PRESET --model REF ... [--images FOLDER ... | --data FOLDER]`."""
+    quiet("jobs")
+    raise SystemExit(
+        run_main(lambda: run_alone(command_line.read(AloneConfig, argv, prog="python -m jobs.evaluate").config))
+    )
+
+
+def evaluate_folders(argv: Sequence[str]) -> None:
+    """`egic evaluate --model REF ... --images FOLDER ...`. Raises UserError."""
+    quiet("jobs")
+    config = parse_config(FoldersConfig, argv, prog="egic evaluate")
+    if not config.images:
+        raise UserError("no pictures to evaluate on; give --images FOLDER")
+    run_alone(config)
+
+
+def run_alone(config: AloneConfig | FoldersConfig) -> None:
+    """Evaluate `config.model` and print the table, what was left out, and where the rows are."""
+    from jobs.cluster import forks
+
+    forks.start()
+    from jobs.cluster.start import interruptible
+    from jobs.training.reuse_or_train import local_copy
+
+    check_spelling("output", config.output)
+    if not config.model:
+        raise UserError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
+    if len(set(map(tables.slug, config.model))) < len(config.model):
+        raise UserError(f"--model names one model twice: {' '.join(config.model)}")
+    settings, output = config.applied(config.evaluate), config.output
+    check(output, writable=True)
+    models = {ref: model_registry.resolve(ref) for ref in config.model}
+    for ref, artifact in models.items():
+        if "codec" not in read_config(local_copy(artifact, output)):
+            raise UserError(f"--model {ref} holds no codec; name an MSE-codec, GAN or ORP model")
+    if config.images:
+        pictures, skipped = of_folders(config.images)
+        data = hashlib.sha256(json.dumps([(p.name, p.digest) for p in pictures]).encode()).hexdigest()
+        job = EvaluationJob(
+            models=models, pictures=pictures, skipped=skipped, evaluate=settings, compute=config.compute,
+            output=output, experiment=config.experiment,
+        )  # fmt: skip
+    else:
+        assert isinstance(config, AloneConfig)  # `egic evaluate` asks for pictures
+        manifest = open_data(config.data, output)["val"]
+        job, data = data_job(replace(config, evaluate=settings), models, manifest), manifest.digest
+    anchors = tuple(name.strip() for name in config.anchors.split(",") if name.strip())
+    find(anchors)  # an unknown name is told now, not after hours
+    job = replace(job, anchors=anchors, report=True)
+    with interruptible():
+        found = evaluate(job, data=data)
+    folder = found["folder"]
+    print(tables.text(json.loads(read(join(folder, "sets.json")))))
+    for each in json.loads(read(join(folder, "skipped.json"))):
+        print(f"left out: {each['name']}: {each['reason']}")
+    print(f"{'reused, ' if found['reused'] else ''}MLflow run {found['run_id']}")
+    print(join(folder, "report.html"))
+
+
+if __name__ == "__main__":
+    main()
