@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tabulate import tabulate
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script
 
 from egic.errors import UserError, quiet, run_main
@@ -105,8 +107,8 @@ def text(config: Priced) -> str:
         counts = (f"{phase.steps:,}", str(phase.batch), f"{per_step / 1e12:.3g}")
         rows.append((phase.name, *counts, *_priced(per_step * phase.steps, config)))
     rows.append(("all", "", "", "", *_priced(total, config)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    return "\n".join("  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows)
+    align = ("left", *["right"] * (len(HEAD) - 1))
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align)
 
 
 def _priced(flop: float, config: Priced) -> tuple[str, str, str]:

@@ -5,20 +5,19 @@
     ray job submit --working-dir . -- python pipelines/full.py paper --data /shared/coco --output /shared/egic
 
 Stages that are finished with the same configuration, code, parents and data are reused; the others run, side by side
-where they do not depend on each other and the cluster has room.
+where they do not depend on each other and the cluster has room. The stages: jobs/segmentation.py, jobs/mse_codec.py,
+jobs/gan.py, jobs/orp.py, jobs/evaluate.py.
 """
 
 import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, and as a submitted job
 
@@ -26,12 +25,13 @@ from egic.errors import UserError, quiet, run_main
 from jobs.config import command_line
 from jobs.config.flags import flag
 from jobs.config.schema import Config
-from jobs.training.stage import load_stage
+from jobs.training.stage import EVALUATE, MEASURED, STAGES, groups, load_stage
+
+if TYPE_CHECKING:  # Ray and MLflow take seconds to import, which --help and --print-config do without
+    from jobs.data.shards import Manifest
+    from jobs.training.reuse_or_train import Lpips, Outcome, StageInputs
 
 T = TypeVar("T")
-STAGES = ("segmentation", "mse-codec", "gan", "orp", "evaluate")
-GROUPS = (("segmentation", "mse-codec"), ("gan",), ("orp",), ("evaluate",))
-"""Stages of a group do not depend on each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,115 +54,108 @@ class Pipeline(Config):
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The stages to look at, in order: `until` and all that it starts from, directly or not."""
-        needed, todo = set(), [self.until]
-        while todo:
-            needed.add(name := todo.pop())
-            todo += ("orp",) if name == "evaluate" else load_stage(name).parents
-        return tuple(name for name in STAGES if name in needed)
+        """`until` and all stages that it starts from, directly or not, in order."""
+        return tuple(name for group in groups(self.until) for name in group)
 
 
 def start(argv: Sequence[str] | None = None) -> None:
-    """Read the command line, and do what it says."""
-    told = command_line.read(Pipeline, argv, prog="full.py", actions=(command_line.DRY_RUN, command_line.STATUS))
-    if told.action == command_line.DRY_RUN:
+    """Read the command line, and do what it asks for."""
+    command = command_line.read(Pipeline, argv, prog="full.py", actions=(command_line.DRY_RUN, command_line.STATUS))
+    if command.action == command_line.DRY_RUN:
         from jobs.commands import dry_run
 
-        print(dry_run.text(told.config, told.config.wanted))
-    elif told.action == command_line.STATUS:
+        print(dry_run.text(command.config, command.config.wanted))
+    elif command.action == command_line.STATUS:
         from jobs.commands import status
 
-        print(status.text(told.config, told.config.wanted))
+        print(status.text(command.config, command.config.wanted))
     else:
-        main(told.name, told.config)
+        main(command.name, command.config)
 
 
 def main(preset: str, config: Pipeline) -> None:
     """Run the pipeline and print its table; the last line is the path of summary.json."""
+    began = time.perf_counter()
     from jobs.cluster import forks
 
-    began = time.perf_counter()
     forks.start()
-    from jobs.cluster.start import interruptible, start_ray
-    from jobs.prepare import find_prepared
+    from jobs.cluster.start import interruptible
+    from jobs.commands import summary
     from jobs.storage import files
     from jobs.tracking import runs
-    from jobs.training import reuse_or_train
-    from jobs.training.num_categories import open_fitted
+    from jobs.training.reuse_or_train import find_lpips
 
     files.check(config.output, writable=True)
-    lpips = reuse_or_train.find_lpips(config) if "gan" in config.wanted else ("", None)
-    fitted = in_background(lambda: open_fitted(config, config.wanted))
-    store = in_background(lambda: runs.experiment_id(config.experiment))  # making an sqlite file takes seconds
-    ready = files.is_remote(config.data) or find_prepared(config.data, config.output)
-    with suppress(TimeoutError):  # a wrong place is told before Ray starts, and finished stages do without it
-        fitted.result(timeout=None if ready else 0.5)
-    if not fitted.done():  # data is being made: there will be stages to train
-        start_ray()
-    (config, manifests), _ = fitted.result(), store.result()
+    lpips = find_lpips(config, config.wanted)
+    config, manifests = open_inputs(config)
+
     run_id = runs.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
-    with runs.ending(run_id), ThreadPoolExecutor(2) as pool, interruptible(config.compute.grace_s):
-        rows = run_stages(config, manifests, lpips, run_id, pool)
-    took = time.perf_counter() - began
-    between = 1 - busy_s(rows) / took
-    summary = {"preset": preset, "run_id": run_id, "time_s": took, "between_steps": between, "lpips": lpips[0]}
-    summary["stages"] = rows
-    path = files.join(files.absolute(config.output), "summary.json")
-    files.write(path, (json.dumps(summary, indent=2) + "\n").encode())
-    print(table(rows))
-    if "random" in lpips[0]:
-        print(f"* LPIPS ran on a {lpips[0]}: its values compare with nothing; give --lpips-weights FILE for real ones")
-    for row in rows:
-        if row["stage"] == "evaluate":
-            print("PSNR of files: " + ", ".join(f"{v:.2f} dB at alpha {alpha}" for alpha, v in row["psnr_db"].items()))
-            print(f"picture to look at: {row['sheet']}")
-    print(f"curves, pictures and models: {mlflow_page(config.experiment)}")
-    print(f"took {took:.0f} s, {100 * between:.0f} % of it between the steps (starting, checkpoints, MLflow)")
+    with runs.ending(run_id), interruptible(config.compute.grace_s):
+        rows = run_stages(config, manifests, lpips, run_id)
+
+    found = summary.summarise(preset, run_id, rows, time.perf_counter() - began, lpips.name)
+    path = files.join(files.absolute(config.output), summary.NAME)
+    files.write(path, (json.dumps(found, indent=2) + "\n").encode())
+    print(summary.text(found, config.experiment))
     print(path)
 
 
-def run_stages(config: Pipeline, manifests: dict, lpips: tuple, run_id: str, pool: ThreadPoolExecutor) -> list[dict]:
-    """One summary row per wanted stage. Independent stages overlap when the cluster can place both."""
-    from jobs.cluster.start import check_resources, stages_side_by_side, start_ray
+def open_inputs(config: Pipeline) -> tuple[Pipeline, "Mapping[str, Manifest]"]:
+    """The configuration with the data's number of categories, and the manifests of train and val.
+
+    Preparing the data, creating MLflow's database and starting Ray take seconds each: they run side by side.
+    Raises UserError for data that the wanted stages cannot use, before anything is started.
+    """
+    from jobs.cluster.start import start_ray
+    from jobs.prepare import find_prepared
+    from jobs.storage import files
+    from jobs.tracking import runs
+    from jobs.training.num_categories import check_data, open_fitted
+
+    check_data(config, config.wanted)
+    data = in_background(lambda: open_fitted(config, config.wanted))
+    database = in_background(lambda: runs.experiment_id(config.experiment))
+    prepared = files.is_remote(config.data) or find_prepared(config.data, config.output)
+    if not prepared:  # then no stage is finished with this data, and stages will train
+        start_ray()
+    database.result()
+    return data.result()
+
+
+def run_stages(config: Pipeline, manifests: "Mapping[str, Manifest]", lpips: "Lpips", run_id: str) -> list[dict]:
+    """Run the wanted stages in order, and return each one's row of the summary."""
+    from jobs.commands import summary
     from jobs.evaluation import evaluation
-    from jobs.training.reuse_or_train import Work, reuse_stage, train_stage
+    from jobs.training.reuse_or_train import StageInputs
 
-    done: dict[str, Any] = {}  # Outcome, or evaluation's facts
-    walls: dict[str, float] = {}
-
-    def work_of(name: str) -> Work:
-        stage = load_stage(name)
-        parents = {p: done[p].artifact for p in stage.parents}
-        return Work(stage=stage, config=config, parents=parents, manifests=manifests, lpips=lpips)
-
-    def timed(name: str, call: Callable[[], Any]) -> Any:
-        began = time.perf_counter()
-        result = call()
-        walls[name] = time.perf_counter() - began
-        return result
-
+    done: dict[str, Outcome] = {}
     rows = []
-    for group in GROUPS:
-        names = [n for n in group if n in config.wanted]
-        works, size = {n: work_of(n) for n in names if n != "evaluate"}, 1
-        done |= {n: found for n, w in works.items() if (found := timed(n, partial(reuse_stage, w, run_id)))}
-        if missing := [n for n in works if n not in done]:  # evaluation starts Ray by itself, if it must
-            check_may_train(missing, config.start)
-            start_ray()
-            check_resources(config.compute)
-            size = min(len(names), 2, stages_side_by_side(config.compute))
-        for part in (names[i : i + size] for i in range(0, len(names), size)):
-            calls: dict[str, Callable[[], Any]] = {
-                n: partial(train_stage, works[n], run_id, len(part)) for n in part if n in missing
-            }
-            if "evaluate" in part:
-                orp, val = done["orp"].artifact, manifests["val"]
-                calls["evaluate"] = partial(evaluation.run, config, orp, val, parent_run=run_id)
-            futures = {n: pool.submit(timed, n, call) for n, call in calls.items()}
-            wait(futures.values())
-            done |= {n: f.result() for n, f in futures.items()}
-        rows += [row_of(n, done[n]) | {"wall_s": walls[n]} for n in names]
+    for group in groups(config.until):
+        if group == (EVALUATE,):
+            began = time.perf_counter()
+            found = evaluation.run(config, done[MEASURED].artifact, manifests["val"], parent_run=run_id)
+            rows.append(summary.evaluation_row(found, time.perf_counter() - began))
+            continue
+        inputs = []
+        for stage in map(load_stage, group):
+            parents = {name: done[name].artifact for name in stage.parents}
+            inputs.append(StageInputs(stage=stage, config=config, parents=parents, manifests=manifests, lpips=lpips))
+        for outcome in run_group(inputs, config, run_id):
+            done[outcome.stage] = outcome
+            rows.append(summary.stage_row(outcome))
     return rows
+
+
+def run_group(inputs: "Sequence[StageInputs]", config: Pipeline, run_id: str) -> "list[Outcome]":
+    """The outcomes of stages that do not depend on each other: finished ones are reused, the others are trained."""
+    from jobs.training.reuse_or_train import reuse_stage, train_side_by_side
+
+    outcomes = {each.stage.name: reuse_stage(each, run_id) for each in inputs}
+    missing = [each for each in inputs if outcomes[each.stage.name] is None]
+    check_may_train([each.stage.name for each in missing], config.start)
+    for outcome in train_side_by_side(missing, run_id):
+        outcomes[outcome.stage] = outcome
+    return [outcome for outcome in outcomes.values() if outcome is not None]
 
 
 def check_may_train(missing: Sequence[str], start: str) -> None:
@@ -175,7 +168,7 @@ def check_may_train(missing: Sequence[str], start: str) -> None:
 
 
 def in_background(work: Callable[[], T]) -> "Future[T]":
-    """Do it in a thread that does not keep an interrupted program from ending."""
+    """The future result of `work()`, called in a daemon thread: an interrupted program does not wait for it to end."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -186,84 +179,6 @@ def in_background(work: Callable[[], T]) -> "Future[T]":
 
     threading.Thread(target=run, daemon=True).start()
     return future
-
-
-def wait(futures: Collection[Future]) -> None:
-    """Until all are done, open to signals. Raises at once what one raises; when told to stop, lets all finish."""
-    from jobs.cluster.start import stopping
-
-    while not all(f.done() for f in futures):
-        for f in futures:
-            if f.done() and not stopping.is_set():
-                f.result()
-        time.sleep(0.1)
-
-
-def row_of(name: str, result) -> dict:
-    """One stage's line of the table."""
-    from jobs.storage import files
-
-    if name == "evaluate":
-        psnr = {k.removeprefix("psnr_db_alpha_"): v for k, v in result.items() if k.startswith("psnr_db_alpha_")}
-        return {
-            "stage": name,
-            "steps": result["num_pictures"],
-            "time_s": result["time_s"],
-            "busy_s": 0.0 if result["reused"] else result["busy_s"],
-            "images_per_s": result["num_pictures"] / result["time_s"],
-            "headline": f"{result['bpp']:.3f} bpp, {list(psnr.values())[-1]:.2f} dB",
-            "psnr_db": psnr,
-            "run_id": result["run_id"],
-            "reused": result["reused"],
-            "sheet": files.join(result["folder"], "sheet.png"),
-        }
-    facts, stage = result.provenance, load_stage(name)
-    busy = 0.0 if result.reused else facts["time_s"] + facts["validation_s"]
-    metric = stage.headline
-    headline = f"{metric} {facts['metrics'][metric]:.4g}"
-    if "random" in facts["lpips"] and "lpips" in metric:
-        headline += " *"
-    return {
-        "stage": name, "steps": facts["steps"], "time_s": facts["time_s"], "busy_s": busy,
-        "images_per_s": facts["steps"] * facts["batch"] / max(facts["time_s"], 1e-9), "headline": headline,
-        "metrics": {k: v for k, v in facts["metrics"].items() if k.startswith("val/")},
-        "run_id": result.artifact.run_id, "model": f"egic-{name} version {result.artifact.model_version}",
-        "sha256": result.artifact.sha256, "reused": result.reused,
-    }  # fmt: skip
-
-
-def busy_s(rows: list[dict]) -> float:
-    """Seconds that this run spent on data, steps and validation; of stages side by side, those of the longest."""
-    busy = {row["stage"]: row["busy_s"] for row in rows}
-    return sum(max(busy.get(name, 0.0) for name in group) for group in GROUPS)
-
-
-def table(rows: list[dict]) -> str:
-    """The rows as aligned text that fits a terminal; run ids are cut, summary.json has them whole."""
-    head = ("stage", "steps", "time", "images/s", "headline metric", "run", "")
-    lines = [head] + [
-        (r["stage"], str(r["steps"]), clock(r["time_s"]), f"{r['images_per_s']:.1f}", r["headline"], r["run_id"][:8],
-         "reused" if r["reused"] else "trained" if r["stage"] != "evaluate" else "evaluated")
-        for r in rows
-    ]  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def clock(time_s: float) -> str:
-    """Hours, minutes and seconds."""
-    return f"{int(time_s) // 3600}:{int(time_s) // 60 % 60:02d}:{int(time_s) % 60:02d}"
-
-
-def mlflow_page(experiment: str) -> str:
-    """How to see the runs: MLflow's own page would open on prompts and traces."""
-    from jobs.tracking import runs
-
-    page = f"#/experiments/{runs.experiment_id(experiment)}/runs?workflowType=machine_learning"
-    uri = runs.tracking_uri()
-    if uri.startswith("sqlite"):
-        return f"mlflow ui --backend-store-uri {uri}\nthen open http://127.0.0.1:5000/{page}"
-    return f"{runs.shown_uri().rstrip('/')}/{page}"
 
 
 if __name__ == "__main__":

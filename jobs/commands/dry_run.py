@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -183,8 +184,9 @@ def text(config: Config, names: Sequence[str]) -> str:
         sizes = [shown(size) for size in (cost.checkpoint, cost.artifact, cost.memory)]
         counts = (cost.steps, cost.batch, cost.steps * cost.batch, cost.parameters, cost.trained)
         rows.append((name, *(f"{count:,}" for count in counts), *sizes))
-    widths = [max(map(len, row)) for row in rows]  # a column per stage: that fits a terminal
-    lines = ["  ".join([c[0].ljust(widths[0]), *map(str.rjust, c[1:], widths[1:])]) for c in zip(*rows, strict=True)]
+    columns = list(zip(*rows, strict=True))  # a column per stage: that fits a terminal
+    align = ("left", *["right"] * len(names))
+    lines = [tabulate(columns, tablefmt="plain", disable_numparse=True, colalign=align)]
     lines += ["", f"data       {data_line(config)}", f"workers    {workers_line(config)}"]
     lines += [f"disk       {shown(disk)} below {absolute(config.output)} and in MLflow's artifacts,"]
     lines += [f"           with {KEPT_CHECKPOINTS} checkpoints of each stage"]

@@ -48,18 +48,18 @@ def run_alone(name: str, config: StageConfig) -> None:
     forks.start()
     from jobs.cluster.start import interruptible
     from jobs.training.num_categories import check_parent, open_fitted
-    from jobs.training.reuse_or_train import Work, find_lpips, local_copy, reuse_stage, train_stage
+    from jobs.training.reuse_or_train import StageInputs, find_lpips, local_copy, reuse_stage, train_stage
 
     stage = load_stage(name)
     files.check(config.output, writable=True)
-    lpips = find_lpips(config) if "lpips_weights" in stage.reads else ("", None)
+    lpips = find_lpips(config, (name,))
     parents = named_parents(stage, config)
     config, manifests = open_fitted(config, (name,))
     for artifact in parents.values():
         check_parent(config, name, artifact.uri, local_copy(artifact, config.output))
     with interruptible(config.compute.grace_s):
-        work = Work(stage=stage, config=config, parents=parents, manifests=manifests, lpips=lpips)
-        done = reuse_stage(work) or train_stage(work)
+        inputs = StageInputs(stage=stage, config=config, parents=parents, manifests=manifests, lpips=lpips)
+        done = reuse_stage(inputs) or train_stage(inputs)
     metrics = done.provenance["metrics"]
     print(f"{name}: {stage.headline} {metrics[stage.headline]:.4g} after {done.provenance['steps']} steps", end="")
     print(f" ({'reused' if done.reused else 'trained'}), models:/egic-{name}/{done.artifact.model_version}")

@@ -188,7 +188,7 @@ def text(config: Config, names: Sequence[str]) -> str:
     """Table of the stages, and below it why those that are not finished would run."""
     found = states(config, names)
     rows = [(s.stage, short(s.state), s.key or "-", s.run_id[:8] or "-", artifact_text(s)) for s in found]
-    lines = [tabulate(rows, HEAD, tablefmt="plain", disable_numparse=True)]
+    lines = [tabulate([HEAD, *rows], tablefmt="plain", disable_numparse=True)]
     for s in found:
         details = [s.state] if short(s.state) != s.state else []
         for detail in details + s.why:

@@ -21,11 +21,18 @@ C = TypeVar("C", bound=Config)
 
 
 def open_fitted(config: C, stages: Sequence[str]) -> tuple[C, dict[str, Manifest]]:
-    """The manifests of train and val (prepared first, if need be), and the configuration `fitted` to them."""
-    if (learners := learning_labels(stages)) and kind(config.data) == PHOTOGRAPHS:
-        raise UserError(no_labels(config.data, learners))  # before all of them are read
+    """The configuration `fitted` to the data, and the manifests of train and val, which are prepared if missing."""
+    check_data(config, stages)
     manifests = open_data(config.data, config.output)
     return fitted(config, manifests, stages), manifests
+
+
+def check_data(config: Config, stages: Sequence[str]) -> str:
+    """The kind of the data, known without reading the pictures. Raises UserError for a folder that cannot be used."""
+    found = kind(config.data)
+    if found == PHOTOGRAPHS and (learners := learning_labels(stages)):
+        raise UserError(no_labels(config.data, learners))
+    return found
 
 
 def fitted(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]) -> C:
@@ -52,10 +59,8 @@ def foretold(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]
     """As `fitted`, also where nothing is prepared yet (no manifests): a class table counts, and COCO's classes else."""
     if manifests:
         return fitted(config, manifests, stages)
-    found, number = kind(config.data), len(CATEGORIES)
-    if found == PHOTOGRAPHS and (learners := learning_labels(stages)):
-        raise UserError(no_labels(config.data, learners))
-    if found == LABEL_MAPS:
+    number = len(CATEGORIES)
+    if check_data(config, stages) == LABEL_MAPS:
         number = len(class_table.read_table(Path(config.data, class_table.NAME)).categories)
     return config if config.discriminator.num_categories else with_categories(config, number)
 

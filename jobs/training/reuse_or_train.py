@@ -4,7 +4,9 @@ import json
 import logging
 import platform
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -18,7 +20,7 @@ from torch import Tensor
 from egic.artifact import digest, read_config
 from egic.errors import UserError
 from egic.metrics.perceptual import find_backbone
-from jobs.cluster.start import check_resources, check_shared, start_ray, threads
+from jobs.cluster.start import check_resources, check_shared, leave, stages_side_by_side, start_ray, stopping, threads
 from jobs.config.schema import Config
 from jobs.data.shards import MANIFEST, Manifest
 from jobs.storage import files, lease
@@ -28,7 +30,7 @@ from jobs.tracking.model_registry import Artifact
 from jobs.training.checkpoints import place_of
 from jobs.training.code_version import code_tag
 from jobs.training.reports import Reports, deliver_rest
-from jobs.training.stage import Stage, ingredients, run_params, sources, stage_key
+from jobs.training.stage import MODULES, Stage, ingredients, load_stage, run_params, sources, stage_key
 from jobs.training.trainer import Job, fit
 
 log = logging.getLogger(__name__)
@@ -43,81 +45,120 @@ class Outcome:
     folder: Path
     reused: bool
     provenance: dict
-
-
-def find_lpips(config: Config) -> tuple[str, dict[str, Tensor] | None]:
-    """What LPIPS runs on, and its backbone (None = seeded random); says so when it is random."""
-    name, backbone = find_backbone(config.lpips_weights)
-    if backbone is None:
-        log.warning("LPIPS runs on a %s: fine for trying things, useless as a measure", name)
-    return name, backbone
+    wall_s: float
+    """How long this run took to train it, or to see that it is finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """A stage with all that decides what it makes."""
+class Lpips:
+    """The backbone of LPIPS."""
+
+    name: str = ""
+    """Which backbone it is; empty where no stage needs one."""
+    backbone: dict[str, Tensor] | None = None
+    """Its weights; None stands for seeded random ones."""
+
+
+def find_lpips(config: Config, stages: Sequence[str]) -> Lpips:
+    """The backbone that `config` names, if one of the stages needs LPIPS; warns when its weights are random."""
+    if not any("lpips_weights" in load_stage(name).reads for name in stages if name in MODULES):
+        return Lpips()
+    name, backbone = find_backbone(config.lpips_weights)
+    if backbone is None:
+        log.warning("LPIPS runs on a %s: good enough to try things, but not as a measure", name)
+    return Lpips(name=name, backbone=backbone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageInputs:
+    """A stage with everything that decides its result."""
 
     stage: Stage
     config: Config
     parents: Mapping[str, Artifact]
     """By the stage they come from, or by any name."""
     manifests: Mapping[str, Manifest]
-    lpips: tuple[str, dict[str, Tensor] | None]
-    """What LPIPS is, and its backbone (None = random)."""
+    lpips: Lpips
 
     @cached_property
     def facts(self) -> dict:
         """See `stage.ingredients`."""
         data = f"{self.manifests['train'].digest} {self.manifests['val'].digest}"
         parents = {name: artifact.sha256 for name, artifact in self.parents.items()}
-        return ingredients(self.stage, self.config, parents=parents, data=data, lpips=self.lpips[0])
+        return ingredients(self.stage, self.config, parents=parents, data=data, lpips=self.lpips.name)
 
     @property
     def key(self) -> str:
         return stage_key(self.facts)
 
 
-def reuse_stage(work: Work, parent_run: str | None = None) -> Outcome | None:
-    """What a finished run with this stage's key made, or None; does without Ray."""
-    found = model_registry.find_finished(work.stage.name, work.key, experiment=work.config.experiment)
+def reuse_stage(inputs: StageInputs, parent_run: str | None = None) -> Outcome | None:
+    """The result of a finished run with this stage's key, or None. Needs no Ray."""
+    began = time.perf_counter()
+    found = model_registry.find_finished(inputs.stage.name, inputs.key, experiment=inputs.config.experiment)
     if found is None:
         return None
     if parent_run:
-        runs.reuse_stage(parent_run, work.stage.name, found.run_id)
-    return outcome(work, found, reused=True)
+        runs.reuse_stage(parent_run, inputs.stage.name, found.run_id)
+    return outcome(inputs, found, began, reused=True)
 
 
-def train_stage(work: Work, parent_run: str | None = None, side_by_side: int = 1) -> Outcome:
-    """Train the stage (going on from its last checkpoint) and publish it, or take what another run makes meanwhile.
+def train_stage(inputs: StageInputs, parent_run: str | None = None, side_by_side: int = 1) -> Outcome:
+    """Train the stage (going on from its last checkpoint) and publish it, or take the result of a run beside this one.
 
     side_by_side: stages that share the cluster with this one.
     Raises UserError for what a user can mend, RuntimeError when training failed for good.
     """
+    began = time.perf_counter()
     start_ray()
-    check_resources(work.config.compute)
-    check_shared(work.config.output, *(files.join(m.folder, MANIFEST) for m in work.manifests.values()))
-    place = place_of(work.config.output, f"{work.stage.name}-{work.key}")
-    with lease.held(place, work.stage.name):
-        if found := reuse_stage(work, parent_run):  # made by the run that we waited for
+    check_resources(inputs.config.compute)
+    check_shared(inputs.config.output, *(files.join(m.folder, MANIFEST) for m in inputs.manifests.values()))
+    place = place_of(inputs.config.output, f"{inputs.stage.name}-{inputs.key}")
+    with lease.held(place, inputs.stage.name):
+        if found := reuse_stage(inputs, parent_run):  # made by the run that we waited for
             return found
-        artifact = train_and_publish(work, place, parent_run, side_by_side)
-    return outcome(work, artifact, reused=False)
+        artifact = train_and_publish(inputs, place, parent_run, side_by_side)
+    return outcome(inputs, artifact, began, reused=False)
 
 
-def train_and_publish(work: Work, place: Folder, parent_run: str | None, side_by_side: int) -> Artifact:
+def train_side_by_side(inputs: Sequence[StageInputs], parent_run: str) -> list[Outcome]:
+    """Train stages that do not depend on each other, as many at once as the cluster has room for.
+
+    A stage that fails ends the others. When the run is asked to stop, each of them writes its checkpoint first.
+    """
+    if not inputs:
+        return []
+    start_ray()
+    check_resources(inputs[0].config.compute)
+    num = min(len(inputs), stages_side_by_side(inputs[0].config.compute))
+    with ThreadPoolExecutor(num) as pool:
+        futures = [pool.submit(train_stage, each, parent_run, num) for each in inputs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not stopping.is_set():
+                leave()
+            raise
+    return [future.result() for future in futures]
+
+
+def train_and_publish(inputs: StageInputs, place: Folder, parent_run: str | None, side_by_side: int) -> Artifact:
     """Train the stage in its MLflow run, with its checkpoints in `place`, and publish what it made."""
-    stage, config, facts = work.stage, work.config, work.facts
-    provenance = provenance_of(work)
+    stage, config, facts = inputs.stage, inputs.config, inputs.facts
+    provenance = provenance_of(inputs)
+    tags = code_tag(sources(stage.name))
     run_id = runs.start_stage(
-        parent_run, stage.name, work.key, run_params(facts), code_tag(sources(stage.name)), experiment=config.experiment
+        parent_run, stage.name, inputs.key, run_params(facts), tags, experiment=config.experiment
     )
     with runs.ending(run_id):
-        model_registry.log_parents(run_id, work.parents)
+        model_registry.log_parents(run_id, inputs.parents)
         job = Job(
-            stage=stage.name, config=config, name=f"{stage.name}-{work.key}", place=place,
-            train=work.manifests["train"], val=work.manifests["val"],
-            components=parent_components(stage, work.parents, config.output), provenance=provenance,
-            lpips=ray.put(work.lpips[1]) if "lpips_weights" in stage.reads else None,
+            stage=stage.name, config=config, name=f"{stage.name}-{inputs.key}", place=place,
+            train=inputs.manifests["train"], val=inputs.manifests["val"],
+            components=parent_components(stage, inputs.parents, config.output), provenance=provenance,
+            lpips=ray.put(inputs.lpips.backbone) if "lpips_weights" in stage.reads else None,
             threads=config.compute.threads or threads(config.compute, side_by_side),
         )  # fmt: skip
         result = fit(job, Reports(run_id, stage.settings(config).steps, place))
@@ -129,7 +170,7 @@ def train_and_publish(work: Work, place: Folder, parent_run: str | None, side_by
             )
 
 
-def provenance_of(work: Work) -> dict:
+def provenance_of(inputs: StageInputs) -> dict:
     """Where an artifact comes from: settings, code, data, parents by run id and sha256, versions; where it holds a
     discriminator, the names of its classes 1..K, too."""
     try:
@@ -138,16 +179,16 @@ def provenance_of(work: Work) -> dict:
     except OSError:
         commit = ""
     packages = ("torch", "ray", "mlflow", "lpips", "numpy")
-    names = list(work.manifests["train"].class_names)
-    labelled = {"classes": names} if "discriminator" in work.stage.publishes else {}
+    names = list(inputs.manifests["train"].class_names)
+    labelled = {"classes": names} if "discriminator" in inputs.stage.publishes else {}
     return (
-        work.facts
+        inputs.facts
         | labelled
         | {
-            "key": work.key,
+            "key": inputs.key,
             "commit": commit,
             "parents": {
-                name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in work.parents.items()
+                name: {"run_id": a.run_id, "sha256": a.sha256, "uri": a.uri} for name, a in inputs.parents.items()
             },
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         }
@@ -190,7 +231,11 @@ def local_copy(artifact: Artifact, store: str) -> Path:
     return model_registry.fetch(artifact.uri, folder, artifact.sha256)
 
 
-def outcome(work: Work, artifact: Artifact, *, reused: bool) -> Outcome:
-    folder = local_copy(artifact, work.config.output)
+def outcome(inputs: StageInputs, artifact: Artifact, began: float, *, reused: bool) -> Outcome:
+    """began: `time.perf_counter()` at the stage's start."""
+    folder = local_copy(artifact, inputs.config.output)
     provenance = json.loads((folder / "provenance.json").read_text())
-    return Outcome(stage=work.stage.name, artifact=artifact, folder=folder, reused=reused, provenance=provenance)
+    return Outcome(
+        stage=inputs.stage.name, artifact=artifact, folder=folder, reused=reused, provenance=provenance,
+        wall_s=time.perf_counter() - began,
+    )  # fmt: skip

@@ -1,29 +1,98 @@
-"""What a pipeline prints at its end."""
+"""Which stages a pipeline runs, and what happens to the stage beside one that fails."""
 
+import threading
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from jobs.config.presets import extended, tiny
+from jobs.training import reuse_or_train
 from pipelines import full
 
 
-def row(stage, headline, reused=False):
-    return {
-        "stage": stage, "steps": 10_000, "time_s": 4321.7, "images_per_s": 12.34, "headline": headline,
-        "run_id": "0123456789abcdef" * 2, "reused": reused,
-    }  # fmt: skip
+def pipeline(**changes) -> full.Pipeline:
+    return replace(extended(tiny, full.Pipeline)(), **changes)
 
 
-def test_the_table_fits_a_terminal():
-    rows = [row("segmentation", "val/miou 0.2365", True), row("gan", "val/lpips 0.5785 *")]
-    lines = full.table([*rows, row("evaluate", "0.484 bpp, 18.65 dB")]).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert lines[1].split() == ["segmentation", "10000", "1:12:01", "12.3", "val/miou", "0.2365", "01234567", "reused"]
-    assert lines[2].endswith("trained") and lines[3].endswith("evaluated")
+def test_every_stage_has_its_parents_before_it():
+    assert pipeline().wanted == ("segmentation", "mse-codec", "gan", "orp", "evaluate")
+    assert pipeline(until="mse-codec").wanted == ("mse-codec",)
 
 
-def test_it_says_where_the_runs_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("jobs.tracking.runs.experiment_id", lambda name: "7")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/x.db")
-    page = "#/experiments/7/runs?workflowType=machine_learning"
-    assert full.mlflow_page("x") == (
-        f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/x.db\nthen open http://127.0.0.1:5000/{page}"
-    )
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@server/")
-    assert full.mlflow_page("x") == f"https://server/{page}"
+def test_a_stage_before_the_first_one_must_be_finished():
+    full.check_may_train(["gan", "orp"], "gan")
+    with pytest.raises(full.UserError, match="segmentation is not finished .*start --from segmentation or earlier"):
+        full.check_may_train(["segmentation", "gan"], "gan")
+
+
+def test_work_in_the_background_returns_or_raises():
+    assert full.in_background(lambda: 5).result(timeout=10) == 5
+    with pytest.raises(ZeroDivisionError):
+        full.in_background(lambda: 1 / 0).result(timeout=10)
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """A cluster in name only, with room for as many stages as the test sets; `left` is set when Ray is shut down."""
+    found = SimpleNamespace(stages=2, left=threading.Event())
+    monkeypatch.setattr(reuse_or_train, "start_ray", lambda: None)
+    monkeypatch.setattr(reuse_or_train, "check_resources", lambda compute: None)
+    monkeypatch.setattr(reuse_or_train, "stages_side_by_side", lambda compute: found.stages)
+    monkeypatch.setattr(reuse_or_train, "leave", found.left.set)
+    reuse_or_train.stopping.clear()
+    return found
+
+
+def inputs(*names):
+    return [SimpleNamespace(stage=SimpleNamespace(name=name), config=tiny()) for name in names]
+
+
+def test_stages_run_side_by_side_where_there_is_room(room, monkeypatch):
+    met = threading.Barrier(2)
+
+    def train(each, run_id, num):
+        met.wait(30)  # passes only when both run at once
+        return (each.stage.name, num)
+
+    monkeypatch.setattr(reuse_or_train, "train_stage", train)
+    assert reuse_or_train.train_side_by_side(inputs("a", "b"), "run") == [("a", 2), ("b", 2)]
+
+
+def test_stages_run_one_after_the_other_where_there_is_not(room, monkeypatch):
+    room.stages, running = 1, []
+
+    def train(each, run_id, num):
+        running.append(each.stage.name)
+        time.sleep(0.05)
+        return running.pop(), num, len(running)
+
+    monkeypatch.setattr(reuse_or_train, "train_stage", train)
+    assert reuse_or_train.train_side_by_side(inputs("a", "b"), "run") == [("a", 1, 0), ("b", 1, 0)]
+
+
+def test_a_stage_that_fails_ends_the_one_beside_it(room, monkeypatch):
+    def train(each, run_id, num):
+        if each.stage.name == "a":
+            raise ValueError("a is broken")
+        assert room.left.wait(30), "nothing ended this stage"
+
+    monkeypatch.setattr(reuse_or_train, "train_stage", train)
+    with pytest.raises(ValueError, match="a is broken"):
+        reuse_or_train.train_side_by_side(inputs("a", "b"), "run")
+    assert room.left.is_set()
+
+
+def test_a_stage_that_fails_keeps_the_next_one_from_starting(room, monkeypatch):
+    room.stages, started = 1, []
+
+    def train(each, run_id, num):
+        started.append(each.stage.name)
+        time.sleep(0.2)
+        raise ValueError("broken")
+
+    monkeypatch.setattr(reuse_or_train, "train_stage", train)
+    with pytest.raises(ValueError, match="broken"):
+        reuse_or_train.train_side_by_side(inputs("a", "b", "c"), "run")
+    assert "c" not in started
