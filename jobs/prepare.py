@@ -1,9 +1,9 @@
-"""Folders of pictures -> validated Parquet shards: `python -m jobs.prepare FOLDER OUT [--download]`.
+"""Folders of pictures -> validated Parquet shards: `python -m jobs.prepare FOLDER [FOLDER ...] OUT [--download]`.
 
 Every picture and label is decoded once and checked; bad ones are named in the log and skipped up to a limit. Samples
 are stored in one seeded, global random order. A split appears under OUT/train or OUT/val only when it is complete, and
 an unchanged input is not prepared again. OUT may be s3://bucket/folder or gs://bucket/folder. FOLDER is a COCO tree,
-pictures with label maps, or photographs alone: see `jobs.data.sources.folders`.
+pictures with label maps, or photographs alone: see `jobs.data.sources.folders`. Several folders become one set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from egic.errors import UserError, run_main
-from jobs.config.flags import metavar, parse_config
+from jobs.config.flags import flag, metavar, parse_config
 from jobs.data.shards import (
     FORMAT,
     INDEX,
@@ -38,7 +38,7 @@ from jobs.data.shards import (
 )
 from jobs.data.sources.coco import Tree
 from jobs.data.sources.coco_download import download_coco
-from jobs.data.sources.folders import PHOTOGRAPHS, SPLITS, kind_of, read_trees
+from jobs.data.sources.folders import PHOTOGRAPHS, SPLITS, folders_of, kind_of, read_trees
 from jobs.storage import files, lease
 
 log = logging.getLogger(__name__)
@@ -48,19 +48,14 @@ NUM_NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Turn a folder of pictures into validated Parquet shards."""
+    """How folders of pictures become validated Parquet shards."""
 
-    folder: Annotated[Path, metavar("FOLDER")]
-    """Folder that holds train2017/, val2017/ and annotations/ (COCO), classes.yaml (pictures with label maps), or
-    photographs at any depth."""
-    out: Annotated[str, metavar("OUT")]
-    """Where train/ and val/ with shards and manifest.json are written: a folder, s3://bucket/folder, gs://bucket/folder."""
     download: bool = False
-    """Fetch the official COCO 2017 archives (21 GB) into the folder first."""
+    """Fetch the official COCO 2017 archives (21 GB) into the folder (the first of several) first."""
     download_url: str = "http://images.cocodataset.org"
     """Server of the archives; they are checked by sha256, so plain http is safe."""
     classes: Path | None = None
-    """Class table of label maps; default: classes.yaml in the folder."""
+    """Class table of label maps, for one folder; default: classes.yaml in the folder."""
     split: Literal["all", "train", "val"] = "all"
     """Which part to prepare."""
     val_share: float = 0.1
@@ -77,7 +72,6 @@ class PrepareConfig:
     """Threads that decode and check; 0: one per core."""
 
     def __post_init__(self) -> None:
-        files.check_spelling("OUT", self.out)
         if self.max_bad is not None and self.max_bad < 0:
             raise UserError(f"max_bad is {self.max_bad}; give 0 or more")
         if not 0 < self.val_share < 1:
@@ -88,25 +82,33 @@ class PrepareConfig:
             raise UserError(f"num_threads is {self.num_threads}; give 0 (one per core) or more")
 
 
-def prepare(config: PrepareConfig) -> dict[str, str]:
-    """Prepare the chosen splits; returns {split: place of its manifest.json}. Raises UserError for unusable input."""
-    files.check(config.out, writable=True)
+DEFAULT = PrepareConfig()
+
+
+def prepare(folders: Sequence[Path], out: files.Place, config: PrepareConfig = DEFAULT) -> dict[str, str]:
+    """Prepare the chosen splits of one or several folders as one set in `out` (train/ and val/).
+
+    Returns {split: place of its manifest.json}. Raises UserError for unusable input.
+    """
+    files.check_spelling("OUT", out)
+    files.check(out, writable=True)
     splits = SPLITS if config.split == "all" else (config.split,)
     if config.download:
-        download_coco(config.folder, base_url=config.download_url, splits=splits)
-    inside = not files.is_remote(config.out) and Path(config.out).resolve().is_relative_to(config.folder.resolve())
-    if inside and kind_of(config.folder, config.classes) == PHOTOGRAPHS:
-        raise UserError(f"{config.out} lies inside {config.folder}, where pictures that a run leaves would become "
-                         "photographs; choose OUT (of a pipeline, --output) outside")  # fmt: skip
+        download_coco(folders[0], base_url=config.download_url, splits=splits)
+    for folder in folders:
+        inside = not files.is_remote(out) and Path(out).resolve().is_relative_to(folder.resolve())
+        if inside and kind_of(folder, config.classes) == PHOTOGRAPHS:
+            raise UserError(f"{out} lies inside {folder}, where pictures that a run leaves would become "
+                             "photographs; choose OUT (of a pipeline, --output) outside")  # fmt: skip
     trees = read_trees(
-        config.folder, splits, classes=config.classes, val_share=config.val_share,
+        folders, splits, classes=config.classes, val_share=config.val_share,
         allow_unlabelled=config.allow_unlabelled,
     )  # fmt: skip
-    return {tree.split: _prepare_split(tree, config) for tree in trees}
+    return {tree.split: _prepare_split(tree, out, config) for tree in trees}
 
 
 def open_data(data: str, output: files.Place) -> dict[str, Manifest]:
-    """Manifests of train and val: of a prepared folder, of another one (prepared below `output` first; see
+    """Manifests of train and val: of a prepared folder, of another one or several (prepared below `output` first; see
     `jobs.data.sources`), or of drawn scenes when `data` is empty. Raises UserError when `data` is none of these.
     """
     if data and files.is_remote(data):
@@ -126,14 +128,15 @@ def _open_data(data: str, output: files.Place) -> dict[str, Manifest]:
         return _manifests(data)
     if files.is_remote(data):
         raise UserError(f"{data} holds no prepared data; make it with `python -m jobs.prepare FOLDER {data}`")
-    folder = Path(data)
-    made = prepare(PrepareConfig(folder=folder, out=prepared_folder(folder, output)))
+    folders = folders_of(data)
+    made = prepare(folders, prepared_folder(folders, output))
     return {split: load_manifest(path) for split, path in made.items()}
 
 
-def prepared_folder(tree: Path, output: files.Place) -> str:
-    """Where `open_data` puts what it makes of a folder that is not prepared."""
-    return files.join(output, "data", hashlib.sha256(str(tree.resolve()).encode()).hexdigest()[:16])
+def prepared_folder(folders: Sequence[Path], output: files.Place) -> str:
+    """Where `open_data` puts what it makes of folders that are not prepared."""
+    name = ",".join(str(folder.resolve()) for folder in folders)
+    return files.join(output, "data", hashlib.sha256(name.encode()).hexdigest()[:16])
 
 
 def find_data(data: str, output: str) -> dict[str, Manifest]:
@@ -145,7 +148,7 @@ def find_data(data: str, output: str) -> dict[str, Manifest]:
 def find_prepared(data: str, output: str) -> str:
     """The folder that `open_data` took the last time; empty when there is none."""
     folder = data or files.join(output, "scenes")
-    places = [folder] if files.is_remote(folder) else [folder, prepared_folder(Path(folder), output)]
+    places = [folder] if files.is_remote(folder) else [folder, prepared_folder(folders_of(folder), output)]
     return next(filter(_is_prepared, places), "")
 
 
@@ -157,14 +160,14 @@ def _manifests(folder: str) -> dict[str, Manifest]:
     return {split: load_manifest(files.join(folder, split)) for split in SPLITS}
 
 
-def _prepare_split(tree: Tree, config: PrepareConfig) -> str:
-    folder = files.join(config.out, tree.split)
+def _prepare_split(tree: Tree, out: files.Place, config: PrepareConfig) -> str:
+    folder = files.join(out, tree.split)
     limit = config.max_bad
     if limit is None:
         limit = max(10, (len(tree.entries) + len(tree.bad)) // 100)
     options = [FORMAT, tree.source, config.seed, config.samples_per_shard]
     source = hashlib.sha256(json.dumps(options).encode()).hexdigest()
-    with _alone(config.out, tree.split) as work:  # a second run waits here, then finds the first one's work
+    with _alone(out, tree.split) as work:  # a second run waits here, then finds the first one's work
         finished = _finished(folder, source, limit)
         if finished:
             log.info("%s: unchanged, reused", finished)
@@ -184,7 +187,7 @@ def _prepare_split(tree: Tree, config: PrepareConfig) -> str:
 
 
 @contextmanager
-def _alone(out: str, split: str) -> Iterator[Path]:
+def _alone(out: files.Place, split: str) -> Iterator[Path]:
     """A local folder for work on a split, which one process of this machine (or shared disk) has at a time."""
     name = hashlib.sha256(os.fspath(out).encode()).hexdigest()[:16]
     work = files.working_folder(out) / "preparing" / name if files.is_remote(out) else Path(out)
@@ -363,11 +366,31 @@ class _Counts:
         self.digest.update(row.sha256())
 
 
-def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for split, path in prepare(parse_config(PrepareConfig, prog="python -m jobs.prepare")).items():
+def command(
+    places: Annotated[tuple[str, ...], metavar("FOLDER [FOLDER ...] OUT")],
+    config: Annotated[PrepareConfig, flag("")] = DEFAULT,
+) -> None:
+    """Turn folders of pictures into validated Parquet shards.
+
+    Args:
+        places: FOLDER holds train2017/, val2017/ and annotations/ (COCO), classes.yaml (pictures with label maps), or
+            photographs at any depth. Several folders, of the same or of different kinds, become one set: photographs
+            have no labels and train everything but what needs some; folders with labels must have the same classes.
+            OUT is where train/ and val/ with shards and manifest.json are written: a folder, s3://bucket/folder or
+            gs://bucket/folder.
+        config: Options.
+    """
+    *folders, out = places
+    if not folders:
+        raise UserError("give at least one FOLDER and OUT: python -m jobs.prepare FOLDER [FOLDER ...] OUT")
+    for split, path in prepare([Path(folder) for folder in folders], out, config).items():
         manifest = load_manifest(path)
         print(f"{split}: {manifest.num_samples} samples, {manifest.num_skipped} skipped, {path}")
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parse_config(command, prog="python -m jobs.prepare")
 
 
 if __name__ == "__main__":

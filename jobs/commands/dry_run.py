@@ -2,6 +2,7 @@
 
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
 from egic.training.steps import Batch, Nets
 from jobs.config.schema import Config, Training
-from jobs.data.sources.folders import COCO, SPLITS, kind_of, read_trees
+from jobs.data.sources.folders import COCO, SPLITS, folders_of, kind_of, read_trees
 from jobs.prepare import find_data
-from jobs.storage.files import absolute, join
+from jobs.storage.files import absolute, is_remote, join
 from jobs.training import loop
 from jobs.training.num_categories import foretold
 from jobs.training.stage import EVALUATE, Components, Stage, load_stage
@@ -214,17 +215,24 @@ def workers_line(config: Config) -> str:
 
 
 def data_line(config: Config) -> str:
-    """The data folder, and how many pictures it has."""
-    folder, kind = config.data or join(config.output, "scenes"), "prepared"
-    counts = {split: manifest.num_samples for split, manifest in find_data(config.data, config.output).items()}
-    if not counts and Path(folder).is_dir():
-        found = kind_of(Path(folder))
-        kind = f"{found}, to be prepared"
-        if found == COCO:  # without reading its annotations, which takes minutes
-            trees = {split: Path(folder, f"{split}2017") for split in SPLITS}
-            counts = {k: sum(p.suffix == ".jpg" for p in t.iterdir()) for k, t in trees.items() if t.is_dir()}
-        else:
-            counts = {tree.split: len(tree.entries) for tree in read_trees(Path(folder), SPLITS)}
+    """The data folders, and how many pictures they have."""
+    folders = folders_of(config.data) if not is_remote(config.data) else ()
+    places = [absolute(f) for f in folders or [config.data or join(config.output, "scenes")]]
+    place, kind = " and ".join(places), "prepared"
+    counts = Counter({split: manifest.num_samples for split, manifest in find_data(config.data, config.output).items()})
+    if not counts and all(Path(p).is_dir() for p in places):
+        found = {Path(p): kind_of(Path(p)) for p in places}
+        kind = f"{' and '.join(dict.fromkeys(found.values()))}, to be prepared"
+        for folder, each in found.items():
+            counts.update(num_pictures(folder, each))
     if counts:
-        return f"{absolute(folder)}, {kind}: " + ", ".join(f"{n:,} pictures in {k}" for k, n in counts.items())
-    return f"{absolute(folder)} does not exist" + ("" if config.data else " yet; scenes will be drawn there")
+        return f"{place}, {kind}: " + ", ".join(f"{n:,} pictures in {k}" for k, n in counts.items())
+    return f"{place} does not exist" + ("" if config.data else " yet; scenes will be drawn there")
+
+
+def num_pictures(folder: Path, kind: str) -> dict[str, int]:
+    """Pictures in each split of a folder that is not prepared."""
+    if kind == COCO:  # without reading its annotations, which takes minutes
+        trees = {split: folder / f"{split}2017" for split in SPLITS}
+        return {k: sum(p.suffix == ".jpg" for p in t.iterdir()) for k, t in trees.items() if t.is_dir()}
+    return {tree.split: len(tree.entries) for tree in read_trees([folder], SPLITS)}

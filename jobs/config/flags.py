@@ -123,5 +123,8 @@ def metavar(name: str):
 
 
 def flag(name: str):
-    """Annotation that gives a field another name on the command line (a Python keyword, say)."""
+    """Annotation that gives a field another name on the command line (a Python keyword, say).
+
+    Empty for a dataclass whose fields are flags without a prefix.
+    """
     return tyro.conf.arg(name=name)

@@ -11,7 +11,7 @@ from egic.networks.discriminator import DiscriminatorConfig
 from egic.training.crops import CropConfig
 from egic.training.steps import GanLoss
 from jobs.config.flags import alias
-from jobs.storage.files import check_spelling
+from jobs.storage.files import check_spelling, is_remote
 
 
 def _check(ok: bool, message: str) -> None:
@@ -213,9 +213,9 @@ class Config:
 
     data: str = ""
     """COCO tree (train2017/, val2017/, annotations/), folder of pictures with label maps and classes.yaml, or of
-    photographs alone (enough for mse-codec and orp), or what `python -m jobs.prepare` wrote, which may be
-    s3://bucket/folder or gs://bucket/folder; empty = drawn scenes, for trying things. Default: empty, so that there is
-    something to run without a download."""
+    photographs alone (enough for mse-codec and orp), several of these separated by commas, or what
+    `python -m jobs.prepare` wrote, which may be s3://bucket/folder or gs://bucket/folder; empty = drawn scenes, for
+    trying things. Default: empty, so that there is something to run without a download."""
     output: str = "outputs"
     """Checkpoints, prepared data, evaluations and summaries; on a cluster, storage that every node reaches: a shared
     folder, s3://bucket/folder or gs://bucket/folder. Default: a folder beside the code."""
@@ -248,6 +248,10 @@ class Config:
     def __post_init__(self) -> None:
         check_spelling("data", self.data)
         check_spelling("output", self.output)
+        _check(
+            not (is_remote(self.data) and "," in self.data),
+            f"data is {self.data}; several places must be local folders: prepare them into one with jobs.prepare",
+        )
         _check(self.precision in ("float32", "bfloat16"), f"precision is {self.precision!r}; give float32 or bfloat16")
         _check(self.seed >= 0, f"seed is {self.seed}; give 0 or more")
         wanted, given = self.codec.dims[-1], self.discriminator.latent_channels

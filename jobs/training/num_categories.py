@@ -12,7 +12,7 @@ from jobs.config.schema import Config
 from jobs.data.shards import Manifest
 from jobs.data.sources import class_table
 from jobs.data.sources.coco_classes import CATEGORIES
-from jobs.data.sources.folders import LABEL_MAPS, PHOTOGRAPHS, kind_of
+from jobs.data.sources.folders import LABEL_MAPS, PHOTOGRAPHS, folders_of, kind_of
 from jobs.prepare import open_data
 from jobs.storage import files
 from jobs.training.stage import MODULES, load_stage
@@ -27,10 +27,10 @@ def open_fitted(config: C, stages: Sequence[str]) -> tuple[C, dict[str, Manifest
     return fitted(config, manifests, stages), manifests
 
 
-def check_data(config: Config, stages: Sequence[str]) -> str:
-    """The kind of the data, known without reading the pictures. Raises UserError for a folder that cannot be used."""
-    found = kind(config.data)
-    if found == PHOTOGRAPHS and (learners := learning_labels(stages)):
+def check_data(config: Config, stages: Sequence[str]) -> dict[Path, str]:
+    """The kind of each data folder, known without reading pictures. Raises UserError for one that cannot be used."""
+    found = kinds(config.data)
+    if set(found.values()) == {PHOTOGRAPHS} and (learners := learning_labels(stages)):
         raise UserError(no_labels(config.data, learners))
     return found
 
@@ -60,14 +60,14 @@ def foretold(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]
     if manifests:
         return fitted(config, manifests, stages)
     number = len(CATEGORIES)
-    if check_data(config, stages) == LABEL_MAPS:
-        number = len(class_table.read_table(Path(config.data, class_table.NAME)).categories)
+    if labelled := [folder for folder, kind in check_data(config, stages).items() if kind == LABEL_MAPS]:
+        number = len(class_table.read_table(labelled[0] / class_table.NAME).categories)
     return config if config.discriminator.num_categories else with_categories(config, number)
 
 
-def kind(data: str) -> str:
-    """What kind of data a local folder holds; empty for drawn scenes and for remote data, which must be prepared."""
-    return "" if not data or files.is_remote(data) else kind_of(Path(data))
+def kinds(data: str) -> dict[Path, str]:
+    """The kind of each local folder that `--data` names; empty for drawn scenes and for remote data."""
+    return {} if not data or files.is_remote(data) else {folder: kind_of(folder) for folder in folders_of(data)}
 
 
 def with_categories(config: C, number: int) -> C:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
-from jobs.prepare import PrepareConfig, prepare
+from jobs.prepare import prepare
 from jobs.storage import files
 from jobs.tracking import runs
 from tests.fake_s3 import place_on, s3_server
@@ -53,7 +53,7 @@ def finish(process: subprocess.Popen) -> str:
 def test_a_stage_lives_on_object_storage(server, tmp_path):
     data, output = place_on(server, "shards"), "s3://bucket/runs/egic"
     tree = write_scenes(tmp_path / "coco", SceneConfig(num_train=8, num_val=2, min_side=128, max_side=160))
-    prepare(PrepareConfig(folder=tree, out=data))
+    prepare((tree,), data)
     work = tmp_path / "work"
     work.mkdir()
     options = ["--data", data, "--output", output, *FEW]

@@ -9,14 +9,18 @@ pictures, nothing of the above            photographs without labels: `jobs.data
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from egic.errors import UserError
 from egic.pictures import READ_SUFFIXES
-from jobs.data.shards import MANIFEST
+from jobs.data.shards import MANIFEST, Row
 from jobs.data.sources import class_table, coco, label_maps, photographs
 from jobs.data.sources.coco import Tree
+from jobs.data.sources.photographs import digest
 
 SPLITS = ("train", "val")
 PREPARED, LABEL_MAPS, COCO, PHOTOGRAPHS = "prepared data", "label maps", "a COCO tree", "photographs"
@@ -45,15 +49,96 @@ def kind_of(folder: Path, classes: Path | None = None) -> str:
     return PHOTOGRAPHS
 
 
+def folders_of(data: str) -> tuple[Path, ...]:
+    """The local folders that `--data` names: one, or several separated by commas."""
+    parts = [data] if Path(data).exists() else [part.strip() for part in data.split(",")]
+    return tuple(Path(part) for part in parts if part)
+
+
 def read_trees(
-    folder: Path,
+    folders: Sequence[Path],
     splits: tuple[str, ...],
     *,
     classes: Path | None = None,
     val_share: float = 0.1,
     allow_unlabelled: bool = False,
 ) -> list[Tree]:
-    """The splits of a folder, listed but not opened. Raises UserError for one that cannot be used."""
+    """The splits of one or several folders of any kind, listed but not opened; several become one set.
+
+    Each folder is split by its own rule, and pictures of photographs have no label (all void). Raises UserError for a
+    folder that cannot be used, and for folders whose classes differ.
+    """
+    if not folders:
+        raise UserError(f"no data folder was given; name {WANTED}")
+    names = _names(folders)
+    if classes and len(folders) > 1:
+        raise UserError(f"--classes takes one folder; put {class_table.NAME} into each folder of label maps")
+    each = [
+        _read_folder(f, splits, classes=classes, val_share=val_share, allow_unlabelled=allow_unlabelled)
+        for f in folders
+    ]
+    if len(each) == 1:
+        return each[0]
+    labelled = [
+        (folder, trees[0].categories) for folder, trees in zip(folders, each, strict=True) if trees[0].categories
+    ]
+    categories = labelled[0][1] if labelled else ()
+    for folder, others in labelled[1:]:
+        if others != categories:
+            raise UserError(f"{labelled[0][0]} has {len(categories)} classes and {folder} has "
+                             f"{_difference(categories, others)}; one set needs one class table")  # fmt: skip
+    return [_joined(names, trees, categories) for trees in zip(*each, strict=True)]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What stands before the names of a folder's pictures: the folder's name, with its parents' where two are alike."""
+    places = [folder.resolve() for folder in folders]
+    for one, place in enumerate(places):
+        for other in places[:one] + places[one + 1 :]:
+            if place.is_relative_to(other):
+                what = "is given twice" if place == other else f"lies inside {other}"
+                raise UserError(f"{folders[one]} {what}, so its pictures would be taken twice; give each folder once")
+    if len({place.name for place in places}) == len(places):
+        return [place.name for place in places]
+    return [place.relative_to(os.path.commonpath(places)).as_posix() for place in places]
+
+
+def _difference(a: tuple[dict, ...], b: tuple[dict, ...]) -> str:
+    if len(a) != len(b):
+        return f"{len(b)}"
+    one, two = next((x, y) for x, y in zip(a, b, strict=True) if x != y)
+    return f"others ({one['name']}, id {one['id']}, is {two['name']}, id {two['id']}, in the second)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Joined:
+    """A sample of one of several folders, not opened yet."""
+
+    name: str
+    tree: Tree
+    entry: Any
+
+
+def _joined(names: Sequence[str], trees: Sequence[Tree], categories: tuple[dict, ...]) -> Tree:
+    """One split of several folders, one after the other."""
+    several = list(zip(names, trees, strict=True))
+    return Tree(
+        split=trees[0].split,
+        categories=categories,
+        entries=tuple(_Joined(name=f"{n}/{e.name}", tree=tree, entry=e) for n, tree in several for e in tree.entries),
+        read=_read_joined,
+        bad=tuple((f"{n}/{name}", reason) for n, tree in several for name, reason in tree.bad),
+        source=digest([[n, tree.source] for n, tree in several]),
+    )
+
+
+def _read_joined(joined: _Joined) -> Row:
+    return replace(joined.tree.read(joined.entry), file_name=joined.name)
+
+
+def _read_folder(
+    folder: Path, splits: tuple[str, ...], *, classes: Path | None, val_share: float, allow_unlabelled: bool
+) -> list[Tree]:
     kind = kind_of(folder, classes)
     if kind == PREPARED:
         raise UserError(f"{folder} holds prepared data already; use it as it is: --data {folder}")

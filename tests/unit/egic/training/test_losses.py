@@ -51,6 +51,17 @@ def test_an_image_without_labels_costs_zero_with_a_finite_gradient():
     assert losses.seg(logits[:1], label[:1], weight[:1]).item() == 0
 
 
+def test_a_batch_without_any_label_costs_zero_and_moves_nothing():
+    logits, label, weight = case()
+    loss = losses.seg(logits, torch.zeros_like(label), weight)
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.eq(0).all()
+    for coin in (True, False):  # one class, so one coin decides the whole image: all real or all fake
+        mask = losses.labelmix_mask(torch.zeros_like(label), torch.full((2, 6), coin))
+        real, fake = logits.detach(), -logits.detach()
+        assert losses.labelmix(real if coin else fake, real, fake, mask).item() == 0
+
+
 def test_seg_fake_asks_for_fake_everywhere_with_weight_one():
     logits, label, _ = case()
     expected = -F.log_softmax(logits, 1)[:, 5].mean()

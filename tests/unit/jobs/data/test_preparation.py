@@ -59,7 +59,7 @@ def edit_json(root: Path, change, split: str = "train") -> None:
 
 
 def run(root: Path, out: Path, **options) -> Path:
-    return Path(prepare(PrepareConfig(folder=root, out=str(out), split="train", **options))["train"])
+    return Path(prepare((root,), str(out), PrepareConfig(split="train", **options))["train"])
 
 
 def test_samples_come_back_exactly_at_random(tmp_path):
@@ -260,7 +260,7 @@ def test_train_and_val_must_agree_on_categories(tmp_path):
     root = write_tree(write_tree(tmp_path / "coco"), split="val")
     edit_json(root, lambda c: c["categories"].pop(), split="val")
     with pytest.raises(ValueError, match="different categories"):
-        prepare(PrepareConfig(folder=root, out=str(tmp_path / "out")))
+        prepare((root,), str(tmp_path / "out"))
 
 
 def test_foreign_folder_is_left_alone(tmp_path):
@@ -292,7 +292,7 @@ def test_damaged_shard_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["../other/shard_00000.parquet", "/etc/passwd"])
 def test_shards_outside_their_folder_are_refused(tmp_path, name):
     root = write_tree(write_tree(tmp_path / "coco"), split="val")
-    prepare(PrepareConfig(folder=root, out=tmp_path / "out"))
+    prepare((root,), tmp_path / "out")
     path = tmp_path / "out" / "train" / "manifest.json"
     content = json.loads(path.read_text())
     content["shards"][0] |= {"file": name, "bytes": Path("/etc/passwd").stat().st_size}
@@ -317,7 +317,7 @@ def test_command_line_ends_in_one_line_and_status_2(tmp_path):
 
 
 def test_official_pictures_keep_every_labelled_pixel(tmp_path, coco_root):
-    manifest = load_manifest(prepare(PrepareConfig(folder=coco_root, out=str(tmp_path), split="val"))["val"])
+    manifest = load_manifest(prepare((coco_root,), str(tmp_path), PrepareConfig(split="val"))["val"])
     content = json.loads((coco_root / "annotations/panoptic_val2017.json").read_text())
     crowd = void = 0
     for annotation in content["annotations"]:

@@ -19,8 +19,8 @@ CROP = CropConfig(size=32, longer_side=80, small_instance_pixels=64)
 def manifest(tmp_path_factory) -> Manifest:
     root = tmp_path_factory.mktemp("data")
     write_scenes(root / "coco", SceneConfig(num_train=10, num_val=1, min_side=64, max_side=96))
-    config = PrepareConfig(folder=root / "coco", out=str(root / "out"), split="train", samples_per_shard=4)
-    return load_manifest(prepare(config)["train"])
+    config = PrepareConfig(split="train", samples_per_shard=4)
+    return load_manifest(prepare((root / "coco",), str(root / "out"), config)["train"])
 
 
 def sequence(manifest: Manifest, **changes) -> TrainingSequence:

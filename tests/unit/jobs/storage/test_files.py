@@ -85,9 +85,8 @@ def test_results_appear_with_their_last_file_last(place, monkeypatch):
 
 
 def test_prepared_data_is_the_same_wherever_it_lies(tree, place, tmp_path):
-    local = load_manifest(prepare(PrepareConfig(folder=tree, out=str(tmp_path / "plain"), split="train"))["train"])
-    config = PrepareConfig(folder=tree, out=place, samples_per_shard=2)
-    found = load_manifest(prepare(config)["train"], check_shards=True)
+    local = load_manifest(prepare((tree,), str(tmp_path / "plain"), PrepareConfig(split="train"))["train"])
+    found = load_manifest(prepare((tree,), place, PrepareConfig(samples_per_shard=2))["train"], check_shards=True)
     assert found.digest == local.digest and len(found.shards) == 3
     for one, other in zip(read_samples(found, range(5)), read_samples(local, range(5)), strict=True):
         assert one.jpeg == other.jpeg and np.array_equal(one.segments, other.segments)
@@ -101,30 +100,30 @@ def test_unchanged_input_is_reused_and_changed_input_replaces_it(tree, place, mo
     monkeypatch.setattr(
         storage, "write", lambda to, content: (written.append(storage.split(to)[1]), write(to, content))
     )
-    config = PrepareConfig(folder=tree, out=place, split="train", samples_per_shard=2)
-    manifest = prepare(config)["train"]
+    config = PrepareConfig(split="train", samples_per_shard=2)
+    manifest = prepare((tree,), place, config)["train"]
     if storage.is_remote(place):
         assert written[-2:] == ["index.parquet", "manifest.json"] and len(written) == 5
     written.clear()
-    assert prepare(config)["train"] == manifest and not written
-    larger = PrepareConfig(folder=tree, out=place, split="train", samples_per_shard=4)
-    prepare(larger)
+    assert prepare((tree,), place, config)["train"] == manifest and not written
+    larger = PrepareConfig(split="train", samples_per_shard=4)
+    prepare((tree,), place, larger)
     names = {"shard-00000.parquet", "shard-00001.parquet", "index.parquet", "manifest.json"}
     assert files(storage.join(place, "train")) == names  # the third shard of before is gone
     storage.remove(manifest)  # what a broken upload looks like: not data, and no obstacle
     with pytest.raises(ValueError, match="manifest.json.* does not exist"):
         load_manifest(manifest)
-    prepare(larger)
+    prepare((tree,), place, larger)
     storage.write(storage.join(place, "train", "shard-00001.parquet"), b"cut")
     with pytest.raises(ValueError, match="shard-00001.parquet.* is missing or has another size"):
         load_manifest(manifest)
-    prepare(larger)
+    prepare((tree,), place, larger)
     assert load_manifest(manifest, check_shards=True).num_samples == 5
 
 
 def test_a_broken_upload_leaves_no_manifest(tree, server, monkeypatch):
     place = place_on(server, "broken")
-    prepare(PrepareConfig(folder=tree, out=place, split="train"))
+    prepare((tree,), place, PrepareConfig(split="train"))
     write = storage.write
 
     def fails(to, content):
@@ -134,19 +133,19 @@ def test_a_broken_upload_leaves_no_manifest(tree, server, monkeypatch):
 
     monkeypatch.setattr(storage, "write", fails)
     with pytest.raises(OSError, match="the line is dead"):
-        prepare(PrepareConfig(folder=tree, out=place, split="train", samples_per_shard=2))
+        prepare((tree,), place, PrepareConfig(split="train", samples_per_shard=2))
     assert files(storage.join(place, "train")) == {"shard-00000.parquet", "index.parquet"}
 
 
 def test_foreign_objects_are_left_alone(tree, place):
     storage.write(storage.join(place, "train", "thesis.txt"), b"years of work")
     with pytest.raises(ValueError, match="choose another OUT"):
-        prepare(PrepareConfig(folder=tree, out=place, split="train"))
+        prepare((tree,), place, PrepareConfig(split="train"))
     assert files(place) == {"train/thesis.txt"}
 
 
 def test_a_missing_shard_is_named_and_a_dead_server_is_no_damage(tree, server, monkeypatch):
-    manifest = load_manifest(prepare(PrepareConfig(folder=tree, out=place_on(server, "gone"), split="train"))["train"])
+    manifest = load_manifest(prepare((tree,), place_on(server, "gone"), PrepareConfig(split="train"))["train"])
     read_index(manifest)
     monkeypatch.setattr(storage, "WAITS_S", (0, 0))
     calls = []
@@ -202,7 +201,7 @@ def test_misspelled_places(place, message):
     for make in (
         lambda: Config(**(preset | {"data": place})),
         lambda: Config(**(preset | {"output": place})),
-        lambda: PrepareConfig(folder=Path(), out=place),
+        lambda: prepare((Path(),), place),
         lambda: run_alone(FoldersConfig(output=place)),
     ):
         with pytest.raises(ValueError, match=message) as error:

@@ -69,6 +69,16 @@ def test_unprepared_data_is_foretold(tmp_path):
     config = replace(tiny(), data=str(write_label_maps(tmp_path / "own")), output=str(tmp_path / "out"))
     assert foretold(config, {}, STAGES) == with_categories(config, 5)
     assert dry_run.data_line(config).endswith("own, label maps, to be prepared: 4 pictures in train, 2 pictures in val")
+    mixed = replace(config, data=f"{write_photographs(tmp_path / 'mine', 4)},{config.data}")  # labels of one are enough
+    assert foretold(mixed, {}, STAGES) == with_categories(mixed, 5)
+    assert dry_run.data_line(mixed).endswith(
+        "own, photographs and label maps, to be prepared: 7 pictures in train, 3 pictures in val"
+    )
+    assert open_fitted(mixed, ("segmentation",))[0] == with_categories(mixed, 5)
+    with pytest.raises(ValueError, match="segmentation learns from labels, .*mine,.* has none"):
+        foretold(replace(mixed, data=f"{tmp_path / 'mine'},{tmp_path / 'mine/holidays'}"), {}, ("segmentation",))
+    with pytest.raises(ValueError, match="several places must be local folders"):
+        replace(mixed, data=f"{tmp_path / 'mine'},s3://bucket/folder")
 
 
 def test_a_discriminator_of_other_labels_is_no_start(tmp_path):

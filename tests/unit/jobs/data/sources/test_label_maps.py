@@ -22,7 +22,7 @@ from tests.own_data import COLOURS, TABLE, VALUES, classes_of, index_values, pic
 
 
 def prepared(folder: Path, out: Path, **options):
-    made = prepare(PrepareConfig(folder=folder, out=str(out), **options))
+    made = prepare((folder,), str(out), PrepareConfig(**options))
     return {split: load_manifest(path) for split, path in made.items()}
 
 

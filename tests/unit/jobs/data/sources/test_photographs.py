@@ -19,7 +19,7 @@ from tests.own_data import write_photographs
 
 def prepared(folder, out, **options):
     """Manifests of train and val."""
-    made = prepare(PrepareConfig(folder=folder, out=str(out), **options))
+    made = prepare((folder,), str(out), PrepareConfig(**options))
     return {split: load_manifest(path) for split, path in made.items()}
 
 
@@ -157,4 +157,4 @@ def test_folders_without_any_picture(tmp_path):
     with pytest.raises(ValueError, match="holds no pictures"):
         kind_of(tmp_path)
     with pytest.raises(ValueError, match="val_share is 1.0; give a part"):
-        PrepareConfig(folder=tmp_path, out=str(tmp_path), val_share=1.0)
+        PrepareConfig(val_share=1.0)

@@ -27,7 +27,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 def test_it_is_a_sound_coco_tree(tree, tmp_path):
-    paths = prepare(PrepareConfig(folder=tree, out=str(tmp_path), max_bad=0))
+    paths = prepare((tree,), str(tmp_path), PrepareConfig(max_bad=0))
     train, val = (load_manifest(paths[split]) for split in ("train", "val"))
     assert (train.num_samples, val.num_samples, train.num_classes) == (12, 4, 133)
     shown = [name for name, images in zip(train.class_names, train.class_images[1:], strict=True) if images]
