@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from egic.cli import model_refs
+from egic.cli.extensions import extension
 from egic.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], "Model"])
         if args.serve is None:
             _page(args, load(args), Path(folder), port)
         else:
-            serve = model_refs.jobs("serve", "egic demo --serve needs")
+            replicas = extension("replicas", "egic demo --serve needs", "demo")
             path = model_refs.folder_of(args.model)
-            with serve.replicas(path, args.serve, args.device, args.precision, args.threads) as coder:
+            with replicas(path, args.serve, args.device, args.precision, args.threads) as coder:
                 _page(args, coder, Path(folder), port)
 
 

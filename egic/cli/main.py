@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from egic import __version__
 from egic.cli import demo as cli_demo
 from egic.cli import files, model_refs
+from egic.cli.extensions import extension
 from egic.cli.files import Task
 from egic.coding import bitstream
 from egic.errors import UserError, out_of_memory, reason, run_main
@@ -96,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in _JOBS:  # jobs of the pipeline, with options of their own
         name, rest = argv[0], argv[1:]
-        module, function = _JOBS[name]
-        return run_main(lambda: getattr(model_refs.jobs(module, f"egic {name} needs"), function)(rest)) or 0
+        return run_main(lambda: extension(name, f"egic {name} needs")(rest)) or 0
     args = parser().parse_args(argv)
     try:
         return run_main(lambda: _COMMANDS[args.command](args)) or 0
@@ -245,7 +245,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _models(args: argparse.Namespace) -> None:
     if not args.folders:
-        rows = model_refs.registered()
+        rows = extension("models", "models in MLflow need")()
         print("\n".join(f"{uri:32} {what}" for uri, what in rows) if rows else "no EGIC model is registered in MLflow")
         return
     for folder in args.folders:
@@ -298,8 +298,8 @@ _COMMANDS = {
     "export": _export,
     "import-reference": _import_reference,
 }
-_JOBS = {"evaluate": ("evaluate", "evaluate_folders"), "compare": ("evaluation.compare", "compare_runs")}
-"""Module of `jobs` by the command's name, and its function that takes the arguments."""
+_JOBS = ("evaluate", "compare")
+"""Commands of the training pipeline, which take the rest of the command line."""
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from egic.cache import cache_folder
 from egic.errors import UserError
 
 T = TypeVar("T")
@@ -242,9 +243,7 @@ def working_folder(output: Place) -> Path:
     """Where local copies lie: below a local output itself, else in this machine's cache."""
     if not is_remote(output):
         return Path(output)
-    from egic.cli.model_refs import cache
-
-    return cache()
+    return cache_folder()
 
 
 def check(place: Place, *, writable: bool) -> None:

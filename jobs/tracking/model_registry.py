@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from egic.cache import cache_folder
 from egic.errors import UserError
 from jobs.tracking import runs
 
@@ -254,6 +255,34 @@ def fetch(ref: str, dest: Path, expect_sha256: str | None = None, *, digest: Dig
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return dest
+
+
+def fetch_cached(ref: str) -> Path:
+    """The folder of an artifact in MLflow, in the user's cache under its digest: an alias moves, a digest does not.
+
+    `egic -m models:/...` calls this. Raises UserError when there is none.
+    """
+    artifact = resolve(ref)
+    return fetch(ref, cache_folder() / artifact.sha256[:32], expect_sha256=artifact.sha256)
+
+
+def registered() -> list[tuple[str, str]]:
+    """(URI, description) of every version of every EGIC model in MLflow's registry, newest first. Raises UserError."""
+    client, mlflow, rows = runs.client(), runs.mlflow(), []
+    try:
+        for model in client.search_registered_models(filter_string="name LIKE 'egic-%'"):
+            aliases: dict[str, list[str]] = {}
+            for alias, version in model.aliases.items():
+                aliases.setdefault(str(version), []).append("@" + alias)
+            versions = client.search_model_versions(f"name = '{model.name}'")
+            for place, version in enumerate(sorted(versions, key=lambda v: -int(v.version))):
+                latest = ["@latest"] if place == 0 else []  # MLflow resolves it by itself, and lists it nowhere
+                marks = " ".join(sorted(aliases.get(str(version.version), []) + latest))
+                digest = version.tags.get("egic.sha256", "")[:12]
+                rows.append((f"models:/{model.name}/{version.version}", f"{digest} {marks}".strip()))
+    except mlflow.MlflowException as error:
+        raise UserError(f"cannot list the models in {runs.shown_uri()}: {error}") from error
+    return rows
 
 
 def checked(folder: Path, artifact: Artifact, digest: Digest | None) -> Path:

@@ -187,22 +187,13 @@ def test_models_lists_folders(model, capsys):
     assert "orp  codec + ORP" in out and out.count("\n") == 2
 
 
-def test_mlflow_uris_go_through_jobs(pictures, model, monkeypatch, tmp_path):
-    """A URI is resolved first, since aliases move, and kept in the cache under its digest."""
-    import types
-
+def test_mlflow_uris_are_fetched_by_the_pipeline(pictures, model, monkeypatch, tmp_path):
     asked = []
-    registry = types.SimpleNamespace(
-        resolve=lambda ref: types.SimpleNamespace(sha256="ab" * 32),
-        fetch=lambda ref, dest, expect_sha256: asked.append((ref, dest, expect_sha256)) or model,
-    )
-    monkeypatch.setattr(
-        "egic.cli.model_refs.importlib.import_module", lambda name: {"jobs.tracking.model_registry": registry}[name]
-    )
-    monkeypatch.setenv("EGIC_CACHE", str(tmp_path / "cache"))
+    fetch = {"fetch": lambda ref: asked.append(ref) or model}
+    monkeypatch.setattr("egic.cli.model_refs.extension", lambda name, what: fetch[name])
     ref = "models:/egic-orp@best"
     assert run("compress", pictures / "a.png", "-o", tmp_path / "x.egic", "-m", ref) == 0
-    assert asked == [(ref, tmp_path / "cache" / ("ab" * 16), "ab" * 32)]
+    assert asked == [ref]
 
 
 @pytest.mark.slow

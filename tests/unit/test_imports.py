@@ -1,7 +1,9 @@
 """The shape of the repository, read off its syntax trees: who may import whom, and what no file may contain."""
 
 import ast
+import graphlib
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,23 +11,71 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ["egic", "jobs", "pipelines"]  # each may import itself and what stands left of it
 TRACKING = "jobs/tracking/runs.py"
+ROOMS = {
+    "egic": "__main__ cli demo reference report __init__ model artifact coding training metrics networks pictures "
+    "cache errors",
+    "jobs": "segmentation mse_codec gan orp evaluate prepare registry serve / commands evaluation training data "
+    "cluster tracking config storage",
+}
+"""Rooms and single files from the top down: each may import itself and what stands after it.
+
+What stands before a `/` is a floor of its own: the jobs that a user runs.
+"""
+KNOWN = {
+    ("jobs.cluster", "jobs.training"),
+    ("jobs.commands", "jobs.evaluate"),
+    ("jobs.commands", "jobs.prepare"),
+    ("jobs.training", "jobs.prepare"),
+}
+"""Imports that still run upward."""
+COMPUTED = {"jobs/training/stage.py", "egic/cli/extensions.py"}
+"""Files that import a module by a name that is no constant: a stage by its name; entry points."""
 
 
 def imported_modules(source: str) -> set[str]:
-    """Dotted names that `source` imports anywhere, function bodies included; relative imports begin with a dot."""
+    """Dotted names that `source` imports anywhere, function bodies included; relative imports begin with a dot.
+
+    `importlib.import_module` and its like count with their argument: an f-string as far as it is constant, and "?" for
+    what is no string.
+    """
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add("." * node.level + (node.module or ""))
+            names |= {f"{'.' * node.level}{node.module or ''}.{alias.name}".replace("..", ".") for alias in node.names}
+        elif isinstance(node, ast.Call) and _called(node.func) in BY_NAME:
+            names.add(_constant(node.args[0] if node.args else node.keywords[0].value))
     return names
+
+
+BY_NAME = ("import_module", "__import__", "resolve_name", "run_module", "EntryPoint")
+
+
+def _called(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _constant(argument: ast.expr) -> str:
+    """The text of a string, or how an f-string or a sum of strings begins; "?" otherwise."""
+    if isinstance(argument, ast.JoinedStr) and argument.values:
+        argument = argument.values[0]
+    while isinstance(argument, ast.BinOp):
+        argument = argument.left
+    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+        return argument.value.partition(":")[0].rstrip(".")
+    return "?"
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    return frozenset(imported_modules(path.read_text()))
 
 
 def imports_of(path: Path) -> set[str]:
     """First components of what `path` imports, e.g. {"torch", "egic"}; a relative import counts as its own package."""
     own = path.relative_to(ROOT).parts[0]
-    return {own if name.startswith(".") else name.split(".")[0] for name in imported_modules(path.read_text())}
+    return {own if name.startswith(".") else name.split(".")[0] for name in imports(path)}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -37,6 +87,68 @@ def test_nothing_imports_upward():
         for path in sources(layer):
             upward = imports_of(path) & {*LAYERS[level + 1 :], "tests"}
             assert not upward, f"{path.relative_to(ROOT)} imports {upward}"
+
+
+def test_no_module_is_imported_by_a_computed_name():
+    """Only then do the tests here see every import."""
+    users = {path.relative_to(ROOT).as_posix() for path in sources(*LAYERS) if "?" in imports_of(path)}
+    assert users <= COMPUTED
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the repository by its dotted name; that of a package is its __init__.py."""
+    names = {path: path.relative_to(ROOT).with_suffix("").parts for path in sources(*LAYERS)}
+    return {".".join(parts[:-1] if parts[-1] == "__init__" else parts): path for path, parts in names.items()}
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    """The modules of the repository that each of them imports."""
+    known = modules()
+
+    def module(name: str) -> str:
+        while name and name not in known:  # a function of a module, or a package from elsewhere
+            name = name.rpartition(".")[0]
+        return name
+
+    return {name: {module(other) for other in imports(path)} - {name, ""} for name, path in known.items()}
+
+
+def order(rooms: str) -> dict[str, int]:
+    """The place of each room; one and the same for those before the `/`."""
+    before, slash, after = rooms.partition("/")
+    own = {name: 0 for name in before.split()} if slash else {}
+    return own | {name: i for i, name in enumerate((after if slash else before).split(), 1)}
+
+
+def room(name: str) -> str:
+    """The room of a module, without its layer: "cli" for egic.cli.main, "model" for egic.model."""
+    return [*name.split("."), "__init__"][1]
+
+
+@pytest.mark.parametrize("layer", ROOMS)
+def test_rooms_import_downward_only(layer):
+    floor, upward = order(ROOMS[layer]), []
+    for name, others in graph().items():
+        if not name.startswith(layer) or name == "jobs":
+            continue
+        assert room(name) in floor, f"{name} is in no room that this test knows; write {room(name)} into ROOMS"
+        for other in (other for other in others if other.startswith(layer)):
+            pair = tuple(f"{layer}.{room(each)}" for each in (name, other))
+            if floor[room(other)] < floor[room(name)] and pair not in KNOWN:
+                upward.append(f"{name} imports {other}")
+    assert not upward, "these run upward: " + ", ".join(upward)
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    def known(name: str, other: str) -> bool:
+        return (".".join(name.split(".")[:2]), ".".join(other.split(".")[:2])) in KNOWN
+
+    edges = {name: {other for other in others if not known(name, other)} for name, others in graph().items()}
+    try:
+        graphlib.TopologicalSorter(edges).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail("a circle: " + " <- ".join(error.args[1]))
 
 
 def test_egic_knows_neither_ray_nor_mlflow():
@@ -59,8 +171,13 @@ def test_tyro_is_imported_in_one_place():
     "source, names",
     [
         ("import ray.train", {"ray.train"}),
-        ("def f():\n    from mlflow import MlflowClient", {"mlflow"}),
-        ("from . import codec", {"."}),
+        ("def f():\n    from mlflow import MlflowClient", {"mlflow.MlflowClient"}),
+        ("from . import codec", {".codec"}),
+        ("import importlib\nimportlib.import_module('jobs.gan')", {"importlib", "jobs.gan"}),
+        ("f = lambda name: import_module(f'jobs.{name}.x')", {"jobs"}),
+        ("__import__('jobs.' + name)", {"jobs"}),
+        ("pkgutil.resolve_name('jobs.evaluate:run')", {"jobs.evaluate"}),
+        ("importlib.import_module(name)", {"?"}),
     ],
 )
 def test_walk_sees_every_kind_of_import(source, names):

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import types
 
 import pytest
 
@@ -99,12 +98,12 @@ def test_it_listens_on_this_machine_only_and_port_0_is_a_free_one():
 def test_serve_gets_the_model_as_a_folder_and_what_each_replica_takes(installed, monkeypatch):
     asked = []
     monkeypatch.setattr(model_refs, "folder_of", lambda ref: f"folder of {ref}")
-    monkeypatch.setattr(model_refs, "jobs", lambda module, what: types.SimpleNamespace(replicas=replicas))
 
     def replicas(*arguments):
         asked.append(arguments)
         raise UserError("far enough")
 
+    monkeypatch.setattr(demo, "extension", lambda name, *_: {"replicas": replicas}[name])
     line = ["demo", "-m", "x", "--port", "0", "--serve", "2", "--device", "cuda", "--threads", "3"]
     with pytest.raises(ValueError, match="far enough"):
         demo.run(main.parser().parse_args(line), lambda args: pytest.fail("loaded here"))

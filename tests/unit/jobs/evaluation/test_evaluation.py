@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from egic.cli import main, model_refs
+from egic.cli import main
 from egic.errors import UserError
 from egic.metrics import fid_kid, quality
 from egic.metrics.quality import Quality
@@ -240,16 +240,6 @@ def test_mistakes_on_the_command_line_are_one_line(args, message, capsys):
     assert main.main(["evaluate", *args]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and "\n" not in error
-
-
-def test_without_the_training_extra_the_command_says_so(monkeypatch, capsys):
-    def absent(name):
-        raise ImportError("No module named 'ray'")
-
-    monkeypatch.setattr(model_refs.importlib, "import_module", absent)
-    assert main.main(["evaluate", "--model", "x"]) == 2
-    line = "error: egic evaluate needs the training extra (No module named 'ray'): pip install 'egic[train]'"
-    assert capsys.readouterr().err.strip() == line
 
 
 def test_best_is_judged_by_the_backbone_too(monkeypatch, tmp_path):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from egic.cli import model_refs
 from egic.errors import UserError
 from jobs.storage.files import Folder
 from jobs.tracking import metric_log, model_registry, runs
@@ -487,9 +486,21 @@ def test_best_is_not_compared_across_metrics(store, folder, experiment):
     (folder / "codec.safetensors").write_bytes(b"other")
     second = published(folder, experiment, key="key2", name="metrics")
     assert not model_registry.promote_if_best("egic-metrics", second.model_version, "val/miou", 90.0, True, "a")
-    listed = dict(model_refs.registered())
+    listed = dict(model_registry.registered())
     assert listed[f"models:/egic-metrics/{first.model_version}"].endswith(" @best")
     assert listed[f"models:/egic-metrics/{second.model_version}"].endswith(" @latest")
+
+
+def test_a_fetched_model_lies_in_the_cache_under_its_digest(store, folder, experiment, monkeypatch, tmp_path):
+    """A moved alias is another digest, and so another folder."""
+    monkeypatch.setenv("EGIC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(model_registry, "sha256_of", lambda path, _: digest(path))
+    for content in (b"first", b"second"):
+        (folder / "codec.safetensors").write_bytes(content)
+        made = published(folder, experiment, key=content.decode(), name="cached")
+        found = model_registry.fetch_cached("models:/egic-cached@latest")
+        assert found == tmp_path / "cache" / made.sha256[:32] == model_registry.fetch_cached(made.uri)
+        assert (found / "codec.safetensors").read_bytes() == content
 
 
 # a real server

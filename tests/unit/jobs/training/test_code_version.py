@@ -145,7 +145,7 @@ OUTSIDE = {
     "jobs/training/code_version.py": "the key itself",
     "egic/metrics/pretrained.py": "where weights lie; which ones is in the key",
     "jobs/storage/files.py": "where bytes lie, not which; digests are checked",
-    "egic/cli/model_refs.py": "names the cache",
+    "egic/cache.py": "names the cache",
     "jobs/segmentation.py": "lends others a function for pictures",
 }
 
