@@ -9,12 +9,14 @@ from torch import Tensor
 
 from egic import artifact
 from egic.coding import bitstream
-from egic.coding.bitstream import BitstreamError, Header
+from egic.coding.bitstream import MAX_QUALITY, BitstreamError, Header
 from egic.coding.latent_coder import LatentCoder, identity
 from egic.errors import UserError
 from egic.metrics.distortion import to_uint8
 from egic.networks.codec import Codec
 from egic.networks.orp import ResidualHead, blend
+
+DEFAULT_QUALITY = 50
 
 
 class Model:
@@ -62,15 +64,73 @@ class Model:
         return self
 
     @torch.inference_mode()
-    def compress(self, image: np.ndarray | Image) -> bytes:
-        """RGB picture, uint8 (H, W, 3) or PIL -> the bytes of an .egic file. Raises UserError for other inputs."""
+    def compress(
+        self,
+        image: np.ndarray | Image,
+        *,
+        quality: int | None = None,
+        bpp: float | None = None,
+        max_bytes: int | None = None,
+    ) -> bytes:
+        """RGB picture, uint8 (H, W, 3) or PIL -> the bytes of an .egic file.
+
+        A model that codes at any quality takes one of: quality, 0 (smallest file) to 100, 50 by default; bpp, the most
+        bits per pixel that the file may have; max_bytes, the most bytes. For the last two the file has the highest
+        quality that fits. Raises UserError for other inputs, for a size that cannot be reached, and for any of the
+        three on a model of one rate.
+        """
         x = _as_array(image)
-        height, width = x.shape[:2]
+        self._check_rate(quality, bpp, max_bytes)
+        if bpp is not None:
+            max_bytes = int(bpp * x.shape[0] * x.shape[1] / 8)
         with self._transforms():
-            y = self.codec.analyse(self._padded(x)).float()
-            payload, crc, _ = self.coder.encode(y, height, width)
-        header = Header(model_id=self.identity, height=height, width=width, symbols_crc=crc)
+            y = self.codec.g_a(self._padded(x) / 255).float()
+            if self.codec.gains is None:
+                return self._file(y, x.shape[:2], None)
+            if max_bytes is None:
+                return self._file(y, x.shape[:2], DEFAULT_QUALITY if quality is None else quality)
+            return self._largest_file(y, x.shape[:2], max_bytes)
+
+    def _check_rate(self, quality: int | None, bpp: float | None, max_bytes: int | None) -> None:
+        given = {k: v for k, v in {"quality": quality, "bpp": bpp, "max_bytes": max_bytes}.items() if v is not None}
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} exclude each other; give one of them")
+        if given and self.codec.gains is None:
+            raise UserError(f"this model codes at one rate only, so {next(iter(given))} has no meaning: leave it out")
+        if quality is not None and not (quality == int(quality) and 0 <= quality <= MAX_QUALITY):
+            raise UserError(f"quality must be a whole number in 0..{MAX_QUALITY} (0 the smallest file), got {quality}")
+        if bpp is not None and not 0 < bpp < float("inf"):
+            raise UserError(f"bpp must be a positive number of bits per pixel, got {bpp}")
+        if max_bytes is not None and max_bytes < 1:
+            raise UserError(f"max_bytes must be at least 1, got {max_bytes}")
+
+    def _q(self, quality: int | None) -> Tensor | None:
+        """Quality 0..100 of a file -> q (1,) in [0, rates - 1] of the codec's gains."""
+        if quality is None:
+            return None
+        return torch.tensor([quality / MAX_QUALITY * (self.codec.config.rates - 1)], device=self.device)
+
+    def _file(self, y: Tensor, size: tuple[int, ...], quality: int | None) -> bytes:
+        """Unscaled latents of the padded picture -> its file at this quality."""
+        height, width = size
+        payload, crc, _ = self.coder.encode(self.codec.scale(y, self._q(quality)).float(), height, width)
+        header = Header(model_id=self.identity, height=height, width=width, symbols_crc=crc, quality=quality)
         return bitstream.pack(header, payload)
+
+    def _largest_file(self, y: Tensor, size: tuple[int, ...], max_bytes: int) -> bytes:
+        """The file of the highest quality that has at most max_bytes, by bisection; each trial is an exact file."""
+        best = self._file(y, size, 0)
+        if len(best) > max_bytes:
+            raise UserError(
+                f"a picture of {size[1]} x {size[0]} takes at least {len(best)} bytes "
+                f"({8 * len(best) / size[0] / size[1]:.4f} bpp) with this model, more than the {max_bytes} asked for"
+            )
+        low, high = 0, MAX_QUALITY + 1  # the file of `low` fits
+        while high - low > 1:
+            middle = (low + high) // 2
+            data = self._file(y, size, middle)
+            low, high, best = (middle, high, data) if len(data) <= max_bytes else (low, middle, best)
+        return best
 
     def _padded(self, x: np.ndarray) -> Tensor:
         """uint8 (H, W, 3) -> float (1, 3, H', W') 0..255, reflected at bottom and right to the codec's multiple."""
@@ -86,7 +146,10 @@ class Model:
             raise BitstreamError(
                 f"the file was made with model {header.model_id.hex()}, this is model {self.identity.hex()}"
             )
-        return self.coder.decode(payload, header.height, header.width, header.symbols_crc), header
+        if (header.quality is None) != (self.codec.gains is None):
+            raise BitstreamError("damaged .egic file: its format is not that of its model")
+        y_hat = self.coder.decode(payload, header.height, header.width, header.symbols_crc)
+        return self.codec.restore(y_hat, self._q(header.quality)), header
 
     @torch.inference_mode()
     def _render(self, y_hat: Tensor, header: Header, gan: bool, orp: ResidualHead | None) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from egic.training import losses, steps
 from egic.training.steps import Batch, Nets
 from jobs.config.schema import Config
 from jobs.segmentation import as_image
+from jobs.training import rates
 from jobs.training.stage import Components, Stage, means
 
 
@@ -25,29 +26,33 @@ def phase(config: Config, step: int) -> str:
 def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
     c = config.gan
     if phase(config, step) == "warm-up":
-        return steps.warmup_step(nets, optimizers, batch, loss=c.loss, clip_norm=c.clip_norm)
+        return steps.warmup_step(nets, optimizers, batch, loss=c.loss, clip_norm=c.clip_norm, seed=config.seed)
     return steps.gan_step(nets, optimizers, batch, loss=c.loss, clip_norm=c.clip_norm, seed=config.seed)
 
 
 def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     """Distortion, LPIPS, bpp, and how well D labels the reconstruction (`seg`)."""
-    with nets.autocast(batch.x.device):
-        coded = nets.codec(batch.x)
-        logits = nets.discriminator(coded.x_hat, coded.y_hat)
-        lpips = nets.lpips(coded.x_hat, batch.x)
     x, n = distortion.to_uint8(batch.x), len(batch.position)
-    return {
-        "count": torch.tensor(n, device=x.device),
-        "psnr_db": distortion.psnr_db(distortion.to_uint8(coded.x_hat), x).sum(),
-        "lpips": lpips * n,
-        "bpp": coded.bits.sum() / (x.shape[2] * x.shape[3]),
-        "seg": losses.seg(logits, batch.label, batch.weight) * n,
-    }
+
+    def measure(q: Tensor | None) -> dict[str, Tensor]:
+        with nets.autocast(x.device):
+            coded = nets.codec(batch.x, q=q)
+            logits = nets.discriminator(coded.x_hat, coded.y_hat)
+            lpips = nets.lpips(coded.x_hat, batch.x)
+        return {
+            "psnr_db": distortion.psnr_db(distortion.to_uint8(coded.x_hat), x).sum(),
+            "lpips": lpips * n,
+            "bpp": coded.bits.sum() / (x.shape[2] * x.shape[3]),
+            "seg": losses.seg(logits, batch.label, batch.weight) * n,
+        }
+
+    return rates.over_anchors(nets.codec, x, measure) | {"count": torch.tensor(n, device=x.device)}
 
 
 def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
+    grid = rates.anchors(nets.codec)
     with nets.autocast(batch.x.device):
-        coded = nets.codec(batch.x)
+        coded = nets.codec(batch.x, q=rates.quality_of(grid[len(grid) // 2], batch.x))
         predicted = nets.discriminator(coded.x_hat, coded.y_hat).argmax(1)
     label = torch.stack((batch.label, predicted)).cpu().numpy()
     rows = [
@@ -64,6 +69,7 @@ STAGE = Stage(
     takes=("codec", "discriminator"),
     publishes=("codec", "discriminator"),
     trains={"g_s": ("codec.g_s.",), "discriminator": ("discriminator.",)},
+    averages=("codec.g_s.",),
     reads=("gan", "codec", "discriminator", "crop", "seed", "precision", "lpips_weights"),
     settings=lambda config: config.gan,
     build=build,

@@ -12,6 +12,7 @@ from egic.training import steps
 from egic.training.steps import Batch, Nets
 from jobs.config.schema import Config
 from jobs.segmentation import as_image
+from jobs.training import rates
 from jobs.training.stage import Components, Stage, means
 
 
@@ -26,23 +27,31 @@ def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: in
 
 def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     """PSNR of 8-bit pictures, estimated bpp, and the PSNR of each crop's mean colour to compare with."""
-    with nets.autocast(batch.x.device):
-        coded = nets.codec(batch.x)
     x = distortion.to_uint8(batch.x)
     flat = distortion.to_uint8(batch.x.mean((2, 3), keepdim=True).expand_as(batch.x))
-    return {
+
+    def measure(q: Tensor | None) -> dict[str, Tensor]:
+        with nets.autocast(x.device):
+            coded = nets.codec(batch.x, q=q)
+        return {
+            "psnr_db": distortion.psnr_db(distortion.to_uint8(coded.x_hat), x).sum(),
+            "bpp": coded.bits.sum() / (x.shape[2] * x.shape[3]),
+        }
+
+    return rates.over_anchors(nets.codec, x, measure) | {
         "count": torch.tensor(len(batch.position), device=x.device),
-        "psnr_db": distortion.psnr_db(distortion.to_uint8(coded.x_hat), x).sum(),
         "mean_colour_psnr_db": distortion.psnr_db(flat, x).sum(),
-        "bpp": coded.bits.sum() / (x.shape[2] * x.shape[3]),
     }
 
 
 def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
+    grid = rates.anchors(nets.codec)
+    shown = [grid[0], grid[len(grid) // 2], grid[-1]] if len(grid) > 1 else grid
     with nets.autocast(batch.x.device):
-        x_hat = nets.codec(batch.x).x_hat
-    rows = [[as_image(a), as_image(b)] for a, b in zip(batch.x, x_hat, strict=True)]
-    return {"reconstruction": panels.png(panels.panel(rows, ["original", "reconstruction"]))}
+        x_hat = [nets.codec(batch.x, q=rates.quality_of(q, batch.x)).x_hat for q in shown]
+    rows = [[as_image(picture) for picture in row] for row in zip(batch.x, *x_hat, strict=True)]
+    titles = ["original", *("reconstruction" if q is None else f"q = {q:g}" for q in shown)]
+    return {"reconstruction": panels.png(panels.panel(rows, titles))}
 
 
 STAGE = Stage(
@@ -50,6 +59,7 @@ STAGE = Stage(
     parents=(),
     publishes=("codec",),
     trains={"codec": ("codec.",)},
+    averages=("codec.",),
     reads=("mse_codec", "codec", "crop", "seed", "precision"),
     settings=lambda config: config.mse_codec,
     build=build,

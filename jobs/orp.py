@@ -12,6 +12,7 @@ from egic.training import steps
 from egic.training.steps import Batch, Nets
 from jobs.config.schema import Config
 from jobs.segmentation import as_image
+from jobs.training import rates
 from jobs.training.stage import Components, Stage, means
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -27,29 +28,34 @@ def build(config: Config, components: Components) -> Nets:
 
 
 def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
-    return steps.orp_step(nets, optimizers, batch, clip_norm=config.orp.clip_norm)
+    return steps.orp_step(nets, optimizers, batch, clip_norm=config.orp.clip_norm, seed=config.seed)
 
 
-def both(nets: Nets, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x_gan and x_mse of pictures (B, 3, H, W), from one pass over all but the last stage."""
+def both(nets: Nets, x: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x_gan and x_mse of pictures (B, 3, H, W) at quality q, from one pass over all but the last stage."""
     with nets.autocast(x.device):
-        h = nets.codec.g_s.last_features(nets.codec.encode(x))
+        h = nets.codec.g_s.last_features(nets.codec.encode(x, q))
         return nets.codec.g_s.last_stage(h).float() * 255, nets.orp(h)
 
 
 def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     """PSNR at alpha 0 and 1."""
-    x_gan, x_mse = both(nets, batch.x)
     x = distortion.to_uint8(batch.x)
-    return {
-        "count": torch.tensor(len(batch.position), device=x.device),
-        "psnr_db": distortion.psnr_db(distortion.to_uint8(x_mse), x).sum(),
-        "psnr_db_alpha1": distortion.psnr_db(distortion.to_uint8(x_gan), x).sum(),
-    }
+
+    def measure(q: Tensor | None) -> dict[str, Tensor]:
+        x_gan, x_mse = both(nets, batch.x, q)
+        return {
+            "psnr_db": distortion.psnr_db(distortion.to_uint8(x_mse), x).sum(),
+            "psnr_db_alpha1": distortion.psnr_db(distortion.to_uint8(x_gan), x).sum(),
+        }
+
+    count = torch.tensor(len(batch.position), device=x.device)
+    return rates.over_anchors(nets.codec, x, measure) | {"count": count}
 
 
 def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
-    x_gan, x_mse = both(nets, batch.x)
+    grid = rates.anchors(nets.codec)
+    x_gan, x_mse = both(nets, batch.x, rates.quality_of(grid[len(grid) // 2], batch.x))
     rows = [
         [as_image(x), *(as_image(blend(g, m, alpha)) for alpha in ALPHAS)]
         for x, g, m in zip(batch.x, x_gan, x_mse, strict=True)
@@ -63,6 +69,7 @@ STAGE = Stage(
     takes=("codec",),
     publishes=("codec", "orp"),
     trains={"orp": ("orp.",)},
+    averages=("orp.",),
     reads=("orp", "codec", "crop", "seed", "precision"),
     settings=lambda config: config.orp,
     build=build,

@@ -64,6 +64,7 @@ STAGE = Stage(
     parents=(),
     publishes=("discriminator",),
     trains={"discriminator": ("discriminator.down.", "discriminator.up.", "discriminator.out.")},
+    averages=("discriminator.down.", "discriminator.up.", "discriminator.out."),
     reads=("segmentation", "discriminator", "crop", "seed", "precision"),
     settings=lambda config: config.segmentation,
     build=build,

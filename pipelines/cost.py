@@ -77,7 +77,8 @@ def flop_per_picture(stage_name: str, config: Config, step: int) -> float:
     from jobs.training import loop
     from jobs.training.stage import load_stage
 
-    stage, size, batch = load_stage(stage_name), config.crop.size, 2  # the adversarial step halves its batch
+    stage, batch = load_stage(stage_name), 2  # the adversarial step halves its batch
+    size = config.crop_of(stage.settings(config)).size
     with torch.device("meta"):
         nets = dry_run.networks(stage, config)
     with FakeTensorMode(), dry_run.Finite(), sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted on CPUs

@@ -93,9 +93,9 @@ nets = steps.Nets(codec=codec, discriminator=discriminator, orp=orp, lpips=lpips
 losses = {
     "segmentation": steps.segmentation_step(nets, adam, batch, clip_norm=0),
     "mse-codec": steps.mse_codec_step(nets, adam, batch, beta=0.01, clip_norm=10, seed=0),
-    "gan, warm-up": steps.warmup_step(nets, adam, batch, loss=steps.GanLoss(), clip_norm=0),
+    "gan, warm-up": steps.warmup_step(nets, adam, batch, loss=steps.GanLoss(), clip_norm=0, seed=0),
     "gan, adversarial": steps.gan_step(nets, adam, batch, loss=steps.GanLoss(), clip_norm=0, seed=0),
-    "orp": steps.orp_step(nets, adam, batch, clip_norm=0),
+    "orp": steps.orp_step(nets, adam, batch, clip_norm=0, seed=0),
 }
 for stage, terms in losses.items():
     print(f"{stage}: " + ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items()))

@@ -43,11 +43,11 @@ class LocalSession:
         for step in range(first_step, settings.steps):
             start = step * settings.batch
             positions = range(start + self.rank, start + settings.batch, self.world_size)
-            yield collate(list(positions), config.crop.size)
+            yield collate(list(positions), config.crop_of(settings).size)
 
     def val_batches(self, config, settings):
         positions = range(10**6 + self.rank, 10**6 + settings.val_samples, self.world_size)
-        yield collate(list(positions), config.crop.size)
+        yield collate(list(positions), config.crop_of(settings).size)
 
     def checkpoints(self):
         yield from sorted(self.folder.glob("step_*"), reverse=True)

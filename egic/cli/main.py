@@ -236,7 +236,7 @@ def _info(args: argparse.Namespace) -> int:
         pixels = header.height * header.width
         print(
             f"{task.name}: {header.width} x {header.height}, {len(data)} bytes ({len(payload)} payload), "
-            f"{8 * len(data) / pixels:.4f} bpp, format {bitstream.VERSION}, model {header.model_id.hex()}"
+            f"{8 * len(data) / pixels:.4f} bpp, format {header.version}, model {header.model_id.hex()}"
         )
         return ""
 

@@ -2,7 +2,8 @@
 
 | bytes   | what |
 | 4       | "EGIC" |
-| 1       | format version |
+| 1       | format version: 1, or 2 for models that code at any quality |
+| 0 or 1  | quality, 0..100; in version 2 alone |
 | 8       | model: `egic.coding.latent_coder.identity`, shared by every stage of a family |
 | 1..5 x2 | height, width: LEB128 |
 | 4       | CRC-32 of the decoded symbols: arithmetic that drifts too far is an error, never garbage |
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 
 from egic.errors import UserError
 
-MAGIC, VERSION = b"EGIC", 1
+MAGIC = b"EGIC"
+MAX_QUALITY = 100
 ID_BYTES = 8
 BLOCK = 256  # sides are counted in blocks of so many pixels: networks pad to them, and work is proportional to that
 MAX_PIXELS = 2**28  # 16384 x 16384
@@ -36,6 +38,13 @@ class Header:
     height: int
     width: int
     symbols_crc: int
+    quality: int | None = None
+    """0 (smallest file) to 100; None for models of one rate."""
+
+    @property
+    def version(self) -> int:
+        """Format version of the file."""
+        return 1 if self.quality is None else 2
 
 
 def _varint(value: int) -> bytes:
@@ -80,7 +89,8 @@ def pack(header: Header, payload: bytes) -> bytes:
     if len(header.model_id) != ID_BYTES:
         raise ValueError(f"a model identity has {ID_BYTES} bytes, got {len(header.model_id)}")
     payload = payload.ljust(least_payload(header.height, header.width), b"\0")
-    start = MAGIC + bytes([VERSION]) + header.model_id + _varint(header.height) + _varint(header.width)
+    quality = b"" if header.quality is None else bytes([header.quality])
+    start = MAGIC + bytes([header.version]) + quality + header.model_id + _varint(header.height) + _varint(header.width)
     body = start + _CRC.pack(header.symbols_crc) + payload
     return body + _CRC.pack(zlib.crc32(body))
 
@@ -89,16 +99,27 @@ def unpack(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes]:
     """Header and payload. Raises BitstreamError for anything that is not one undamaged file of a plausible size."""
     if len(data) < 5 or data[:4] != MAGIC:
         raise BitstreamError("not an .egic file" if data else "not an .egic file: it is empty")
-    if data[4] != VERSION:
-        raise BitstreamError(f"this is .egic format {data[4]}; this version reads format {VERSION}")
-    height, at = _read_varint(data, 5 + ID_BYTES)
+    if data[4] not in (1, 2):
+        raise BitstreamError(f"this is .egic format {data[4]}; this version reads formats 1 and 2")
+    model_at = 4 + data[4]
+    height, at = _read_varint(data, model_at + ID_BYTES)
     width, at = _read_varint(data, at)
     end = len(data) - _CRC.size
     if end < at + _CRC.size or zlib.crc32(memoryview(data)[:end]) != _CRC.unpack_from(data, end)[0]:
         raise BitstreamError("damaged or truncated .egic file: its checksum does not fit")
+    quality = data[5] if data[4] == 2 else None
+    if quality is not None and quality > MAX_QUALITY:
+        raise BitstreamError(f"damaged .egic file: its quality is {quality}, and the highest is {MAX_QUALITY}")
     check_size(height, width, max_pixels)
     payload = bytes(data[at + _CRC.size : end])
     if len(payload) < least_payload(height, width):
         raise BitstreamError(f"{len(payload)} bytes cannot hold a picture of {width} x {height}")
     (symbols_crc,) = _CRC.unpack_from(data, at)
-    return Header(model_id=bytes(data[5 : 5 + ID_BYTES]), height=height, width=width, symbols_crc=symbols_crc), payload
+    header = Header(
+        model_id=bytes(data[model_at : model_at + ID_BYTES]),
+        height=height,
+        width=width,
+        symbols_crc=symbols_crc,
+        quality=quality,
+    )
+    return header, payload

@@ -23,7 +23,8 @@ from egic.networks.charm import Index
 from egic.networks.codec import STRIDE_Y, STRIDE_Z, Codec
 
 Z_REACH = 64
-_DECODING = ("h_s.", "charm.", "prior.")  # what the decoder's y_hat depends on; frozen after the first stage
+# What the decoder's y_hat depends on; frozen after the first stage
+_DECODING = ("h_s.", "charm.", "prior.", "gains.log_inverse", "gains.offset")
 
 
 def identity(codec: Codec) -> bytes:
@@ -32,6 +33,8 @@ def identity(codec: Codec) -> bytes:
     g_a and g_s do not count: one file decodes with every stage of a family (MSE codec, GAN, ORP).
     """
     config = {k: v for k, v in asdict(codec.config).items() if k not in ("depths", "dims")}
+    if not codec.config.rates:
+        del config["rates"]  # files of models made before there were rates keep their identity
     total = hashlib.sha256(json.dumps(config | {"latents": codec.config.dims[-1]}, sort_keys=True).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         if name.startswith(_DECODING):

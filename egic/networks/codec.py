@@ -1,9 +1,10 @@
-"""The codec: g_a, h_a, prior, h_s, ChARM, g_s (EGIC section 3.1; SwinT-ChARM, Zhu et al. 2022).
+"""The codec: g_a, h_a, prior, h_s, ChARM, g_s (EGIC section 3.1; SwinT-ChARM, Zhu et al. 2022), and optional gains.
 
 `Codec` holds the networks and the training forward pass. Files are made and read in `egic.coding.latent_coder`.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from egic.errors import UserError
 from egic.networks import entropy
 from egic.networks.charm import ChARM, Code, Index
+from egic.networks.gains import Gains
 from egic.networks.transforms import Analysis, Synthesis
 
 STRIDE_Y = 16  # pixels per latent
@@ -37,8 +39,13 @@ class CodecConfig:
     """Attention window of h_a and h_s, in features. Default: SwinT-ChARM's."""
     num_slices: int = 10
     """Channel slices of the autoregressive entropy model. Default: ChARM's (Minnen & Singh 2020)."""
+    rates: int = 0
+    """Anchors of a codec that serves every rate (egic/networks/gains.py), the first for the smallest files; 0 for a
+    codec of one rate, set by mse_codec.beta. Default: off, as in the paper."""
 
     def __post_init__(self):
+        if self.rates < 0 or self.rates == 1:
+            raise UserError(f"rates must be 0 (one rate) or at least 2, got {self.rates}")
         for name, dims, depths, n in (
             ("dims", self.dims, self.depths, 4),
             ("hyper_dims", self.hyper_dims, self.hyper_depths, 2),
@@ -63,7 +70,10 @@ class CodecConfig:
 
 @dataclass
 class Coded:
-    """What `Codec.forward` computes. x_hat (B, 3, H, W) in 0..255, y_hat (B, M, H/16, W/16), bits (B,) per image."""
+    """What `Codec.forward` computes. x_hat (B, 3, H, W) in 0..255, y_hat (B, M, H/16, W/16), bits (B,) per image.
+
+    y_hat is restored: what g_s has seen.
+    """
 
     x_hat: Tensor
     y_hat: Tensor
@@ -89,12 +99,22 @@ class Codec(nn.Module):
         self.h_s = Synthesis(2 * m, c.hyper_dims[::-1], c.hyper_depths[::-1], c.hyper_window)
         self.charm = ChARM(m, c.num_slices)
         self.g_s = Synthesis(3, c.dims[::-1], c.depths[::-1], c.window)
+        self.gains = Gains(c.rates, m) if c.rates else None
         last_bias = self.g_s.get_parameter("stages.3.resample.reduction.bias")
         nn.init.constant_(last_bias, 0.5)  # start at mid-grey, not at black
 
-    def analyse(self, x: Tensor) -> Tensor:
-        """Picture (B, 3, H, W) in 0..255 -> y (B, M, H/16, W/16)."""
-        return self.g_a(x / 255)
+    def analyse(self, x: Tensor, q: Tensor | None = None) -> Tensor:
+        """Picture (B, 3, H, W) in 0..255 -> y (B, M, H/16, W/16), scaled by the gains of quality q (B,)."""
+        return self.scale(self.g_a(x / 255), q)
+
+    def scale(self, y: Tensor, q: Tensor | None) -> Tensor:
+        """Latents of g_a -> what the entropy model codes at quality q (B,) in [0, rates - 1]; None without gains."""
+        assert (q is None) == (self.gains is None), "q goes with a codec that has gains"
+        return y if self.gains is None else self.gains.scale(y, cast(Tensor, q))
+
+    def restore(self, y_hat: Tensor, q: Tensor | None) -> Tensor:
+        """Quantised latents -> what g_s, ORP and the discriminator see; the counterpart of `scale`."""
+        return y_hat if self.gains is None else self.gains.restore(y_hat, cast(Tensor, q))
 
     def synthesise(self, y_hat: Tensor) -> Tensor:
         """y_hat (B, M, H/16, W/16) -> picture (B, 3, H, W), 0..255, not clipped."""
@@ -110,15 +130,18 @@ class Codec(nn.Module):
         with torch.autocast(z_hat.device.type, enabled=False):
             return self.charm(*self.hyper(z_hat.to(next(self.charm.parameters()).dtype)), code)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Picture -> y_hat (B, M, H/16, W/16), quantised as in a file; nothing is computed for its rate."""
-        y = self.analyse(x).float()
+    def encode(self, x: Tensor, q: Tensor | None = None) -> Tensor:
+        """Picture -> restored y_hat (B, M, H/16, W/16), quantised as in a file; nothing is computed for its rate."""
+        y = self.analyse(x, q).float()
         slices = y.split(self.charm.width, 1)
         z_hat = torch.round(self.h_a(y).float())
-        return self.decode_latents(z_hat, lambda k, mu, _: entropy.quantize(slices[k], mu))
+        return self.restore(self.decode_latents(z_hat, lambda k, mu, _: entropy.quantize(slices[k], mu)), q)
 
     def quantized(self, y: Tensor, z_hat: Tensor, noise_y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Quantise y slice by slice: y_hat and its bits per image (B,), counted at y + noise (rounded y without)."""
+        """Quantise y slice by slice: y_hat, not yet restored, and its bits per image (B,).
+
+        Bits are counted at y + noise, or at the rounded y where no noise is given.
+        """
         width, bits = self.charm.width, []
 
         def code(k: int, mu: Tensor, index: Index) -> Tensor:
@@ -132,16 +155,19 @@ class Codec(nn.Module):
         y_hat = self.decode_latents(z_hat, code)
         return y_hat, torch.stack(bits).sum(0)
 
-    def forward(self, x: Tensor, noise_y: Tensor | None = None, noise_z: Tensor | None = None) -> Coded:
-        """x (B, 3, H, W) in 0..255 -> `Coded`.
+    def forward(
+        self, x: Tensor, noise_y: Tensor | None = None, noise_z: Tensor | None = None, q: Tensor | None = None
+    ) -> Coded:
+        """x (B, 3, H, W) in 0..255, at quality q (B,) where the codec has gains -> `Coded`.
 
         Rates use the uniform noise given (in [-1/2, 1/2), shaped like y and z) and rounding where there is none; the
         decoder always sees rounded latents with a straight-through gradient (Minnen & Singh 2020).
         """
-        y = self.analyse(x).float()
+        y = self.analyse(x, q).float()
         z = self.h_a(y).float()
         z_hat = entropy.quantize_int(z)
         with torch.autocast(x.device.type, enabled=False):
             bits_z = self.prior.bits(z_hat if noise_z is None else z + noise_z).sum((1, 2, 3))
             y_hat, bits_y = self.quantized(y, z_hat, noise_y)
+            y_hat = self.restore(y_hat, q)
         return Coded(self.synthesise(y_hat), y_hat, bits_y, bits_z)

@@ -4,12 +4,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from egic.networks.gains import BETA_REF, beta_of
+
 VOID = 0
 
 
 def mse255(x_hat: Tensor, x: Tensor) -> Tensor:
     """Mean squared error of pictures in 0..255, a scalar on that scale."""
     return F.mse_loss(x_hat.float(), x.float())
+
+
+def rate_distortion(x_hat: Tensor, x: Tensor, bits: Tensor, q: Tensor) -> Tensor:
+    """Loss of a codec with gains: mean over samples of s * (mse255 + beta(q) * bits per 256 x 256 pixels).
+
+    x_hat, x (B, 3, H, W) in 0..255; bits (B,) of each sample; q (B,). s = 1 / (65536 * sqrt(beta(q) * beta_ref)) gives
+    both ends of the range like weight. A beta belongs to 256 x 256 pixels, whatever the size of the crops.
+    """
+    mse = (x_hat.float() - x.float()).square().mean((1, 2, 3))
+    beta = beta_of(q)
+    cost = mse + beta * bits * (65536 / (x.shape[2] * x.shape[3]))
+    return (cost / (65536 * torch.sqrt(beta * BETA_REF))).mean()
 
 
 def seg(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:

@@ -87,6 +87,18 @@ def coins(batch: Batch, classes: int, seed: int) -> Tensor:
     return torch.stack([torch.rand(classes, generator=g, device=device) < 0.5 for g in per_sample(batch, seed, 2)])
 
 
+def qualities(batch: Batch, rates: int, seed: int) -> Tensor:
+    """(B,) float32 in [0, rates - 1]: the quality at which a codec with gains codes each sample."""
+    device = batch.x.device
+    drawn = [torch.rand((), generator=g, device=device) for g in per_sample(batch, seed, 3)]
+    return torch.stack(drawn) * (rates - 1)
+
+
+def drawn_quality(codec: Codec, batch: Batch, seed: int) -> Tensor | None:
+    """`qualities` of the batch for a codec with gains, None for a codec of one rate."""
+    return batch.draw(qualities, codec.config.rates, seed) if codec.gains is not None else None
+
+
 def not_finite(terms: Mapping[str, Tensor], values: str) -> NonFiniteError:
     """What to raise: names those of the 0-d terms that are not finite; the gradient, if all are. `values` follow."""
     bad = [name for name, term in terms.items() if not torch.isfinite(term)] or ["gradient"]
@@ -124,14 +136,18 @@ def segmentation_step(nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *,
 def mse_codec_step(
     nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *, beta: float, clip_norm: float, seed: int
 ) -> dict[str, Tensor]:
-    """Rate and distortion: mse255 + beta * bits per image, with noisy rates (SwinT-ChARM, section 3)."""
+    """Rate and distortion: mse255 + beta * bits per image, with noisy rates (SwinT-ChARM, section 3).
+
+    A codec with gains takes `losses.rate_distortion` at a random quality per sample instead, and no beta.
+    """
     c, (h, w) = nets.codec.config, batch.x.shape[2:]
     noise_y = batch.draw(uniform_noise, (c.dims[-1], h // 16, w // 16), seed, 0)
     noise_z = batch.draw(uniform_noise, (c.hyper_dims[-1], h // 64, w // 64), seed, 1)
     with nets.autocast(batch.x.device):
-        coded = nets.trained["codec"](batch.x, noise_y, noise_z)
+        q = drawn_quality(nets.codec, batch, seed)
+        coded = nets.trained["codec"](batch.x, noise_y, noise_z, q)
     mse, bits = losses.mse255(coded.x_hat, batch.x), coded.bits.mean()
-    loss = mse + beta * bits
+    loss = mse + beta * bits if q is None else losses.rate_distortion(coded.x_hat, batch.x, coded.bits, q)
     norm = update(opt["codec"], loss, clip_norm, mse255=mse, bits=bits)
     return {"loss": loss.detach(), "mse255": mse.detach(), "bpp": bits.detach() / (h * w), "grad_norm": norm}
 
@@ -155,12 +171,13 @@ class GanLoss:
     """lambda_LM, weight of LabelMix in D's loss (OASIS). Default: OASIS's."""
 
 
-def frozen_picture(nets: Nets, x: Tensor) -> tuple[Tensor, Tensor]:
-    """y_hat and bits per pixel of the frozen encoder, both without gradients."""
+def frozen_picture(nets: Nets, x: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Restored y_hat and bits per pixel of the frozen encoder at quality q, both without gradients."""
     with torch.no_grad():
-        y = nets.codec.analyse(x).float()
+        y = nets.codec.analyse(x, q).float()
         z_hat = torch.round(nets.codec.h_a(y).float())
         y_hat, bits_y = nets.codec.quantized(y, z_hat)
+        y_hat = nets.codec.restore(y_hat, q)
         with torch.autocast(x.device.type, enabled=False):
             bits = bits_y + nets.codec.prior.bits(z_hat).sum((1, 2, 3))
     return y_hat, bits.mean() / (x.shape[2] * x.shape[3])
@@ -173,11 +190,11 @@ def distortion(nets: Nets, x_hat: Tensor, x: Tensor, w: GanLoss) -> dict[str, Te
 
 
 def warmup_step(
-    nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *, loss: GanLoss, clip_norm: float
+    nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *, loss: GanLoss, clip_norm: float, seed: int
 ) -> dict[str, Tensor]:
     """Train g_s for distortion and LPIPS; encoder, hyper-codec and priors are frozen."""
     with nets.autocast(batch.x.device):
-        y_hat, bpp = frozen_picture(nets, batch.x)
+        y_hat, bpp = frozen_picture(nets, batch.x, drawn_quality(nets.codec, batch, seed))
         x_hat = nets.trained["g_s"](y_hat).float() * 255
         terms = distortion(nets, x_hat, batch.x, loss)
     total = terms.pop("rec") + loss.lam * bpp
@@ -221,7 +238,7 @@ def gan_step(
     """
     half = len(batch.position) // 2
     with nets.autocast(batch.x.device):
-        y_hat, bpp = frozen_picture(nets, batch.x)
+        y_hat, bpp = frozen_picture(nets, batch.x, drawn_quality(nets.codec, batch, seed))
         with torch.no_grad():
             fake = nets.codec.synthesise(y_hat[:half])
     for_d, for_g = batch.part(slice(0, half)), batch.part(slice(half, None))
@@ -244,11 +261,14 @@ def gan_step(
     return logs | {k: v.detach() for k, v in terms.items()}
 
 
-def orp_step(nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *, clip_norm: float) -> dict[str, Tensor]:
+def orp_step(
+    nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *, clip_norm: float, seed: int
+) -> dict[str, Tensor]:
     """Train only the residual head, so that alpha = 0 returns the MSE picture (EGIC, section 3.3)."""
     with nets.autocast(batch.x.device):
         with torch.no_grad():
-            h = nets.codec.g_s.last_features(nets.codec.encode(batch.x))
+            q = drawn_quality(nets.codec, batch, seed)
+            h = nets.codec.g_s.last_features(nets.codec.encode(batch.x, q))
         loss = losses.mse255(nets.trained["orp"](h), batch.x)
     norm = update(opt["orp"], loss, clip_norm, mse255=loss)
     return {"mse255": loss.detach(), "grad_norm": norm}

@@ -105,7 +105,7 @@ def cost_of(name: str, config: Config, world_size: int = 1) -> Cost:
     modules = [m for part in ("codec", "discriminator", "orp", "lpips") if (m := getattr(nets, part)) is not None]
     parameters = sum(p.numel() for m in modules for p in m.parameters())
     trained = {k: p.numel() * p.element_size() for k, p in loop.trained_weights(stage, nets).items()}
-    averaged = sum(v for k, v in trained.items() if k.startswith("codec.g_s.")) if getattr(settings, "ema", 0) else 0
+    averaged = sum(v for k, v in trained.items() if k.startswith(stage.averages)) if settings.ema else 0
     artifact = sum(_bytes(v) for part in stage.publishes for v in getattr(nets, part).state_dict().values())
     memory = peak_memory(stage, config, nets, settings.batch // world_size) + averaged
     if world_size > 1:
@@ -138,7 +138,7 @@ def networks(stage: Stage, config: Config) -> Nets:
 
 def peak_memory(stage: Stage, config: Config, nets: Nets, batch: int) -> int:
     """Bytes that tensors take at most in steps with `batch` pictures; see `cost_of`. nets: on the meta device."""
-    settings, size = stage.settings(config), config.crop.size
+    settings, size = stage.settings(config), config.crop_of(stage.settings(config)).size
     with FakeTensorMode(), Living() as living, Finite(), in_few_operations():
         for part in (nets.codec, nets.discriminator, nets.orp, nets.lpips):
             if part is not None:

@@ -1,7 +1,7 @@
 """Everything a run can be told: a frozen dataclass per stage, and `Config` with all of them (presets: jobs.presets)."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from egic.errors import UserError
@@ -35,6 +35,16 @@ class Training:
     last_steps: int = 0
     """How many steps at the end use last_lr. Default: off, since it depends on steps; the paper has a tenth of
     them."""
+    schedule: str = "step"
+    """Course of the learning rate: `step` is lr, then last_lr; `linear` rises to lr over the first 300 steps and falls
+    linearly to zero at the last one, which gives better weights in short runs. Default: the paper's."""
+    optimizer: str = "adam"
+    """adam, or adamw (Adam with decoupled weight decay of 0.01). Default: the paper's."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the trained weights (of g_s alone in the GAN stage) that is validated
+    and published in their place (0 = off). Default: off, as in the paper."""
+    crop_size: int = 0
+    """Side of this stage's crops, in pixels (0 = crop.size). Default: one size for all stages, as in the paper."""
     clip_norm: float = 0.0
     """Largest gradient norm; longer gradients are scaled down to it (0 = off). Default: off, as in the paper; the MSE
     codec's preset has 10, with which it trains stably."""
@@ -58,10 +68,29 @@ class Training:
             f"{name}.last_steps is {self.last_steps}, which must lie in 0..steps ({self.steps}); change both",
         )
         _check(self.clip_norm >= 0, f"{name}.clip_norm is {self.clip_norm}; give 0 (off) or a positive norm")
+        _check(self.schedule in ("step", "linear"), f"{name}.schedule is {self.schedule!r}; give step or linear")
+        _check(self.optimizer in ("adam", "adamw"), f"{name}.optimizer is {self.optimizer!r}; give adam or adamw")
+        _check(0 <= self.ema < 1, f"{name}.ema is {self.ema}; give 0 (off) or a decay below 1, such as 0.999")
+        _check(self.crop_size >= 0, f"{name}.crop_size is {self.crop_size}; give 0 (crop.size) or a size in pixels")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the step with this index (0-based)."""
-        return self.last_lr if step >= self.steps - self.last_steps else self.lr
+        return self._lr_of_phase(step, self.steps)
+
+    def _lr_of_phase(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` of a phase of `steps` steps."""
+        if self.schedule == "linear":
+            return linear(self.lr, step, steps)
+        return self.last_lr if step >= steps - self.last_steps else self.lr
+
+
+LR_WARMUP_STEPS = 300
+
+
+def linear(lr: float, step: int, steps: int) -> float:
+    """Learning rate that rises to `lr` in LR_WARMUP_STEPS (or a tenth of fewer steps) and falls to zero at `steps`."""
+    rise = max(1, min(LR_WARMUP_STEPS, steps // 10))
+    return lr * min((step + 1) / rise, (steps - step) / max(1, steps - rise))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +100,12 @@ class SegmentationConfig(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class MseCodecConfig(Training):
-    """SwinT-ChARM for rate and distortion: mse255 + beta * bits per image."""
+    """SwinT-ChARM for rate and distortion: mse255 + beta * bits per image, or at all rates (codec.rates)."""
 
     beta: float = 0.003
     """Weight of the bits of one crop against mse255: larger is a lower rate. SwinT-ChARM published 0.003 .. 0.0001;
-    EGIC's rates around 0.1 bpp need more. Default: SwinT-ChARM's largest; the presets have 0.01."""
+    EGIC's rates around 0.1 bpp need more. It has no effect on a codec with rates, which has a weight for each. Default:
+    SwinT-ChARM's largest; the presets have 0.01."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,9 +122,6 @@ class GanConfig(Training):
     """Learning rate of g_s and D in the adversarial phase; lr, last_lr and last_steps belong to the warm-up. Default:
     EGIC's (section 4.2)."""
     loss: GanLoss = field(default_factory=GanLoss)
-    ema: float = 0.0
-    """Decay of an exponential moving average of g_s that is published in its place (0 = off, as in the paper).
-    Default: the paper's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,12 +135,13 @@ class GanConfig(Training):
             "change both",
         )
         _check(self.batch % 2 == 0, f"gan.batch is {self.batch}; D and g_s need half each: give an even number")
-        _check(0 <= self.ema < 1, f"gan.ema is {self.ema}; give 0 (off) or a decay below 1, such as 0.999")
 
     def lr_at(self, step: int) -> float:
-        if step >= self.warmup_steps:
-            return self.adversarial_lr
-        return self.last_lr if step >= self.warmup_steps - self.last_steps else self.lr
+        if step < self.warmup_steps:
+            return self._lr_of_phase(step, self.warmup_steps)
+        if self.schedule == "linear":
+            return linear(self.adversarial_lr, step - self.warmup_steps, self.steps - self.warmup_steps)
+        return self.adversarial_lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,10 +285,10 @@ class Config:
         wanted, given = self.codec.dims[-1], self.discriminator.latent_channels
         _check(given == wanted, f"discriminator.latent_channels is {given}; the codec has {wanted}")
         multiple = max(self.codec.multiple, 2 ** len(self.discriminator.down))
-        _check(
-            self.crop.size % multiple == 0,
-            f"crop.size is {self.crop.size}; these networks need a multiple of {multiple}",
-        )
+        for name in ("segmentation", "mse_codec", "gan", "orp"):
+            own, size = getattr(self, name).crop_size, self.crop_of(getattr(self, name)).size
+            field_name = f"{name}.crop_size" if own else "crop.size"
+            _check(size % multiple == 0, f"{field_name} is {size}; these networks need a multiple of {multiple}")
         _check(self.on_nan in ("stop", "rollback"), f"on_nan is {self.on_nan!r}; give stop or rollback")
         workers = self.compute.max_workers
         if self.compute.min_workers == workers:  # a group whose size changes leaves out workers that are too many
@@ -268,3 +296,7 @@ class Config:
                 batch = getattr(self, name).batch
                 unit = 2 * workers if name == "gan" else workers
                 _check(batch % unit == 0, f"{name}.batch is {batch}; {workers} workers need a multiple of {unit}")
+
+    def crop_of(self, settings: Training) -> CropConfig:
+        """How the crops of a stage with these settings are made."""
+        return replace(self.crop, size=settings.crop_size or self.crop.size)

@@ -29,6 +29,7 @@ from egic.networks.transforms import PatchMerging, PatchSplitting
 from egic.training.steps import Batch, Nets, NonFiniteError
 from jobs.config.schema import Config, Training
 from jobs.data.shards import file_sha256
+from jobs.training import rates
 from jobs.training.cuda_graphs import QueuedSteps, cuda_graph, uncaptured
 from jobs.training.stage import Components, Stage, load_stage
 
@@ -38,6 +39,7 @@ PROGRESS_EVERY_S = 5.0
 LOOK_EVERY_S = 2.0
 """How often the workers look whether a checkpoint is wanted now: a spot node that goes gives 30 s."""
 COMPILER = "inductor"
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SMALLER = 0.5
 """Factor on the learning rate for each time that training went back from a non-finite loss."""
 
@@ -141,7 +143,7 @@ def make_optimizers(stage: Stage, nets: Nets, settings: Training) -> dict[str, t
         chosen = [p for full, p in named_parameters(nets) if full.startswith(prefixes)]
         for parameter in chosen:
             parameter.requires_grad_(True)
-        optimizers[name] = torch.optim.Adam(chosen, settings.lr, fused=True)
+        optimizers[name] = OPTIMIZERS[settings.optimizer](chosen, settings.lr, fused=True)
     return optimizers
 
 
@@ -257,9 +259,9 @@ class swapped:
         self._swap()
 
 
-def update_ema(state: State, decay: float) -> None:
-    """g_s's moving average, started from its weights."""
-    own = {k: p.data for k, p in named_parameters(state.nets) if k.startswith("codec.g_s.")}
+def update_ema(stage: Stage, state: State, decay: float) -> None:
+    """The moving average of what the stage averages, started from the weights after the first step."""
+    own = {k: p.data for k, p in named_parameters(state.nets) if k.startswith(stage.averages)}
     if not state.ema:
         state.ema = {k: v.clone() for k, v in own.items()}
     torch._foreach_lerp_(list(state.ema.values()), [own[k] for k in state.ema], 1 - decay)
@@ -281,7 +283,10 @@ def validate(
             if i == 0 and session.rank == 0:
                 pictures = stage.pictures(state.nets, batch.part(slice(0, 4)), config, names)
     sums = reduce_sum(dict(sorted(sums.items())), session)
-    return {f"val/{k}": v for k, v in stage.summarise(sums).items()}, pictures
+    values = {f"val/{k}": v for k, v in stage.summarise(sums).items()}
+    if session.rank == 0 and (curve := rates.curve_png(values)):
+        pictures["rate_distortion"] = curve
+    return values, pictures
 
 
 class Meter:
@@ -426,8 +431,8 @@ def take_step(
         else:
             losses = stage.step(state.nets, state.optimizers, batch, config, state.step)
         meter.add(losses)
-    if decay := getattr(settings, "ema", 0.0):
-        update_ema(state, decay)
+    if settings.ema:
+        update_ema(stage, state, settings.ema)
     meter.time_s["step"] += time.perf_counter() - began
     meter.last_s = time.perf_counter() - begun
     state.time_s += meter.last_s

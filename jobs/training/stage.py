@@ -50,6 +50,8 @@ class Stage:
     """Components of its own artifact."""
     trains: Mapping[str, tuple[str, ...]]
     """Optimizer -> prefixes of the parameters it moves. Everything else stays bit-identical."""
+    averages: tuple[str, ...]
+    """Prefixes of the trained parameters whose moving average is published where `ema` is set."""
     reads: tuple[str, ...]
     """Fields of Config that its result depends on."""
     settings: Callable[[Config], Training]

@@ -87,13 +87,14 @@ class RaySession:
 
     def stream(self, config: Config, first_step: int, settings: Training) -> Iterator[dict[str, np.ndarray]]:
         return training_stream(
-            self.job.train, config.crop, seed=config.seed, global_batch=settings.batch, first_step=first_step,
-            last_step=settings.steps, rank=self.rank, world_size=self.world_size, num_cpus=config.compute.data_cpus,
+            self.job.train, config.crop_of(settings), seed=config.seed, global_batch=settings.batch,
+            first_step=first_step, last_step=settings.steps,
+            rank=self.rank, world_size=self.world_size, num_cpus=config.compute.data_cpus,
         )  # fmt: skip
 
     def val_batches(self, config: Config, settings: Training) -> Iterator[dict[str, np.ndarray]]:
         return validation_batches(
-            self.job.val, config.crop, settings.val_samples, max(1, settings.batch // self.world_size),
+            self.job.val, config.crop_of(settings), settings.val_samples, max(1, settings.batch // self.world_size),
             rank=self.rank, world_size=self.world_size,
         )  # fmt: skip
 
