@@ -5,7 +5,7 @@ import copy
 from torch import Tensor, nn
 
 from egic.networks.codec import CodecConfig
-from egic.networks.transforms import PatchUnpack, Stage, Synthesis
+from egic.networks.transforms import PatchUnpack, SwinStage, Synthesis
 
 
 class ResidualHead(nn.Module):
@@ -14,7 +14,7 @@ class ResidualHead(nn.Module):
     def __init__(self, config: CodecConfig):
         super().__init__()
         dim = config.dims[0]
-        self.stage = Stage(dim, config.depths[0], config.window, PatchUnpack(dim, 3))
+        self.stage = SwinStage(dim, config.depths[0], config.window, PatchUnpack(dim, 3))
 
     def start_from(self, g_s: Synthesis) -> None:
         """Take the weights of g_s's last stage: alpha then changes nothing until the head is trained."""
@@ -23,7 +23,7 @@ class ResidualHead(nn.Module):
     def forward(self, h: Tensor, keep: bool = True) -> Tensor:
         """Features of `Synthesis.last_features` (B, H/2, W/2, C) -> x_mse (B, 3, H, W), 0..255, not clipped.
 
-        `keep` as in `Stage`.
+        `keep` as in `SwinStage`.
         """
         return self.stage(h, keep).permute(0, 3, 1, 2).float() * 255
 

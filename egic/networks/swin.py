@@ -6,6 +6,7 @@ Source: Liu et al. 2021 (arXiv 2103.14030); parameters are named as timm names t
 """
 
 from collections import OrderedDict
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from egic.networks.attention import LearnedBiasAttention
-from egic.networks.linear import linear
-
 HEAD_DIM = 32
+SCORES = 2**17  # attention scores that the backward pass computes at a time on CPUs
 LayerNorm = partial(nn.LayerNorm, eps=1e-5)
+
+
+def linear(layer: nn.Linear, x: Tensor, *, gelu: bool = False, plus: Tensor | None = None) -> Tensor:
+    """layer(x), through GELU or added to `plus`: (..., in) -> (..., out). Autocast applies as it does to the layer.
+
+    On CPUs without gradients GELU and sum are part of the product where torch has an operator for that.
+    """
+    if _may_fuse(x):
+        with suppress(AttributeError, RuntimeError):  # torch without this operator, or one that refuses these tensors
+            return _fused_linear(layer, x, gelu, plus)
+    y = layer(x)
+    y = F.gelu(y) if gelu else y
+    return y if plus is None else plus + y
+
+
+def _may_fuse(x: Tensor) -> bool:
+    """oneDNN has float32 and bfloat16 and no gradients; fake tensors, which measure memory, have no such operator."""
+    known = x.dtype in (torch.float32, torch.bfloat16) and type(x) is Tensor
+    return known and x.device.type == "cpu" and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
+
+
+def _fused_linear(layer: nn.Linear, x: Tensor, gelu: bool, plus: Tensor | None) -> Tensor:
+    """`linear` in one operator, the one that torch.compile makes of such layers. torch does not document it."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else layer.weight.dtype
+    x, weight, bias = x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype)
+    operator = torch.ops.mkldnn._linear_pointwise
+    if plus is None:
+        return operator(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    return operator.binary(x, plus.to(dtype), weight, bias, "add")
 
 
 class WindowAttention(nn.Module):
@@ -58,6 +86,44 @@ def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
     q, k, v = qkv.reshape(3, n * heads, area, d)
     scores = torch.bmm(q, k.transpose(1, 2)).view(n, heads, area, area).float().mul_(d**-0.5).add_(bias)
     return torch.bmm(scores.softmax(-1).to(v.dtype).view(-1, area, area), v).view(n, heads, area, d)
+
+
+class LearnedBiasAttention(torch.autograd.Function):
+    """softmax(q k^T / sqrt(d) + bias) v with a gradient for the bias, on CPUs; float32 on the way back.
+
+    torch's fused kernel has no gradient for a bias: with one, torch keeps the scores of all windows in memory and
+    passes over them a dozen times. Here the fused kernel goes forward, and the way back computes the scores of a few
+    windows at a time again, which stay in the cache. It takes half the time.
+
+    qkv (3, n, heads, area, d), bias (n or 1, heads, area, area) float32 -> (n, heads, area, d) in qkv's dtype.
+    """
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(qkv, bias)
+        q, k, v = qkv
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.detach().to(qkv.dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        qkv, bias = ctx.saved_tensors
+        _, n, heads, area, d = qkv.shape
+        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias)
+        step = max(1, SCORES // (heads * area**2))
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            which = part if len(bias) == n else slice(None)
+            q, k, v = qkv[:, part].to(bias.dtype).flatten(1, 2)
+            out, q = grad[part].to(bias.dtype).flatten(0, 1), q * d**-0.5
+            scores = torch.bmm(q, k.mT).unflatten(0, (-1, heads))
+            p = scores.add_(bias[which]).softmax(-1).flatten(0, 1)
+            of_scores = torch.bmm(out, v.mT).mul_(p)
+            of_scores.addcmul_(p, of_scores.sum(-1, keepdim=True), value=-1)
+            grads = torch.bmm(of_scores, k).mul_(d**-0.5), torch.bmm(of_scores.mT, q), torch.bmm(p.mT, out)
+            for whole, here in zip(grad_qkv, grads, strict=True):
+                whole[part] = here.unflatten(0, (-1, heads))
+            grad_bias[which] += of_scores.unflatten(0, (-1, heads)).sum_to_size(grad_bias[which].shape)
+        return grad_qkv, grad_bias
 
 
 class SwinBlock(nn.Module):

@@ -59,7 +59,7 @@ class PatchUnpack(nn.Module):
         return depth_to_space(self.reduction(x))
 
 
-class Stage(nn.Module):
+class SwinStage(nn.Module):
     """Swin blocks at one resolution, alternately unshifted and shifted by half a window, then a resampling."""
 
     def __init__(self, dim: int, depth: int, window: int, resample: nn.Module):
@@ -87,7 +87,7 @@ class Analysis(nn.Module):
         super().__init__()
         self.patch_embed = nn.Conv2d(inp, dims[0], 2, stride=2)
         down = [PatchMerging(a, b) for a, b in zip(dims, dims[1:], strict=False)] + [nn.Identity()]
-        self.stages = nn.ModuleList(Stage(c, n, window, d) for c, n, d in zip(dims, depths, down, strict=True))
+        self.stages = nn.ModuleList(SwinStage(c, n, window, d) for c, n, d in zip(dims, depths, down, strict=True))
 
     def _embed(self, x: Tensor) -> Tensor:
         return self.patch_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -108,7 +108,7 @@ class Synthesis(nn.Module):
     def __init__(self, out: int, dims: tuple[int, ...], depths: tuple[int, ...], window: int):
         super().__init__()
         up = [PatchSplitting(a, b) for a, b in zip(dims, dims[1:], strict=False)] + [PatchUnpack(dims[-1], out)]
-        self.stages = nn.ModuleList(Stage(c, n, window, u) for c, n, u in zip(dims, depths, up, strict=True))
+        self.stages = nn.ModuleList(SwinStage(c, n, window, u) for c, n, u in zip(dims, depths, up, strict=True))
 
     def last_features(self, y: Tensor) -> Tensor:
         """The input of the last stage, (B, 2^(n-1) H, 2^(n-1) W, dims[-1]) NHWC: what ORP is fed with."""
@@ -118,7 +118,7 @@ class Synthesis(nn.Module):
         return h
 
     def last_stage(self, h: Tensor, keep: bool = True) -> Tensor:
-        """Features of `last_features` -> (B, out, H', W'); `keep` as in `Stage`."""
+        """Features of `last_features` -> (B, out, H', W'); `keep` as in `SwinStage`."""
         return self.stages[-1](h, keep).permute(0, 3, 1, 2).contiguous()
 
     def forward(self, y: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from egic.metrics.perceptual import LPIPS
-from egic.networks import attention
+from egic.networks import swin
 from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
 from egic.training.steps import Batch, Nets
@@ -53,11 +53,11 @@ class Cost:
 @contextmanager
 def in_few_operations() -> Iterator[None]:
     """Attention goes back over more scores at a time: without values it is the number of operations that takes time."""
-    before, attention.CHUNK = attention.CHUNK, 2**22
+    before, swin.SCORES = swin.SCORES, 2**22
     try:
         yield
     finally:
-        attention.CHUNK = before
+        swin.SCORES = before
 
 
 class Finite(TorchFunctionMode):

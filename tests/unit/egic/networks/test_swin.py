@@ -1,10 +1,14 @@
-"""Attention with a learned bias is torch's own, values and gradients."""
+"""The Swin block: its attention has torch's values and gradients; fused layers have those of plain ones."""
+
+import types
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from egic.networks import attention
+from egic.networks import swin
+from egic.networks.swin import linear
 
 
 def tensors(num_biases: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,9 +25,9 @@ def torchs_own(qkv: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("num_biases", [1, 7])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_values_and_gradients_are_torchs(num_biases, dtype, tolerance, monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK", 3 * 2 * 16**2)  # 7 windows: two chunks of three, and one of one
+    monkeypatch.setattr(swin, "SCORES", 3 * 2 * 16**2)  # 7 windows: two chunks of three, and one of one
     weight, found = None, []
-    for function in (attention.LearnedBiasAttention.apply, torchs_own):
+    for function in (swin.LearnedBiasAttention.apply, torchs_own):
         qkv, bias = tensors(num_biases, dtype)
         out = function(qkv, bias)
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -32,3 +36,56 @@ def test_values_and_gradients_are_torchs(num_biases, dtype, tolerance, monkeypat
     for ours, theirs in zip(*found, strict=True):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("how", [{}, {"gelu": True}, {"plus": True}])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float64, 1e-12)])
+def test_fused_and_plain_layers_agree(how, dtype, tolerance):
+    """Outputs are of order 1: float32 sums differ in their order, bfloat16 has 8 bits."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 96).to(dtype)
+    x = torch.randn(2, 7, 64, dtype=dtype)
+    how = how | ({"plus": torch.randn(2, 7, 96, dtype=dtype)} if "plus" in how else {})
+    plain = linear(layer, x, **how)
+    with torch.no_grad():
+        found = linear(layer, x, **how)
+    assert plain.requires_grad and found.dtype == dtype and found.shape == (2, 7, 96)
+    torch.testing.assert_close(found, plain.detach(), rtol=tolerance, atol=tolerance)
+
+
+def test_autocast_decides_the_precision():
+    layer, x = nn.Linear(32, 32), torch.randn(5, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert linear(layer, x).dtype == linear(layer, x, gelu=True).dtype == torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            assert linear(layer, x).dtype == torch.float32
+
+
+def test_torch_has_the_fused_operator():
+    """Where this fails, torch has changed an operator that it does not document: layers are plain then, and slower."""
+    layer, x = nn.Linear(64, 96), torch.randn(2, 7, 64)
+    with torch.no_grad():
+        found = swin._fused_linear(layer, x, True, None)
+    torch.testing.assert_close(found, F.gelu(layer(x)).detach(), rtol=1e-5, atol=1e-5)
+
+
+def refuses(*args):
+    raise RuntimeError("oneDNN does not take these tensors")
+
+
+@pytest.mark.parametrize("operator", ["missing", "refuses"])
+def test_layers_are_plain_without_the_fused_operator(operator, monkeypatch):
+    """As on a torch without the operator, or one whose operator takes other arguments: values of plain layers."""
+    changed = types.SimpleNamespace() if operator == "missing" else types.SimpleNamespace(_linear_pointwise=refuses)
+    if operator == "refuses":
+        changed._linear_pointwise.binary = refuses
+    monkeypatch.setattr(torch.ops, "mkldnn", changed)
+    layer, x, plus = nn.Linear(64, 96), torch.randn(2, 7, 64), torch.randn(2, 7, 96)
+    with torch.no_grad():
+        assert torch.equal(linear(layer, x, gelu=True), F.gelu(layer(x)))
+        assert torch.equal(linear(layer, x, plus=plus), plus + layer(x))
+
+
+def test_a_mistake_of_ours_is_not_hidden_by_the_plain_layers():
+    with torch.no_grad(), pytest.raises(RuntimeError, match="shapes"):
+        linear(nn.Linear(64, 96), torch.randn(2, 7, 32))

@@ -6,7 +6,7 @@ import torch
 from egic.networks import tiled_inference
 from egic.networks.codec import Codec, CodecConfig
 from egic.networks.swin import SwinBlock
-from egic.networks.transforms import Analysis, PatchMerging, Stage, Synthesis, depth_to_space
+from egic.networks.transforms import Analysis, PatchMerging, SwinStage, Synthesis, depth_to_space
 
 PARTS = {
     "g_a": 9_139_416,
@@ -29,7 +29,7 @@ def test_the_papers_parameter_counts():
 
 @pytest.mark.parametrize("window", [4, 8])
 def test_blocks_alternate_between_no_shift_and_half_a_window(window):
-    stage = Stage(32, 5, window, torch.nn.Identity())
+    stage = SwinStage(32, 5, window, torch.nn.Identity())
     assert [block.shift for block in stage.blocks] == [0, window // 2, 0, window // 2, 0]
 
 
