@@ -17,13 +17,16 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from PIL import Image
 
+from egic import pictures
 from egic.errors import UserError, run_main
+from egic.training.crops import decode_jpeg
 from jobs.config.flags import flag, metavar, parse_config
 from jobs.data.shards import (
     FORMAT,
@@ -36,7 +39,7 @@ from jobs.data.shards import (
     write_index,
     write_shard,
 )
-from jobs.data.sources.coco import Tree
+from jobs.data.sources.coco import Tree, index_ids
 from jobs.data.sources.coco_download import download_coco
 from jobs.data.sources.folders import PHOTOGRAPHS, SPLITS, folders_of, kind_of, read_trees
 from jobs.storage import files, lease
@@ -64,6 +67,9 @@ class PrepareConfig:
     """Stop when more samples of a split are bad; default: 1 % of them, but at least 10."""
     allow_unlabelled: bool = False
     """Keep pictures without annotation as all void (enough for the MSE codec) instead of counting them as bad."""
+    max_side: int = 0
+    """Store pictures with a longer side above this many pixels shrunk to it (JPEG of quality 95; labels: nearest
+    neighbour); 0: as they are. Crops that training enlarges beyond that size lose detail."""
     seed: int = 0
     """Seed of the stored order."""
     samples_per_shard: int = 1024
@@ -76,6 +82,8 @@ class PrepareConfig:
             raise UserError(f"max_bad is {self.max_bad}; give 0 or more")
         if not 0 < self.val_share < 1:
             raise UserError(f"val_share is {self.val_share}; give a part between 0 and 1, such as 0.1")
+        if self.max_side < 0:
+            raise UserError(f"max_side is {self.max_side}; give a number of pixels such as 640, or 0 for no limit")
         if self.samples_per_shard < 1:
             raise UserError(f"samples_per_shard is {self.samples_per_shard}; give 1 or more")
         if self.num_threads < 0:
@@ -165,7 +173,7 @@ def _prepare_split(tree: Tree, out: files.Place, config: PrepareConfig) -> str:
     limit = config.max_bad
     if limit is None:
         limit = max(10, (len(tree.entries) + len(tree.bad)) // 100)
-    options = [FORMAT, tree.source, config.seed, config.samples_per_shard]
+    options = [FORMAT, tree.source, config.seed, config.samples_per_shard, config.max_side]
     source = hashlib.sha256(json.dumps(options).encode()).hexdigest()
     with _alone(out, tree.split) as work:  # a second run waits here, then finds the first one's work
         finished = _finished(folder, source, limit)
@@ -294,7 +302,7 @@ def _good_rows(tree: Tree, config: PrepareConfig, skipped: list[dict], limit: in
 
     def read(entry: Any) -> Row | str:
         try:
-            return tree.read(entry)
+            return shrunk(tree.read(entry), config.max_side)
         except ValueError as error:
             return str(error)
 
@@ -310,6 +318,25 @@ def _good_rows(tree: Tree, config: PrepareConfig, skipped: list[dict], limit: in
                 log.warning("%s: skipped %s: %s", tree.split, name, row)
                 skipped.append({"name": name, "reason": row})
                 _check_limit(skipped, limit, tree.split)
+
+
+def shrunk(row: Row, max_side: int) -> Row:
+    """The sample with its longer side at most `max_side` pixels (0: no limit); segments that vanish drop out."""
+    height, width = row.segments.shape
+    factor = max_side / max(height, width)
+    if not 0 < factor < 1:
+        return row
+    height, width = (max(1, round(side * factor)) for side in (height, width))
+    picture = Image.fromarray(decode_jpeg(row.jpeg)).resize((width, height), Image.Resampling.LANCZOS)
+    y, x = (
+        ((np.arange(n) + 0.5) * (old / n)).astype(int)
+        for n, old in zip((height, width), row.segments.shape, strict=True)
+    )
+    segments, present = index_ids(row.segments[np.ix_(y, x)].astype(np.uint32))
+    return replace(
+        row, jpeg=pictures.write(np.asarray(picture), ".jpg"), segments=segments,
+        segment_class=row.segment_class[present], segment_thing=row.segment_thing[present],
+    )  # fmt: skip
 
 
 def _chunks(items: Iterable, size: int) -> Iterator[list]:

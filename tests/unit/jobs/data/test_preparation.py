@@ -138,6 +138,28 @@ def test_more_than_255_segments(tmp_path):
     assert np.array_equal(sample.segment_class[sample.segments], ids % 133 + 1)
 
 
+def test_larger_pictures_are_stored_shrunk_with_their_labels(tmp_path):
+    root = write_tree(tmp_path / "coco", num=2, size=(96, 80))
+    ids = np.full((96, 80), 5)
+    ids[48:] = 7
+    ids[0, 0] = 9  # one pixel: gone at half the size
+    png = root / "annotations/panoptic_train2017/000000000000.png"
+    Image.fromarray((ids[..., None] >> np.array([0, 8, 16]) & 255).astype(np.uint8)).save(png)
+    info = [{"id": i, "category_id": c, "iscrowd": 0} for i, c in ((5, SKY), (7, CAT), (9, PERSON))]
+    edit_json(root, lambda c: c["annotations"][0].update(segments_info=info))
+    Image.new("RGB", (30, 48), (9, 9, 9)).save(small := root / "train2017/000000000001.jpg")
+    Image.new("RGB", (30, 48)).save(root / "annotations/panoptic_train2017/000000000001.png")
+    manifest = load_manifest(run(root, tmp_path / "out", max_side=48))
+    samples = dict(zip(read_index(manifest).columns["image_id"].tolist(), read_samples(manifest, [0, 1]), strict=True))
+    x, labels = decode_jpeg(samples[0].jpeg), samples[0].segment_class[samples[0].segments]
+    assert x.shape == (48, 40, 3) and np.ptp(x) < 4
+    assert (labels[:24] == CLASS[SKY]).all() and (labels[24:] == CLASS[CAT]).all()
+    assert len(samples[0].segment_class) == 3 and samples[0].segment_thing.tolist() == [0, 0, 1]
+    assert samples[1].jpeg == small.read_bytes() and samples[1].segments.shape == (48, 30)
+    with pytest.raises(ValueError, match="max_side is -1"):
+        PrepareConfig(max_side=-1)
+
+
 def damage(root: Path, what: str) -> None:
     """Break sample 0 of a sound tree in one way."""
     jpeg = root / "train2017/000000000000.jpg"
