@@ -35,7 +35,7 @@ def corners(height: int, width: int) -> list[tuple[int, int]]:
 
 
 class Features:
-    """Inception's pooled features of pictures. state: as from `weights.find("inception")`. Raises UserError."""
+    """Inception's pooled features of pictures. state: as from `pretrained.find("inception")`. Raises UserError."""
 
     def __init__(self, state: dict[str, Tensor], device: str | torch.device = "cpu"):
         self.device = torch.device(device)

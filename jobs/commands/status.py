@@ -3,17 +3,15 @@
 Reads MLflow and the output folder; starts nothing, downloads nothing, and makes no store where there is none.
 """
 
-import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from egic.metrics.perceptual import ALEXNET_URL, find_backbone
+from egic.metrics.pretrained import backbone_name
 from jobs.config.schema import Config
 from jobs.data.shards import Manifest
 from jobs.prepare import find_data
@@ -76,7 +74,7 @@ def state_of_stage(
     waits = [p for p in stage.parents if p not in done]
     data = f"{manifests['train'].digest} {manifests['val'].digest}" if manifests else ""
     parents = {p: done[p].sha256 for p in stage.parents if p in done}
-    lpips = lpips_name(config) if "lpips_weights" in stage.reads else ""
+    lpips = backbone_name(config.lpips_weights) if "lpips_weights" in stage.reads else ""
     facts = ingredients(stage, config, parents=parents, data=data, lpips=lpips)
     if waits:
         state.why.append(f"waits for {' and '.join(waits)}")
@@ -135,13 +133,6 @@ def state_of_evaluation(
     elif known:
         state.why += differences(EVALUATE, config.experiment, facts)
     return state
-
-
-def lpips_name(config: Config) -> str:
-    """What LPIPS would run on, as `find_backbone` names it, without its download."""
-    if config.lpips_weights == "" and not os.environ.get("EGIC_WEIGHTS"):
-        return f"torchvision {Path(ALEXNET_URL).name}"
-    return find_backbone(config.lpips_weights)[0]
 
 
 def differences(name: str, experiment: str, facts: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from egic.artifact import digest, read_config
 from egic.errors import UserError
-from egic.metrics.perceptual import find_backbone
+from egic.metrics.pretrained import find_backbone
 from jobs.cluster.start import check_resources, check_shared, leave, stages_side_by_side, start_ray, stopping, threads
 from jobs.config.schema import Config
 from jobs.data.shards import MANIFEST, Manifest

@@ -57,6 +57,9 @@ def test_networks_of_vgg16_hold_the_given_weights_and_measure(pair, vgg16):
     equal, small, large = quality(x, x), quality(near.astype(np.uint8), x), quality(x_hat, x)
     for name in ("lpips_vgg", "dists"):
         assert equal[name] == pytest.approx(0, abs=1e-6) and 0 < small[name] < large[name]
+    again = quality(x, x), quality(x_hat, x), quality(x, x_hat), quality(x_hat, x)
+    assert again[0] == equal and again[1] == again[3] == large  # remembered features are those of the right picture
+    assert again[2]["lpips_vgg"] == pytest.approx(large["lpips_vgg"], rel=1e-5)
     other = Quality(["dists"], {"vgg16": {k: v + 0.01 for k, v in vgg16.items()}})
     assert other(x_hat, x)["dists"] != large["dists"]
 
