@@ -76,7 +76,42 @@ def tiny() -> Config:
     )
 
 
-PRESETS = {"tiny": tiny, "workstation": workstation, "paper": paper}
+def small() -> Config:
+    """The model in the package: 3.3 million parameters, any rate. A day on two CPU cores, or half an hour of a GPU."""
+    p = paper()
+    rhythm: dict[str, Any] = {
+        "optimizer": "adamw",
+        "schedule": "linear",
+        "last_steps": 0,
+        "clip_norm": 1.0,
+        "ema": 0.999,
+    }
+    rhythm |= {"batch": 8, "log_every": 20, "checkpoint_every": 500, "val_samples": 32}
+    return replace(
+        p,
+        codec=CodecConfig(
+            dims=(32, 64, 96, 128),
+            depths=(2, 2, 4, 2),  # a stage of one block never shifts its windows, and seams show
+            window=8,
+            hyper_dims=(64, 64),
+            hyper_depths=(1, 1),
+            hyper_window=2,
+            num_slices=4,
+            rates=6,
+        ),  # fmt: skip
+        discriminator=replace(
+            p.discriminator, down=(32, 64, 64, 128, 128, 128), up=(128, 128, 128, 64, 64, 32), latent_channels=128
+        ),
+        segmentation=replace(p.segmentation, steps=5_000, lr=1e-3, **rhythm),
+        mse_codec=replace(p.mse_codec, steps=25_000, lr=1e-3, crop_size=128, **rhythm | {"batch": 16}),
+        gan=replace(p.gan, steps=8_000, warmup_steps=6_000, lr=5e-4, adversarial_lr=1e-4, **rhythm),
+        orp=replace(p.orp, steps=3_000, lr=5e-4, **rhythm),
+        # Two threads of one worker: crops of such a stage take a tenth of a core.
+        compute=ComputeConfig(cpus_per_worker=0.5, data_cpus=0.5, threads=2),
+    )
+
+
+PRESETS = {"tiny": tiny, "small": small, "workstation": workstation, "paper": paper}
 
 
 def extended(make: Callable[[], Config], kind: type[C]) -> Callable[[], C]:
