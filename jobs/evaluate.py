@@ -23,6 +23,7 @@ from jobs.evaluation.parts import of_folders
 from jobs.prepare import open_data
 from jobs.storage.files import check, check_spelling, join, read
 from jobs.tracking import model_registry
+from jobs.tracking.model_registry import local_copy
 
 SHORT = {"psnr": "psnr_db", "fid": "fid256", "kid": "kid256"}
 
@@ -99,7 +100,6 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
 
     forks.start()
     from jobs.cluster.start import interruptible
-    from jobs.training.reuse_or_train import local_copy
 
     check_spelling("output", config.output)
     if not config.model:

@@ -109,12 +109,12 @@ def open_inputs(config: Pipeline) -> tuple[Pipeline, "Mapping[str, Manifest]"]:
     from jobs.cluster.start import start_ray
     from jobs.prepare import find_prepared
     from jobs.storage import files
-    from jobs.tracking import runs
+    from jobs.tracking import store
     from jobs.training.num_categories import check_data, open_fitted
 
     check_data(config, config.wanted)
     data = in_background(lambda: open_fitted(config, config.wanted))
-    database = in_background(lambda: runs.experiment_id(config.experiment))
+    database = in_background(lambda: store.experiment_id(config.experiment))
     prepared = files.is_remote(config.data) or find_prepared(config.data, config.output)
     if not prepared:  # then no stage is finished with this data, and stages will train
         start_ray()

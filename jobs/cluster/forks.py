@@ -131,9 +131,9 @@ def import_the_rest() -> None:
     import pydantic.v1.fields  # as each worker connects  # noqa: F401
     import torch._dynamo  # seconds, at the first optimizer  # noqa: F401
 
-    from jobs.tracking import runs
+    from jobs.tracking import store
 
-    runs.mlflow()
+    store.mlflow()
 
 
 def become_worker(

@@ -24,7 +24,7 @@ from egic.errors import UserError
 from jobs.cluster import forks
 from jobs.config.schema import ComputeConfig
 from jobs.storage.files import absolute, is_remote, write
-from jobs.tracking import runs
+from jobs.tracking import runs, store
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ class interruptible:
         self.before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _stop(self, number: int, _) -> None:
-        runs.interrupted.set()
+        store.interrupted.set()
         if stopping.is_set() or not _running:
             raise KeyboardInterrupt
         stopping.set()
@@ -282,7 +282,7 @@ class interruptible:
         self.over.set()
         if kind is not None:
             if issubclass(kind, KeyboardInterrupt):
-                runs.interrupted.set()
+                store.interrupted.set()
                 error.args = ("the same command goes on from the last checkpoint",)
             leave()
         for number, handler in self.before.items():

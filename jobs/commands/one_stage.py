@@ -8,7 +8,7 @@ from jobs.config import command_line
 from jobs.config.schema import Config
 from jobs.storage import files
 from jobs.tracking import model_registry
-from jobs.tracking.model_registry import Artifact
+from jobs.tracking.model_registry import Artifact, local_copy
 from jobs.training.stage import MODULES, Stage, load_stage
 
 
@@ -48,7 +48,7 @@ def run_alone(name: str, config: StageConfig) -> None:
     forks.start()
     from jobs.cluster.start import interruptible
     from jobs.training.num_categories import check_parent, open_fitted
-    from jobs.training.reuse_or_train import StageInputs, find_lpips, local_copy, reuse_stage, train_stage
+    from jobs.training.reuse_or_train import StageInputs, find_lpips, reuse_stage, train_stage
 
     stage = load_stage(name)
     files.check(config.output, writable=True)
@@ -68,8 +68,6 @@ def run_alone(name: str, config: StageConfig) -> None:
 
 def named_parents(stage: Stage, config: StageConfig) -> dict[str, Artifact]:
     """Artifacts of `--init-from` by the name of the stage that made them."""
-    from jobs.training.reuse_or_train import local_copy
-
     found = {}
     for ref in config.init_from:
         artifact = model_registry.resolve(ref)

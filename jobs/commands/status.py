@@ -19,7 +19,8 @@ from jobs.storage import files, lease
 from jobs.storage.files import Folder
 from jobs.tracking import model_registry
 from jobs.tracking.model_registry import Artifact
-from jobs.tracking.runs import client, experiment_id, flatten, runs_of, sqlite_path, tracking_uri
+from jobs.tracking.runs import flatten, runs_of
+from jobs.tracking.store import client, experiment_id, sqlite_path, tracking_uri
 from jobs.training import checkpoints, code_version
 from jobs.training.num_categories import foretold
 from jobs.training.stage import EVALUATE, MEASURED, ingredients, load_stage, sources, stage_key

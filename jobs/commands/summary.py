@@ -6,7 +6,7 @@ from typing import Any
 from tabulate import tabulate
 
 from jobs.storage import files
-from jobs.tracking import runs
+from jobs.tracking import store
 from jobs.training.reuse_or_train import Outcome
 from jobs.training.stage import EVALUATE, groups, load_stage
 
@@ -107,8 +107,8 @@ def clock(time_s: float) -> str:
 
 def mlflow_page(experiment: str) -> str:
     """The page of MLflow that lists the training runs; its start page lists prompts and traces."""
-    page = f"#/experiments/{runs.experiment_id(experiment)}/runs?workflowType=machine_learning"
-    uri = runs.tracking_uri()
+    page = f"#/experiments/{store.experiment_id(experiment)}/runs?workflowType=machine_learning"
+    uri = store.tracking_uri()
     if uri.startswith("sqlite"):
         return f"mlflow ui --backend-store-uri {uri}\nthen open http://127.0.0.1:5000/{page}"
-    return f"{runs.shown_uri().rstrip('/')}/{page}"
+    return f"{store.shown_uri().rstrip('/')}/{page}"

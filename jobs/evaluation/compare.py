@@ -22,7 +22,7 @@ from egic.report.page import write_report
 from jobs.config.flags import parse_config
 from jobs.evaluation.tables import CODEC, slug
 from jobs.storage import files
-from jobs.tracking import runs
+from jobs.tracking import runs, store
 from jobs.training.stage import EVALUATE
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def compare(config: CompareConfig) -> list[Path]:
 
 def results(experiment: str, scratch: Path) -> Iterator[Result]:
     """Finished evaluations, newest first; one whose files are gone is named and left out."""
-    client, names = runs.client(), {}
+    client, names = store.client(), {}
     if client.get_experiment_by_name(experiment) is None:
         return
     for run in runs.finished_runs(EVALUATE, experiment=experiment):
@@ -107,7 +107,7 @@ def results(experiment: str, scratch: Path) -> Iterator[Result]:
             for name in (n for n in FILES if n in there):
                 client.download_artifacts(run.info.run_id, name, str(folder))
             found = evaluation_folder.read(folder)
-        except (ValueError, OSError, runs.mlflow().MlflowException) as error:
+        except (ValueError, OSError, store.mlflow().MlflowException) as error:
             log.warning("run %s is left out: %s", run.info.run_id, error)
             continue
         parent = run.data.tags.get("mlflow.parentRunId", "")

@@ -29,7 +29,7 @@ from jobs.evaluation.parts import Coder, Parts, Picture, first_readable, of_data
 from jobs.storage import lease
 from jobs.storage.files import Folder, Place, absolute, exists, fetched, filled, join, read, write
 from jobs.tracking import model_registry, runs
-from jobs.tracking.model_registry import Artifact
+from jobs.tracking.model_registry import Artifact, local_copy
 from jobs.training.code_version import code_digest, code_tag
 from jobs.training.stage import EVALUATE as NAME
 from jobs.training.stage import sources, stage_key
@@ -108,7 +108,6 @@ def code_pictures(
     import ray.data
 
     from jobs.cluster.start import check_shared, start_ray, threads
-    from jobs.training.reuse_or_train import local_copy
 
     start_ray()
     first = join(job.manifest.folder, MANIFEST) if job.manifest else missing[0].path

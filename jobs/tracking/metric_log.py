@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jobs.tracking import runs
+from jobs.tracking import store
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class MetricLog:
         self.num_lost = 0
         self.undelivered: list[Value] = []
         """After `close`: what the server did not take in time, for `resend`."""
-        self._uri = runs.tracking_uri()
+        self._uri = store.tracking_uri()
         self._waiting: deque[Value] = deque()
         self._sending: list[Value] = []
         self._capacity = capacity
@@ -145,7 +145,7 @@ class MetricLog:
             return time.monotonic() < self._deadline
 
     def _send(self, batch: list[Value]) -> None:
-        mlflow = runs.mlflow()
+        mlflow = store.mlflow()
         client = mlflow.MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
         if self._last_step is None:
             # `data` has the newest value of each metric; whole histories would be slow for long runs

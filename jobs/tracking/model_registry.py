@@ -12,18 +12,18 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from egic.artifact import digest
 from egic.cache import cache_folder
 from egic.errors import UserError
-from jobs.tracking import runs
+from jobs.storage import files
+from jobs.tracking import runs, store
 
 log = logging.getLogger(__name__)
-
-Digest = Callable[[Path], str]
 
 STAGES = ("segmentation", "mse-codec", "gan", "orp")
 
@@ -50,7 +50,7 @@ def publish(
 
     Publishing the same run and digest again, after a crash say, returns the version that is already there.
     """
-    client, name = runs.client(), f"egic-{stage}"
+    client, name = store.client(), f"egic-{stage}"
     published = version_of(run_id, name, sha256)
     if published is None:
         tags = {"egic.stage": stage, "egic.sha256": sha256, **tags}
@@ -77,7 +77,7 @@ def publish(
 
 def version_of(run_id: str, name: str, sha256: str) -> Any | None:
     """The version of model `name` that `run_id` has published with this digest, if any."""
-    versions = runs.client().search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    versions = store.client().search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     return next((version for version in versions if version.tags.get("egic.sha256") == sha256), None)
 
 
@@ -92,9 +92,9 @@ def stage_of(folder: Path) -> str:
     return stage
 
 
-def publish_folder(folder: Path, *, experiment: str = runs.EXPERIMENT) -> Artifact:
+def publish_folder(folder: Path, *, experiment: str = store.EXPERIMENT) -> Artifact:
     """Register an artifact that no run here has made, imported weights say; once, however often it is called."""
-    sha256 = sha256_of(folder, None)
+    sha256 = digest(folder)
     stage, key = stage_of(folder), sha256[:16]
     if artifact := find_finished(stage, key, experiment=experiment):
         return artifact
@@ -106,18 +106,18 @@ def publish_folder(folder: Path, *, experiment: str = runs.EXPERIMENT) -> Artifa
 
 def register(name: str, uri: str, run_id: str, model_id: str, tags: Mapping[str, str]) -> Any:
     """A new version of model `name`, which is made when missing."""
-    client = runs.client()
+    client = store.client()
     try:
         client.create_registered_model(name)
-    except runs.mlflow().MlflowException as error:
+    except store.mlflow().MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return client.create_model_version(name, uri, run_id=run_id, model_id=model_id, tags=dict(tags))
 
 
-def find_finished(stage: str, key: str, *, experiment: str = runs.EXPERIMENT) -> Artifact | None:
+def find_finished(stage: str, key: str, *, experiment: str = store.EXPERIMENT) -> Artifact | None:
     """The artifact of the newest FINISHED run of `stage` with `key` whose files still exist, if any."""
-    client = runs.client()
+    client = store.client()
     for run in runs.runs_of(stage, key, experiment=experiment):
         artifact = artifact_of(run)
         if run.info.status != "FINISHED" or artifact is None:
@@ -126,7 +126,7 @@ def find_finished(stage: str, key: str, *, experiment: str = runs.EXPERIMENT) ->
             if client.list_logged_model_artifacts(artifact.uri.removeprefix("models:/")):
                 return artifact
             reason = "its files are gone"
-        except runs.mlflow().MlflowException as error:
+        except store.mlflow().MlflowException as error:
             reason = str(error)
         log.warning("%s was finished in run %s, but can't be reused: %s", stage, run.info.run_id, reason)
     return None
@@ -147,13 +147,13 @@ def artifact_of(run: Any) -> Artifact | None:
 
 def log_parents(run_id: str, parents: Mapping[str, Artifact]) -> None:
     """Note the artifacts a stage began from: MLflow's lineage (model inputs) and tags `egic.parent.<name>.*`."""
-    client = runs.client()
+    client = store.client()
     tags: dict[str, str] = {}
     for name, parent in parents.items():
         tags |= {f"egic.parent.{name}.run_id": parent.run_id, f"egic.parent.{name}.sha256": parent.sha256}
         tags[f"egic.parent.{name}.uri"] = parent.uri
         if parent.uri.startswith("models:/m-"):
-            model = runs.mlflow().entities.LoggedModelInput(parent.uri.removeprefix("models:/"))
+            model = store.mlflow().entities.LoggedModelInput(parent.uri.removeprefix("models:/"))
             client.log_inputs(run_id, models=[model])
     runs.set_tags(run_id, tags)
 
@@ -166,7 +166,7 @@ def promote_if_best(
     The first version becomes best. Values on other data or of another metric are not compared. Returns whether
     `version` is the best now.
     """
-    client = runs.client()
+    client = store.client()
     tags = {"egic.metric": metric, "egic.value": repr(float(value)), "egic.metric_data": data_digest}
     for key, text in tags.items():
         client.set_model_version_tag(name, str(version), key, text)
@@ -186,18 +186,16 @@ def promote_if_best(
     return True
 
 
-def resolve(ref: str, *, digest: Digest | None = None) -> Artifact:
+def resolve(ref: str) -> Artifact:
     """The artifact that `ref` names now: a local folder, `models:/egic-gan@latest`, `@best`, `models:/egic-gan/3`,
     `models:/m-...` or `runs:/RUN_ID`. Raises UserError when there is none.
-
-    `digest` gives the sha256 of a folder; default `egic.artifact.digest`.
     """
     if not ref.startswith(("models:/", "runs:/")):
         folder = Path(ref)
         if not folder.is_dir():
             raise UserError(f"{ref} is no folder; name one, or an artifact such as models:/egic-gan@latest")
-        return Artifact(run_id="", uri=str(folder.resolve()), sha256=sha256_of(folder, digest), model_version=None)
-    client, mlflow = runs.client(), runs.mlflow()
+        return Artifact(run_id="", uri=str(folder.resolve()), sha256=digest(folder), model_version=None)
+    client, mlflow = store.client(), store.mlflow()
     rest = ref.partition(":/")[2].strip("/")
     try:
         if ref.startswith("runs:/"):
@@ -217,41 +215,41 @@ def resolve(ref: str, *, digest: Digest | None = None) -> Artifact:
             given = look_up(name, which)
             tags, run_id, uri, version = given.tags, given.run_id, given.source or "", int(given.version)
     except mlflow.MlflowException as error:
-        raise UserError(f"{ref} is not in {runs.shown_uri()} ({error}); see the Models page there") from error
+        raise UserError(f"{ref} is not in {store.shown_uri()} ({error}); see the Models page there") from error
     if "egic.sha256" not in tags:
         raise UserError(f"{ref} was not published by EGIC: it has no tag egic.sha256")
     return Artifact(run_id=run_id or "", uri=uri, sha256=tags["egic.sha256"], model_version=version)
 
 
-def fetch(ref: str, dest: Path, expect_sha256: str | None = None, *, digest: Digest | None = None) -> Path:
+def fetch(ref: str, dest: Path, expect_sha256: str | None = None) -> Path:
     """The folder of artifact `ref` (see `resolve`), downloaded to `dest`; a local folder is returned as it is.
 
     Its digest must be the one recorded when it was published, and `expect_sha256` where that is given; else UserError.
     `dest` appears at once and whole; one that is there already is kept when its digest is right.
     """
-    artifact = resolve(ref, digest=digest)
+    artifact = resolve(ref)
     if expect_sha256 and artifact.sha256 != expect_sha256:
         raise UserError(f"{ref} has sha256 {artifact.sha256}, expected {expect_sha256}: it is not the same artifact")
     if not artifact.uri.startswith("models:/"):
         return Path(artifact.uri)
     if dest.exists():
-        return checked(dest, artifact, digest)
+        return checked(dest, artifact)
     dest.parent.mkdir(parents=True, exist_ok=True)
     aside = dest.with_name(f".{dest.name}.{uuid.uuid4().hex}")
     aside.mkdir()
     try:
-        uri = runs.tracking_uri()
+        uri = store.tracking_uri()
         try:
-            runs.mlflow().artifacts.download_artifacts(
+            store.mlflow().artifacts.download_artifacts(
                 artifact_uri=artifact.uri, dst_path=str(aside), tracking_uri=uri, registry_uri=uri
             )
-        except runs.mlflow().MlflowException as error:
-            raise UserError(f"{ref} can't be downloaded from {runs.shown_uri()}: {error}") from error
-        checked(aside, artifact, digest)
+        except store.mlflow().MlflowException as error:
+            raise UserError(f"{ref} can't be downloaded from {store.shown_uri()}: {error}") from error
+        checked(aside, artifact)
         try:
             os.rename(aside, dest)
         except OSError:  # another process was first
-            return checked(dest, artifact, digest)
+            return checked(dest, artifact)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return dest
@@ -268,7 +266,7 @@ def fetch_cached(ref: str) -> Path:
 
 def registered() -> list[tuple[str, str]]:
     """(URI, description) of every version of every EGIC model in MLflow's registry, newest first. Raises UserError."""
-    client, mlflow, rows = runs.client(), runs.mlflow(), []
+    client, mlflow, rows = store.client(), store.mlflow(), []
     try:
         for model in client.search_registered_models(filter_string="name LIKE 'egic-%'"):
             aliases: dict[str, list[str]] = {}
@@ -278,27 +276,25 @@ def registered() -> list[tuple[str, str]]:
             for place, version in enumerate(sorted(versions, key=lambda v: -int(v.version))):
                 latest = ["@latest"] if place == 0 else []  # MLflow resolves it by itself, and lists it nowhere
                 marks = " ".join(sorted(aliases.get(str(version.version), []) + latest))
-                digest = version.tags.get("egic.sha256", "")[:12]
-                rows.append((f"models:/{model.name}/{version.version}", f"{digest} {marks}".strip()))
+                sha256 = version.tags.get("egic.sha256", "")[:12]
+                rows.append((f"models:/{model.name}/{version.version}", f"{sha256} {marks}".strip()))
     except mlflow.MlflowException as error:
-        raise UserError(f"cannot list the models in {runs.shown_uri()}: {error}") from error
+        raise UserError(f"cannot list the models in {store.shown_uri()}: {error}") from error
     return rows
 
 
-def checked(folder: Path, artifact: Artifact, digest: Digest | None) -> Path:
+def local_copy(artifact: Artifact, output: str) -> Path:
+    """The artifact's folder, on this machine, downloaded when missing, its digest checked in any case."""
+    folder = files.working_folder(output) / "artifacts" / artifact.sha256[:16]
+    return fetch(artifact.uri, folder, artifact.sha256)
+
+
+def checked(folder: Path, artifact: Artifact) -> Path:
     """`folder`, when its digest is the artifact's; else UserError."""
-    found = sha256_of(folder, digest)
+    found = digest(folder)
     if found != artifact.sha256:
         raise UserError(
             f"{folder} has sha256 {found}, not {artifact.sha256} of {artifact.uri}: damaged or another artifact; "
             "delete it and fetch again"
         )
     return folder
-
-
-def sha256_of(folder: Path, digest: Digest | None) -> str:
-    if digest is None:
-        from egic import artifact as checkpoint  # torch takes seconds to import
-
-        digest = checkpoint.digest
-    return digest(folder)

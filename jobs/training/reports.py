@@ -9,7 +9,7 @@ from ray.train import Checkpoint, UserCallback
 
 from egic.errors import NonFiniteError, UserError
 from jobs.storage.files import Folder
-from jobs.tracking import runs
+from jobs.tracking import runs, store
 from jobs.tracking.metric_log import MetricLog, Value
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Reports(UserCallback):
 
     def __init__(self, run_id: str, last_step: int, place: Folder):
         self.run_id, self.last_step, self.place = run_id, last_step, place
-        self.uri = runs.tracking_uri()
+        self.uri = store.tracking_uri()
         self.metric_log: MetricLog | None = None
 
     def __setstate__(self, state: dict) -> None:

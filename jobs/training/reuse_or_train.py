@@ -25,8 +25,8 @@ from jobs.config.schema import Config
 from jobs.data.shards import MANIFEST, Manifest
 from jobs.storage import files, lease
 from jobs.storage.files import Folder
-from jobs.tracking import model_registry, runs
-from jobs.tracking.model_registry import Artifact
+from jobs.tracking import model_registry, runs, store
+from jobs.tracking.model_registry import Artifact, local_copy
 from jobs.training.checkpoints import place_of
 from jobs.training.code_version import code_tag
 from jobs.training.reports import Reports, deliver_rest
@@ -164,8 +164,8 @@ def train_and_publish(inputs: StageInputs, place: Folder, parent_run: str | None
         result = fit(job, Reports(run_id, stage.settings(config).steps, place))
         with result.checkpoint.as_directory() as folder:
             done = f"{stage.name} is trained and its last checkpoint kept"
-            runs.patiently(lambda: deliver_rest(run_id, place), done)
-            return runs.patiently(
+            store.patiently(lambda: deliver_rest(run_id, place), done)
+            return store.patiently(
                 lambda: publish(stage, run_id, Path(folder) / "artifact", provenance, facts["data"]), done
             )
 
@@ -223,12 +223,6 @@ def publish(stage: Stage, run_id: str, folder: Path, provenance: dict, data_dige
         stage.higher_is_better, basis,
     )  # fmt: skip
     return artifact
-
-
-def local_copy(artifact: Artifact, store: str) -> Path:
-    """The artifact's folder, on this machine, downloaded when missing, its digest checked in any case."""
-    folder = files.working_folder(store) / "artifacts" / artifact.sha256[:16]
-    return model_registry.fetch(artifact.uri, folder, artifact.sha256)
 
 
 def outcome(inputs: StageInputs, artifact: Artifact, began: float, *, reused: bool) -> Outcome:

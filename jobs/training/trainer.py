@@ -28,7 +28,7 @@ from jobs.config.schema import Config, Training
 from jobs.data.shards import Manifest
 from jobs.data.stream import training_stream, validation_batches
 from jobs.storage.files import Folder
-from jobs.tracking import runs
+from jobs.tracking import store
 from jobs.training import checkpoints, loop
 from jobs.training.memory import keep_freed_memory
 from jobs.training.reports import Reports
@@ -240,7 +240,7 @@ def fit_again(trainer: Trainer, max_failures: int) -> ray.train.Result:
         try:
             return trainer.fit()
         except ray.exceptions.ActorDiedError as e:
-            if start.stopping.is_set() or runs.interrupted.is_set():
+            if start.stopping.is_set() or store.interrupted.is_set():
                 raise KeyboardInterrupt from e
             if failure == max_failures:
                 raise

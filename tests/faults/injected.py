@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from jobs.tracking import runs as tracking
+from jobs.tracking import store
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVERY = 40, 10
@@ -198,8 +198,8 @@ def step_of(checkpoint: Path) -> int:
 def curves(folder: Path, monkeypatch, metric: str = "train/seg") -> tuple[list[int], list[str]]:
     """Steps that MLflow has of a metric of the one run of the stage, in order, and the statuses of all its runs."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    client = tracking.client()
-    runs = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")
+    client = store.client()
+    runs = client.search_runs([store.experiment_id()], "tags.`egic.kind` = 'stage'")
     steps = [m.step for run in runs for m in client.get_metric_history(run.info.run_id, metric)]
     return sorted(steps), [run.info.status for run in runs]
 

@@ -10,6 +10,7 @@ the driver, which is then started again with the same command, as is a run for w
 import argparse
 import datetime
 import json
+import os
 import platform
 import random
 import signal
@@ -27,7 +28,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jobs.cluster import start
-from jobs.tracking import runs as tracking
+from jobs.tracking import store
 from tests.faults.injected import ROOT, Run, title
 
 GROWTH = 0.05
@@ -156,9 +157,9 @@ def alive(process: psutil.Process) -> bool:
 
 def logged_steps(folder: Path) -> list[int]:
     """Steps of a curve in MLflow."""
-    tracking.os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    client = tracking.client()
-    runs = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    client = store.client()
+    runs = client.search_runs([store.experiment_id()], "tags.`egic.kind` = 'stage'")
     return sorted(m.step for r in runs for m in client.get_metric_history(r.info.run_id, "train/seg"))
 
 

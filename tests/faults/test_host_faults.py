@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.tracking.runs import client
+from jobs.tracking.store import client
 from tests.integration import hosts
 
 pytestmark = [

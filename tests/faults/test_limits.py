@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from jobs.config.presets import tiny
-from jobs.tracking import runs as tracking
+from jobs.tracking import store
 from jobs.training.trainer import MAX_ROLLBACKS
 from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, checkpoints, curves, head
 
@@ -40,7 +40,7 @@ def test_a_stage_that_fails_ends_the_one_beside_it(tmp_path, monkeypatch):
         assert last_line(run).startswith("error: segmentation step 3, rank 0: non-finite seg"), run.text()
         assert not psutil.wait_procs(run.family.values(), timeout=20)[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    runs = tracking.client().search_runs([tracking.experiment_id()])
+    runs = store.client().search_runs([store.experiment_id()])
     statuses = {run.data.tags.get("egic.stage", "pipeline"): run.info.status for run in runs}
     assert statuses == {"pipeline": "FAILED", "segmentation": "FAILED", "mse-codec": "KILLED"}
     assert not list(tmp_path.glob("outputs/checkpoints/*/lease.json"))
@@ -58,8 +58,8 @@ def test_rollback_goes_on_with_half_the_learning_rate(tmp_path, monkeypatch):
 
 def learning_rates(folder: Path, monkeypatch) -> dict[int, float]:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    client = tracking.client()
-    (run,) = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")
+    client = store.client()
+    (run,) = client.search_runs([store.experiment_id()], "tags.`egic.kind` = 'stage'")
     return {m.step: m.value for m in client.get_metric_history(run.info.run_id, "train/lr")}
 
 

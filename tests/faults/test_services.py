@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.tracking import runs as tracking
+from jobs.tracking import store
 from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, free_port, head, wait_for_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -20,14 +20,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark
 class Server:
     """An MLflow server that can be stopped and started again on the same port."""
 
-    def __init__(self, folder: Path, store: str):
-        self.folder, self.store, self.port = folder, store, free_port()
+    def __init__(self, folder: Path, database: str):
+        self.folder, self.database, self.port = folder, database, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process = None
 
     def start(self) -> None:
         command = [
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.store, "--port", str(self.port),
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.database, "--port", str(self.port),
             "--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1",
         ]  # fmt: skip
         env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -37,7 +37,7 @@ class Server:
             start_new_session=True,
         )  # fmt: skip
         wait_for_port(self.port, 120)
-        tracking.check_server(self.uri)
+        store.check_server(self.uri)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -47,8 +47,8 @@ class Server:
 
 
 @contextmanager
-def server(folder: Path, store: str | None = None):
-    made = Server(folder, store or f"sqlite:///{folder}/server.db")
+def server(folder: Path, database: str | None = None):
+    made = Server(folder, database or f"sqlite:///{folder}/server.db")
     try:
         made.start()
         yield made
@@ -58,8 +58,8 @@ def server(folder: Path, store: str | None = None):
 
 def history(uri: str, monkeypatch) -> tuple[list[int], list[str]]:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    client = tracking.client()
-    runs = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")
+    client = store.client()
+    runs = client.search_runs([store.experiment_id()], "tags.`egic.kind` = 'stage'")
     steps = [m.step for run in runs for m in client.get_metric_history(run.info.run_id, "train/seg")]
     return sorted(steps), [run.info.status for run in runs]
 
@@ -146,7 +146,7 @@ def postgres(folder: Path):
 
 
 def test_the_servers_database_is_restarted(tmp_path, monkeypatch):
-    with postgres(tmp_path) as (store, restart), server(tmp_path, store) as mlflow:
+    with postgres(tmp_path) as (database, restart), server(tmp_path, database) as mlflow:
         with Run(tmp_path, MLFLOW_TRACKING_URI=mlflow.uri) as run:
             run.wait_for_checkpoint(EVERY)
             restart()
@@ -159,7 +159,7 @@ def test_the_servers_database_is_restarted(tmp_path, monkeypatch):
 def test_a_submitted_job_is_stopped_and_submitted_again(tmp_path, monkeypatch):
     """`ray job stop` with token authentication on: checkpoint kept, runs KILLED; the second submission goes on."""
     dashboard = free_port()
-    store = f"sqlite:///{tmp_path}/mlflow.db"
+    database = f"sqlite:///{tmp_path}/mlflow.db"
     flags = (f"--dashboard-port={dashboard}", "--include-dashboard=true", "--dashboard-host=127.0.0.1")
     with head(tmp_path, *flags) as cluster:
         wait_for_port(dashboard)
@@ -171,7 +171,7 @@ def test_a_submitted_job_is_stopped_and_submitted_again(tmp_path, monkeypatch):
             return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
         def submit(name: str, *wait: str) -> subprocess.CompletedProcess:
-            environment = f'{{"env_vars": {{"MLFLOW_TRACKING_URI": "{store}"}}}}'
+            environment = f'{{"env_vars": {{"MLFLOW_TRACKING_URI": "{database}"}}}}'
             entry = f"{sys.executable} -m jobs.segmentation tiny {' '.join(ARGS)} --output {tmp_path}/outputs"
             where = ("--submission-id", name, "--working-dir", ".", "--runtime-env-json", environment, *wait)
             return ray("submit", *where, "--", *entry.split())
@@ -187,9 +187,9 @@ def test_a_submitted_job_is_stopped_and_submitted_again(tmp_path, monkeypatch):
         assert stopped.returncode == 0 and "stopped" in stopped.stdout + stopped.stderr
         kept = watch.committed()
         assert EVERY <= kept < STEPS
-        assert history(store, monkeypatch)[1] == ["KILLED"]
+        assert history(database, monkeypatch)[1] == ["KILLED"]
         again = submit("second")
         assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-1000:]
         assert f"step {STEPS}/{STEPS}" in again.stdout
-    steps, statuses = history(store, monkeypatch)
+    steps, statuses = history(database, monkeypatch)
     assert statuses == ["FINISHED"] and steps == sorted(set(steps)) and set(ALL) <= {*steps}

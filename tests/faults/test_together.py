@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.tracking import runs as tracking
+from jobs.tracking import store
 from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Head, Run, checkpoints, curves, head, spoken_steps, step_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1200)]
@@ -30,8 +30,8 @@ def test_two_pipelines_share_what_they_make(tmp_path, monkeypatch):
         texts = one.text() + two.text()
     assert texts.count("another run works on it, waiting") >= 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    client = tracking.client()
-    runs = client.search_runs([tracking.experiment_id()], "tags.`egic.kind` = 'stage'")
+    client = store.client()
+    runs = client.search_runs([store.experiment_id()], "tags.`egic.kind` = 'stage'")
     stages = sorted(run.data.tags["egic.stage"] for run in runs)
     assert stages == ["evaluate", "gan", "mse-codec", "orp", "segmentation"]
     assert {run.info.status for run in runs} == {"FINISHED"}

@@ -23,7 +23,7 @@ from PIL import Image
 import jobs.config.flags
 from egic.artifact import save
 from egic.cli import main
-from jobs.tracking import model_registry
+from jobs.tracking import model_registry, store
 from tests.codec_models import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,7 +174,7 @@ def trained(place) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
         published = model_registry.publish_folder(artifact)
-        model_registry.runs.client().set_registered_model_alias("egic-orp", "best", str(published.model_version))
+        store.client().set_registered_model_alias("egic-orp", "best", str(published.model_version))
     return place
 
 

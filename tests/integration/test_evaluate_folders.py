@@ -13,7 +13,7 @@ from PIL import Image
 from egic import artifact
 from egic.cli import main
 from jobs.evaluation.tables import SCHEMA, slug
-from jobs.tracking import runs
+from jobs.tracking import store
 from tests.codec_models import tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -67,9 +67,9 @@ def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, ca
     each = ["codec_alpha_1.png", "original.png", "orp_alpha_0.png", "orp_alpha_1.png"]
     assert shown == [f"{n}/{p}" for n in "ab" for p in each] and slug("orp") == "orp"
 
-    run = runs.client().get_run(printed.split("MLflow run ")[1].split()[0])
+    run = store.client().get_run(printed.split("MLflow run ")[1].split()[0])
     assert run.info.status == "FINISHED" and "val/orp/psnr_db_alpha_1" in run.data.metrics
-    kept = {p.path for p in runs.client().list_artifacts(run.info.run_id)}
+    kept = {p.path for p in store.client().list_artifacts(run.info.run_id)}
     assert {"rows.parquet", "sets.json", "skipped.json", "pictures", "sheet.png", "summary.json"} <= kept
 
     first = (folder / "rows.parquet").read_bytes()

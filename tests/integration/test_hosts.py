@@ -10,7 +10,7 @@ from egic.artifact import digest, load
 from jobs.config.presets import tiny
 from jobs.data.shards import load_manifest
 from jobs.data.stream import TrainingSequence, local_stream, permutation, validation_batches
-from jobs.tracking import model_registry, runs
+from jobs.tracking import model_registry, store
 from jobs.training import loop
 from tests.integration import hosts
 from tests.local_session import LocalSession, small
@@ -68,9 +68,9 @@ def where(ranks: list[list[dict]]) -> list[list[str]]:
 def histories(folder: Path, run_id: str, monkeypatch) -> dict[str, list[int]]:
     """The steps at which MLflow has each metric of a run."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    store = runs.client()
-    names = store.get_run(run_id).data.metrics
-    return {name: [point.step for point in store.get_metric_history(run_id, name)] for name in names}
+    client = store.client()
+    names = client.get_run(run_id).data.metrics
+    return {name: [point.step for point in client.get_metric_history(run_id, name)] for name in names}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.prepare import prepare
 from jobs.storage import files
-from jobs.tracking import runs
+from jobs.tracking import store
 from tests.fake_s3 import place_on, s3_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,8 +72,8 @@ def test_a_stage_lives_on_object_storage(server, tmp_path):
 
     out = finish(start(work, "jobs.mse_codec", "tiny", *options))
     assert f"after {STEPS} steps (trained)" in out
-    (run,) = runs.client().search_runs(["1"], "tags.`egic.stage` = 'mse-codec'")
-    history = runs.client().get_metric_history(run.info.run_id, "train/loss")
+    (run,) = store.client().search_runs(["1"], "tags.`egic.stage` = 'mse-codec'")
+    history = store.client().get_metric_history(run.info.run_id, "train/loss")
     steps = [m.step for m in history]
     assert len(set(steps)) == len(steps), "steps were made twice: nothing was resumed"
     assert set(steps) >= set(range(5, STEPS + 1, 5))  # and where it was told to stop

@@ -12,7 +12,7 @@ import pytest
 
 import egic
 from jobs.tracking import model_registry
-from jobs.tracking.runs import client
+from jobs.tracking.store import client
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = (

@@ -193,7 +193,7 @@ def test_the_controller_tells_nothing_of_requests_that_wait(caplog):
 def test_the_first_signal_asks_for_a_checkpoint_and_the_second_ends(number, monkeypatch, capsys):
     asked, ended = threading.Event(), []
     monkeypatch.setattr(start, "stopping", threading.Event())
-    monkeypatch.setattr(start.runs, "interrupted", threading.Event())
+    monkeypatch.setattr(start.store, "interrupted", threading.Event())
     monkeypatch.setattr(start.runs, "kill_open_runs", lambda: None)
     monkeypatch.setattr(start.ray, "shutdown", lambda: ended.append(True))
 

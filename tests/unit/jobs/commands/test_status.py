@@ -13,7 +13,7 @@ import ray
 from jobs.commands import status
 from jobs.config.presets import tiny
 from jobs.storage import lease
-from jobs.tracking import model_registry, runs
+from jobs.tracking import model_registry, runs, store
 from jobs.training import checkpoints, code_version
 from jobs.training.code_version import code_tag
 from jobs.training.num_categories import with_categories
@@ -38,7 +38,7 @@ def config(database, tmp_path, monkeypatch, request):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     monkeypatch.delenv("EGIC_WEIGHTS", raising=False)
     monkeypatch.setattr(status, "find_data", lambda data, output: MANIFESTS)
-    runs.experiment_id(request.node.name)
+    store.experiment_id(request.node.name)
     return with_categories(replace(tiny(), experiment=request.node.name, output=str(tmp_path)), 133)
 
 

@@ -52,7 +52,7 @@ def test_of_stages_side_by_side_the_longest_counts():
 
 
 def test_it_says_where_the_runs_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(summary.runs, "experiment_id", lambda name: "7")
+    monkeypatch.setattr(summary.store, "experiment_id", lambda name: "7")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/x.db")
     page = "#/experiments/7/runs?workflowType=machine_learning"
     assert summary.mlflow_page("x") == (

@@ -9,7 +9,8 @@ import pytest
 from egic.cli import main
 from egic.report import evaluation_folder
 from jobs.evaluation import compare
-from jobs.tracking.runs import client, experiment_id, finish, finished_runs, log_folder, start_pipeline, start_stage
+from jobs.tracking.runs import finish, finished_runs, log_folder, start_pipeline, start_stage
+from jobs.tracking.store import client, experiment_id
 from tests import evaluation_folders
 
 LABEL = "models:/egic-orp@best"

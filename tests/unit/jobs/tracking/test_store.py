@@ -1,0 +1,131 @@
+"""Which store is used, what is wrong with one that cannot be, and waiting for one that is away."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from egic.errors import UserError
+from jobs.tracking import runs, store
+from tests.mlflow_store import PNG, free_port
+
+pytestmark = pytest.mark.usefixtures("client")
+
+
+def test_default_is_a_database_and_artifacts_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.chdir(tmp_path)
+    assert store.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = runs.start_pipeline("tiny", {}, {})
+    runs.log_pictures(run_id, 100, {"val": PNG})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlartifacts", "mlflow.db"]
+    assert [path.read_bytes() for path in tmp_path.rglob("pictures/val/step_000100.png")] == [PNG]
+
+
+def test_relative_sqlite_path_does_not_depend_on_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
+    assert store.tracking_uri() == f"sqlite:///{tmp_path}/runs.db"
+
+
+def test_server_that_is_down_is_one_clear_error_without_the_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match=r"MLflow server http://127\.0\.0\.1:\d+ does not answer") as caught:
+        runs.start_pipeline("tiny", {}, {})
+    assert "secret" not in str(caught.value)
+
+
+def test_folder_that_does_not_exist_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/missing/mlflow.db")
+    with pytest.raises(UserError, match="cannot write the MLflow store .*/missing/mlflow.db; set MLFLOW"):
+        store.client()
+
+
+def test_a_database_is_made_by_one_at_a_time(tmp_path, monkeypatch):
+    """Two that make its tables at once: MLflow's own `table already exists`."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    inside, met = [], []
+
+    def make(**_) -> None:
+        inside.append(1)
+        time.sleep(0.2)
+        met.append(len(inside))
+        inside.pop()
+
+    monkeypatch.setattr(store.mlflow(), "MlflowClient", make)
+    threads = [threading.Thread(target=store.client) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert met == [1, 1, 1]
+
+
+def test_deleted_experiment_is_a_clear_error(client, experiment):
+    client.delete_experiment(store.experiment_id(experiment))
+    with pytest.raises(UserError, match="is deleted in MLflow"):
+        runs.start_pipeline("tiny", {}, {}, experiment=experiment)
+
+
+def test_user_settings_of_mlflow_are_kept(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    store.mlflow()
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
+
+
+@pytest.fixture
+def away(monkeypatch):
+    """A server that does not answer the first times it is asked; how often it still will not."""
+    left = [0]
+
+    def check(uri):
+        if left[0] > 0:
+            left[0] -= 1
+            raise UserError("the MLflow server does not answer; start it")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setattr(store, "check_server", check)
+    monkeypatch.setattr(store.time, "sleep", lambda s: None)
+    return left
+
+
+def failing_first(times: int, error: Exception):
+    calls = []
+
+    def action():
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+        return "done"
+
+    action.calls = calls
+    return action
+
+
+def test_the_end_of_a_stage_waits_for_a_server_that_is_away(away, caplog):
+    away[0] = 3
+    assert store.patiently(failing_first(3, ConnectionError("refused")), "gan is trained") == "done"
+    assert "trying again for" in caplog.text
+
+
+def test_a_database_that_restarts_is_waited_for(away):
+    error = store.mlflow().MlflowException("(psycopg2.OperationalError) server closed the connection")
+    assert store.patiently(failing_first(2, error), "gan is trained") == "done"
+
+
+def test_a_server_that_stays_away_is_named_with_what_is_kept(away, monkeypatch):
+    away[0] = 10**9
+    monkeypatch.setenv("EGIC_MLFLOW_PATIENCE_S", "0")
+    with pytest.raises(
+        UserError, match="gan is trained, but the MLflow server does not answer.*give the same command"
+    ):
+        store.patiently(failing_first(10**9, ConnectionError()), "gan is trained")
+
+
+def test_what_trying_again_does_not_mend_is_raised_at_once(away):
+    for error in (KeyError("x"), ValueError("no"), store.mlflow().MlflowException("bad", error_code=1000)):
+        action = failing_first(10, error)
+        with pytest.raises(type(error)):
+            store.patiently(action, "gan is trained")
+        assert len(action.calls) == 1
