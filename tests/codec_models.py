@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,11 +27,12 @@ TINY = CodecConfig(
 
 
 @torch.no_grad()
-def tiny_model(seed: int = 0, orp: bool = True) -> Model:
+def tiny_model(seed: int = 0, orp: bool = True, rates: int = 0) -> Model:
     """Random weights, made such that y has a standard deviation of about 2 and scale indices spread over 0..30."""
+    config = replace(TINY, rates=rates)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        codec, head = Codec(TINY), ResidualHead(TINY)
+        codec, head = Codec(config), ResidualHead(config)
         codec.g_a.stages[2].resample.reduction.weight.mul_(4)
         codec.h_a.patch_embed.weight.mul_(3)
         for mean_net, scale_net in zip(codec.charm.mean_nets, codec.charm.scale_nets, strict=True):
@@ -37,6 +40,27 @@ def tiny_model(seed: int = 0, orp: bool = True) -> Model:
             nn.init.normal_(scale_net[-1].bias, 7, 6)
             scale_net[-1].weight.mul_(20)
     return Model(codec, head if orp else None)
+
+
+@torch.no_grad()
+def frozen_model() -> Model:
+    """The model of the files in tests/fixtures/one_rate. NumPy promises that RandomState's numbers stay as they are."""
+    config = replace(TINY, dims=(32,) * 4, depths=(1,) * 4, num_slices=2)
+    codec, head = Codec(config), ResidualHead(config)
+    for module, seed in ((codec, 0), (head, 1)):
+        rng = np.random.RandomState(seed)
+        for name, p in sorted(module.named_parameters()):
+            values = rng.standard_normal(p.shape)
+            if name.startswith("prior."):
+                values *= 0.3
+            elif p.ndim > 1:
+                values /= np.sqrt(p[0].numel())
+            else:
+                values = 0.1 * values + ("norm" in name and name.endswith("weight"))
+            p.copy_(torch.from_numpy(values))
+    for net in codec.charm.scale_nets:
+        net[-1].bias.add_(20)
+    return Model(codec, head)
 
 
 @lru_cache(maxsize=1)

@@ -83,6 +83,7 @@ def small(stage: str, **changes):
     from dataclasses import replace
 
     config = with_categories(tiny(), 133)
+    config = replace(config, codec=replace(config.codec, rates=changes.pop("rates", 0)))
     field = stage.replace("-", "_")
     rhythm = {"steps": 4, "last_steps": 0, "batch": 4, "log_every": 1, "checkpoint_every": 2, "val_samples": 4}
     if stage == "gan":

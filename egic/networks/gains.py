@@ -37,7 +37,7 @@ class Gains(nn.Module):
     def _at(self, table: Tensor, q: Tensor) -> Tensor:
         """Rows of `table` (Q, M) at q (B,), interpolated linearly: (B, M, 1, 1)."""
         low = q.floor().long().clamp(0, len(table) - 2)
-        return torch.lerp(table[low], table[low + 1], (q - low)[:, None])[..., None, None]
+        return torch.lerp(table[low], table[low + 1], (q - low).to(table.dtype)[:, None])[..., None, None]
 
     def scale(self, y: Tensor, q: Tensor) -> Tensor:
         """exp(A(q)) * y: latents of g_a (B, M, h, w) -> what the entropy model codes, float32."""

@@ -16,9 +16,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES = list(MODULES)
 
 
+@pytest.mark.parametrize("rates", [0, 6])
 @pytest.mark.parametrize("stage", STAGES)
-def test_resuming_is_bit_identical(tmp_path, stage):
-    changes = {"ema": 0.9} if stage == "gan" else {}
+def test_resuming_is_bit_identical(tmp_path, stage, rates):
+    """With all that a stage may carry along: moving average, schedule, qualities drawn per sample."""
+    changes = {"rates": 6, "ema": 0.9, "schedule": "linear", "optimizer": "adamw"} if rates else {}
     config = small(stage, **changes)
     run(stage, config, LocalSession(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
@@ -66,7 +68,7 @@ def test_what_is_not_declared_stays_bit_identical(tmp_path, stage):
 def two_workers(tmp_path_factory):
     """Every stage for two steps, on one worker and on two with gloo (one group for all: processes start slowly)."""
     folder = tmp_path_factory.mktemp("workers")
-    configs = {s: small(s, steps=2, **({"warmup_steps": 1} if s == "gan" else {})) for s in STAGES}
+    configs = {s: small(s, steps=2, rates=6, **({"warmup_steps": 1} if s == "gan" else {})) for s in STAGES}
     rows = {}
     for stage, config in configs.items():
         run(stage, config, session := LocalSession(folder / "one" / stage))
