@@ -5,15 +5,36 @@ Needs no torch, so that a command line can look at pictures before it loads a mo
 
 import io
 import warnings
+from collections import Counter
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, features
 
 from egic.errors import UserError
 
-READS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
-READ_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif")
+_SUFFIXES = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "GIF": (".gif",),
+    **({"AVIF": (".avif",)} if find_spec("PIL._avif") else {}),
+    **({"JPEG2000": (".jp2", ".j2k", ".jpx")} if features.check_codec("jpg_2000") else {}),
+}
+"""Suffixes of the formats that are read, by Pillow's names. Two of them are optional parts of Pillow."""
+READS = tuple(_SUFFIXES)
+READ_SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+_OTHERS = (
+    ".heic .heif .hif .avif .jp2 .j2k .jpx .jxl .jxr .psd .tga .ico .icns .svg .exr .hdr .pfm .qoi .dds .dng .raw .cr2 "
+    ".cr3 .nef .arw .orf .raf .rw2 .srw .pef"
+).split()
+"""Suffixes of pictures that are not read."""
 _WRITES: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -24,14 +45,25 @@ _WRITES: dict[str, tuple[str, dict[str, Any]]] = {
     ".bmp": ("BMP", {}),
     ".ppm": ("PPM", {}),
 }
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation."""
 
 
 def read(data: bytes, max_pixels: int | None = None) -> tuple[np.ndarray, list[str]]:
     """The bytes of a picture file -> uint8 sRGB (H, W, 3), upright, and what the user should know of the conversion.
 
-    16-bit values become 8-bit ones; transparency goes on white; colour profiles are converted to sRGB.
-    Raises UserError for what is no picture, is damaged, or is too large: has more than `max_pixels`, or than Pillow's
-    limit against bombs (179 M pixels).
+    16-bit values become 8-bit ones; transparency goes on white; colour profiles are converted to sRGB; of metadata, the
+    EXIF orientation alone is read. docs/format.md lists what is read and what is refused.
+    Raises UserError for what is no picture, is damaged, is of a kind that would come out wrong, or is too large: has
+    more than `max_pixels`, or than Pillow's limit against bombs (179 M pixels).
     """
     notes: list[str] = []
     try:
@@ -43,24 +75,96 @@ def read(data: bytes, max_pixels: int | None = None) -> tuple[np.ndarray, list[s
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1 and image.format != "MPO":
                     notes.append(f"it has {frames} frames, only the first is taken")
+                if isinstance(image, TiffImagePlugin.TiffImageFile):
+                    _check_tiff(image)
+                if image.format == "PNG":
+                    _mend_png_key(image, depth=data[24], kind=data[25])
                 profile = image.info.get("icc_profile")
                 image.load()
-                return np.asarray(_to_srgb(ImageOps.exif_transpose(image), profile, notes)), notes
+                return np.asarray(_to_srgb(_upright(_to_8_bits(image), image, notes), profile, notes)), notes
+    except (UserError, MemoryError):
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(f"too many pixels ({error})") from error
     except UnidentifiedImageError as error:
-        raise UserError("not a picture of a known format (PNG, JPEG, WebP, TIFF, ...)") from error
-    except (OSError, SyntaxError, EOFError, TypeError) as error:  # 30,000 damaged files raised no others
-        raise UserError(f"damaged picture ({error})") from error
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            raise UserError("this kind of TIFF is not read; convert it to PNG first") from error
+        raise UserError(f"not a picture of a format that is read ({', '.join(READS)})") from error
+    except Exception as error:  # decoders raise whatever their parts do: struct.error, ZeroDivisionError, ...
+        raise UserError(f"damaged picture ({error or type(error).__name__})") from error
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Raise UserError for TIFFs that Pillow reads without an error, and wrong (tests hold it against tifffile)."""
+    tags = image.tag_v2
+    bits, forms = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+    photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)
+    planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2 and tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > 1
+    plain = tags.get(TiffImagePlugin.COMPRESSION, 1) == 1
+    reason = ""
+    if set(forms) != {1} or max(bits) > 16:
+        reason = "its samples are signed, floating-point or larger than 16 bits; only unsigned ones of 1 to 16 bits are"
+    elif photometric in (8, 9, 10):
+        reason = "it is in CIE Lab; only grey, palette, RGB, CMYK and YCbCr are"
+    elif photometric == 6 and plain and planar:
+        reason = "it is uncompressed YCbCr in planes; only compressed YCbCr is"
+    elif planar and image.mode in ("LA", "La"):
+        reason = "its transparency lies in a plane of its own; only pixels with their transparency beside them are"
+    elif planar and max(bits) > 8 and plain:
+        reason = "its 16-bit colours are uncompressed planes; only interleaved or compressed ones are"
+    if reason:
+        raise UserError(f"this kind of TIFF is not read: {reason}. Convert it to PNG first")
+
+
+def _mend_png_key(image: Image.Image, *, depth: int, kind: int) -> None:
+    """The transparent colour (tRNS) of a grey PNG on the scale of the pixels, which Pillow stretches to 8 bits.
+
+    Raises UserError for 16-bit RGB, of which Pillow keeps 8 bits, too few to tell the colour from its neighbours.
+    """
+    key = image.info.get("transparency")
+    if kind == 0 and depth in (2, 4) and isinstance(key, int):
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+    if kind == 2 and depth == 16 and key is not None:
+        raise UserError("16-bit RGB with a transparent colour is not read; convert it to 8 bits or to RGBA first")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 9 to 16 bits -> 8-bit grey, rounded, with a mask where it has a transparent value. (Pillow itself reads
+    16-bit colour as 8-bit.)"""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise UserError("its values are neither 8 nor 16 bit; convert it first")
+    top, white_is_0 = 65535, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow leaves such values as they are
+        top = 2 ** image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] - 1
+        white_is_0 = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    grey = Image.fromarray(np.rint((top - values if white_is_0 else values) * (255 / top)).astype(np.uint8))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _upright(image: Image.Image, source: Image.Image, notes: list[str]) -> Image.Image:
+    """`image` turned as the EXIF orientation of `source` says; nothing else of EXIF is looked at."""
+    try:
+        orientation = source.getexif().get(ExifTags.Base.Orientation, 1)
+        return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+    except Exception as error:  # Pillow's reader raises whatever its parts do
+        notes.append(f"its EXIF data is damaged, so that it may not be upright ({error or type(error).__name__})")
+        return image
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """Any mode -> RGB."""
-    image = _to_8_bits(image)
+    """Any mode of 8 bits -> RGB."""
     alpha = None
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        grey = image.mode in ("1", "L", "LA", "La")
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
+        image = image.getchannel("R") if grey else image  # a grey profile fits grey alone
     if image.mode in ("P", "1", "RGBA", "RGBX"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     image = _convert_profile(image, profile, notes)
@@ -70,16 +174,6 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
         white.paste(image, mask=alpha)
         return white
     return image
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey -> 8-bit grey, rounded. (Pillow itself reads 16-bit colour as 8-bit.)"""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image).astype(np.float64)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise UserError("its values are neither 8 nor 16 bit; convert it first")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
 def _convert_profile(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
@@ -92,9 +186,20 @@ def _convert_profile(image: Image.Image, profile: bytes | None, notes: list[str]
             srgb = ImageCms.createProfile("sRGB")
             # None comes with inPlace alone
             return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")  # type: ignore[return-value]
-        except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever is wrong with a profile must not stop its picture
             notes.append(f"its colour profile is left out ({error})")
     return image.convert("RGB")
+
+
+def left_out(names: Iterable[str]) -> str:
+    """How many of the files are pictures of kinds that are not read: "3 .heic, 1 .dng"; empty for none."""
+    kinds = Counter(PurePath(name).suffix.lower() for name in names)
+    return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common() if kind in _OTHERS and kind not in READ_SUFFIXES)
+
+
+def printable(name: str) -> str:
+    """A file name as text that can be written anywhere: bytes that are no UTF-8 become \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def check_suffix(suffix: str) -> None:

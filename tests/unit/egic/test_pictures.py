@@ -1,13 +1,17 @@
 """Every kind of picture file comes in as upright 8-bit sRGB."""
 
 import io
+import os
+import struct
+import zlib
 
 import numpy as np
 import PIL
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from egic import pictures
+from egic.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
 GREY = RGB[..., 0]
@@ -40,8 +44,6 @@ def test_16_bit_grey_is_rounded_to_8(form):
 
 def png_16_bit_colour(x: np.ndarray) -> bytes:
     """Pillow writes no 16-bit RGB, so by hand (PNG specification, chunks IHDR, IDAT, IEND)."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -81,12 +83,150 @@ def test_transparency_goes_on_white_with_a_warning():
     assert (x[0, 0] == 255).all() and notes
 
 
-@pytest.mark.parametrize("orientation, turned", [(3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1))])
-def test_exif_rotation(orientation, turned):
+TURNED = {
+    1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2), 6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x.transpose(1, 0, 2), 2),
+    8: lambda x: np.rot90(x), 9: lambda x: x,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_exif_orientation(orientation, form):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    x, _ = pictures.read(saved(Image.fromarray(RGB), "PNG", exif=exif))
-    assert np.array_equal(x, turned(RGB))
+    options = {"lossless": True} if form == "WEBP" else {}
+    x, notes = pictures.read(saved(Image.fromarray(RGB), form, exif=exif, **options))
+    assert np.array_equal(x, TURNED[orientation](RGB)) and not notes
+
+
+def tiff_block(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """A TIFF structure of one directory, as EXIF has it (TIFF 6.0, section 2): (tag, type, count, value) each."""
+    at, body, table = 8 + 2 + 12 * len(entries) + 4, b"", struct.pack("<H", len(entries))
+    for tag, kind, count, value in entries:
+        if len(value) > 4:
+            body, value = body + value, struct.pack("<I", at + len(body))
+        table += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+    return struct.pack("<2sHI", b"II", 42, 8) + table + bytes(4) + body
+
+
+UPRIGHT_LEFT = (0x0112, 3, 1, struct.pack("<H", 6))
+BROKEN = {
+    "a rational with a zero": (UPRIGHT_LEFT, (0x9204, 10, 1, struct.pack("<ii", -1, 0))),
+    "an unknown type": (UPRIGHT_LEFT, (0x9003, 77, 3, b"abc")),
+    "text for a number": (UPRIGHT_LEFT, (0x011A, 2, 3, b"abc")),
+    "a value outside of the block": (UPRIGHT_LEFT, (0x8769, 4, 1, struct.pack("<I", 2**31))),
+}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("entries", BROKEN.values(), ids=BROKEN)
+def test_broken_exif_leaves_the_picture_upright(entries, form):
+    plain, _ = pictures.read(saved(Image.fromarray(RGB), form))
+    x, notes = pictures.read(saved(Image.fromarray(RGB), form, exif=b"Exif\0\0" + tiff_block(*entries)))
+    assert np.array_equal(x, TURNED[6](plain)) and not notes
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_no_damage_to_exif_stops_a_picture(form):
+    """300 blocks with bytes changed or cut off: the pixels are those of the picture, in one orientation or another."""
+    rng = np.random.default_rng(0)
+    plain, _ = pictures.read(saved(Image.fromarray(RGB), form))
+    block = tiff_block(UPRIGHT_LEFT, (0x829A, 5, 1, struct.pack("<II", 1, 60)), (0x0110, 2, 6, b"Camera"))
+    for _ in range(300):
+        broken = bytearray(block)
+        for place in rng.integers(0, len(block), 4):
+            broken[place] = rng.integers(256)
+        exif = b"Exif\0\0" + bytes(broken[: rng.integers(8, len(block) + 1)])
+        x, _ = pictures.read(saved(Image.fromarray(RGB), form, exif=exif))
+        assert any(np.array_equal(x, turn(plain)) for turn in TURNED.values())
+
+
+def test_an_error_of_any_type_inside_a_decoder_is_the_pictures(monkeypatch):
+    """Pillow lets through what its parts raise: struct.error, ZeroDivisionError, KeyError, ..."""
+    data = saved(Image.fromarray(RGB), "PNG")
+    for error in (ZeroDivisionError("x"), KeyError("x"), ValueError("x"), RuntimeError("x")):
+
+        def load(self, error=error):
+            raise error
+
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+        with pytest.raises(UserError, match="damaged picture"):
+            pictures.read(data)
+
+
+def png(x: np.ndarray, depth: int, kind: int, key: tuple[int, ...], **chunks: bytes) -> bytes:
+    """A PNG with samples of any depth and a transparent colour (PNG specification, IHDR, tRNS)."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    bits = (x.reshape(len(x), -1, 1) >> np.arange(depth)[::-1] & 1).astype(np.uint8).reshape(len(x), -1)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.packbits(bits, axis=1)))
+    header = struct.pack(">IIBBBBB", x.shape[1], len(x), depth, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(f">{len(key)}H", *key)), chunk(b"IDAT", rows)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_value_of_a_grey_png(depth):
+    values = np.random.default_rng(depth).integers(0, 2**depth, (24, 40))
+    values[0, 0] = key = 2 ** (depth - 1) - (depth == 1)
+    x, notes = pictures.read(png(values, depth, 0, (key,)))
+    wanted = np.where(values == key, 255, np.rint(values * 255 / (2**depth - 1)))
+    assert np.array_equal(x, np.repeat(wanted[..., None], 3, 2)) and "white" in notes[0]
+
+
+def test_the_transparent_colour_of_an_rgb_png():
+    values = RGB.astype(int)
+    x, _ = pictures.read(png(values, 8, 2, tuple(values[3, 3])))
+    wanted = RGB.copy()
+    wanted[(values == values[3, 3]).all(-1)] = 255
+    assert np.array_equal(x, wanted)
+    with pytest.raises(UserError, match="16-bit RGB with a transparent colour"):  # Pillow keeps 8 of its bits
+        pictures.read(png(values * 257, 16, 2, tuple(values[3, 3] * 257)))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_grey_profile_counts_with_alpha_and_without(mode):
+    image = Image.fromarray(GREY // 2)
+    if mode == "LA":
+        image.putalpha(255)
+    x, notes = pictures.read(saved(image, "PNG", icc_profile=linear_grey_profile()))
+    assert not notes and x.mean() > (GREY // 2).mean() * 1.3
+
+
+@pytest.mark.parametrize("suffix", [s for s in pictures.READ_SUFFIXES if s not in (".pbm", ".gif", ".mpo")])
+def test_every_suffix_that_folders_are_searched_for_is_read(suffix, tmp_path):
+    smooth = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (64, 64, 3))
+    image = Image.fromarray(np.ascontiguousarray(smooth)).convert("L" if suffix in (".pgm",) else "RGB")
+    image.save(tmp_path / f"x{suffix}")
+    x, notes = pictures.read((tmp_path / f"x{suffix}").read_bytes())
+    assert x.shape == smooth.shape and np.abs(x.astype(int) - smooth).mean() < 6 and not notes
+
+
+def test_a_bitmap_and_the_first_picture_of_a_camera_with_two(tmp_path):
+    black = np.random.default_rng(0).integers(0, 2, (9, 17)).astype(bool)
+    Image.fromarray(black).save(tmp_path / "x.pbm")
+    assert np.array_equal(pictures.read((tmp_path / "x.pbm").read_bytes())[0][..., 0], black * 255)
+    second = Image.fromarray(255 - RGB)
+    x, notes = pictures.read(saved(Image.fromarray(RGB), "MPO", save_all=True, append_images=[second], quality=95))
+    assert np.abs(x.astype(int) - RGB).mean() < np.abs(x.astype(int) - (255 - RGB)).mean() and not notes
+
+
+def test_16_bit_grey_jpeg_2000():
+    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    x, _ = pictures.read(saved(Image.fromarray(values), "JPEG2000"))
+    assert np.array_equal(x[..., 0], np.rint(values / 257))
+
+
+def test_kinds_that_are_not_read_are_counted():
+    names = ["a.JPG", "b.heic", "d/c.HEIC", "e.dng", "notes.txt", "f.egic"]
+    assert pictures.left_out(names) == "2 .heic, 1 .dng" and pictures.left_out(["a.png"]) == ""
+
+
+def test_names_that_are_not_utf_8_can_be_written():
+    assert pictures.printable(os.fsdecode(b"caf\xe9 \xc3\xa9.jpg")) == r"caf\xe9 é.jpg"
 
 
 def test_colour_profiles_become_srgb():
@@ -107,7 +247,6 @@ def test_another_colour_space_changes_values(tmp_path):
 
 def linear_grey_profile() -> bytes:
     """A minimal ICC v2 grey profile with gamma 1 (ICC.1:2001-04)."""
-    import struct
 
     def xyz(*v):
         return b"XYZ " + bytes(4) + b"".join(struct.pack(">i", round(a * 65536)) for a in v)
@@ -152,7 +291,7 @@ def test_bombs_and_strange_depths_are_errors(monkeypatch):
     with pytest.raises(ValueError, match="too many pixels"):
         pictures.read(saved(Image.fromarray(RGB), "PNG"))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="8 nor 16 bit"):
+    with pytest.raises(ValueError, match="TIFF.*floating-point"):
         pictures.read(saved(Image.fromarray(GREY.astype(np.float32)), "TIFF"))
 
 
