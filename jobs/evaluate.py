@@ -17,10 +17,10 @@ from egic.report.anchors import find
 from jobs.config import command_line
 from jobs.config.flags import parse_config
 from jobs.config.schema import ComputeConfig, Config, EvaluateConfig
+from jobs.data.datasets import open_data
 from jobs.evaluation import tables
 from jobs.evaluation.evaluation import EvaluationJob, data_job, evaluate
 from jobs.evaluation.parts import of_folders
-from jobs.prepare import open_data
 from jobs.storage.files import check, check_spelling, join, read
 from jobs.tracking import model_registry
 from jobs.tracking.model_registry import local_copy

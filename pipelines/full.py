@@ -107,7 +107,7 @@ def open_inputs(config: Pipeline) -> tuple[Pipeline, "Mapping[str, Manifest]"]:
     Raises UserError for data that the wanted stages cannot use, before anything is started.
     """
     from jobs.cluster.start import start_ray
-    from jobs.prepare import find_prepared
+    from jobs.data.datasets import find_prepared
     from jobs.storage import files
     from jobs.tracking import store
     from jobs.training.num_categories import check_data, open_fitted

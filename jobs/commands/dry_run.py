@@ -22,8 +22,8 @@ from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
 from egic.training.steps import Batch, Nets
 from jobs.config.schema import Config, Training
+from jobs.data.datasets import find_data
 from jobs.data.sources.folders import COCO, SPLITS, folders_of, kind_of, read_trees
-from jobs.prepare import find_data
 from jobs.storage.files import absolute, is_remote, join
 from jobs.training import loop
 from jobs.training.num_categories import foretold

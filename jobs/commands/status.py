@@ -13,8 +13,8 @@ from tabulate import tabulate
 
 from egic.metrics.pretrained import backbone_name
 from jobs.config.schema import Config
+from jobs.data.datasets import find_data
 from jobs.data.shards import Manifest
-from jobs.prepare import find_data
 from jobs.storage import files, lease
 from jobs.storage.files import Folder
 from jobs.tracking import model_registry

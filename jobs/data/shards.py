@@ -107,7 +107,7 @@ def write_shard(folder: Path, number: int, rows: Sequence[Row]) -> tuple[dict, p
         "file": path.name,
         "num_samples": len(rows),
         "bytes": path.stat().st_size,
-        "sha256": file_sha256(path),
+        "sha256": files.file_sha256(path),
     }
     return entry, pa.Table.from_pylist(columns, schema=_INDEX)
 
@@ -134,11 +134,6 @@ def _blob_offsets(path: Path, name: str, sizes: list[int]) -> list[int]:
 
 def write_index(folder: Path, parts: Sequence[pa.Table]) -> None:
     pq.write_table(pa.concat_tables(parts), folder / INDEX, compression="zstd")
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

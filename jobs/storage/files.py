@@ -8,6 +8,7 @@ work like that, and local files are written aside and renamed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -211,6 +212,12 @@ class Folder:
         """Names of the files (or folders) in the folder, sorted."""
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == kind)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a local file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

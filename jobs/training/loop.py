@@ -28,7 +28,7 @@ from egic.networks.swin import SwinBlock
 from egic.networks.transforms import PatchMerging, PatchSplitting
 from egic.training.steps import Batch, Nets, NonFiniteError
 from jobs.config.schema import Config, Training
-from jobs.data.shards import file_sha256
+from jobs.storage.files import file_sha256
 from jobs.training import rates
 from jobs.training.cuda_graphs import QueuedSteps, cuda_graph, uncaptured
 from jobs.training.stage import Components, Stage, load_stage

@@ -9,11 +9,11 @@ from egic import artifact
 from egic.errors import UserError
 from egic.networks.discriminator import DiscriminatorConfig
 from jobs.config.schema import Config
+from jobs.data.datasets import open_data
 from jobs.data.shards import Manifest
 from jobs.data.sources import class_table
 from jobs.data.sources.coco_classes import CATEGORIES
 from jobs.data.sources.folders import LABEL_MAPS, PHOTOGRAPHS, folders_of, kind_of
-from jobs.prepare import open_data
 from jobs.storage import files
 from jobs.training.stage import MODULES, load_stage
 

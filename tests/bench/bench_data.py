@@ -34,11 +34,11 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from egic.training.crops import CropConfig, plan_training_crop
+from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest
 from jobs.data.sources.coco import read_tree
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.data.stream import TrainingSequence, local_stream, training_stream
-from jobs.prepare import PrepareConfig, prepare
 from tests.bench.common import commit
 
 BATCH, CORES = 16, 2

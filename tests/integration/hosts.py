@@ -203,8 +203,8 @@ def cluster(folder: Path, *, num_workers: int = 2, num_spare: int = 0) -> Iterat
 
 def shards(root: Path) -> Path:
     """Prepared shards of a few drawn scenes, for runs on the hosts: epochs of 10 end in the middle of a batch."""
+    from jobs.data.preparation import prepare  # this file is a script, too, which needs neither
     from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
-    from jobs.prepare import prepare  # this file is a script, too, which needs neither
 
     write_scenes(root / "coco", SceneConfig(num_train=10, num_val=4, min_side=128, max_side=160))
     prepare((root / "coco",), root / "shards")

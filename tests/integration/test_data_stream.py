@@ -15,10 +15,10 @@ from ray._private import internal_api
 
 from egic.training.crops import CropConfig
 from jobs.data import stream as data
+from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import Manifest, Row, load_manifest, read_samples, write_index, write_shard
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.data.stream import TrainingSequence, local_stream, training_stream
-from jobs.prepare import PrepareConfig, prepare
 from tests.unit.jobs.data.test_stream import CROP, assert_equal, joined
 
 pytestmark = pytest.mark.ray

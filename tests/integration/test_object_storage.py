@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.data.preparation import prepare
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
-from jobs.prepare import prepare
 from jobs.storage import files
 from jobs.tracking import store
 from tests.fake_s3 import place_on, s3_server

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from egic.errors import UserError
-from jobs.data.shards import file_sha256
+from jobs.storage.files import file_sha256
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 60

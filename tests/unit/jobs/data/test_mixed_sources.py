@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from jobs.commands.dry_run import num_pictures
+from jobs.data.datasets import open_data
+from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest, read_index, read_samples
 from jobs.data.sources.folders import PHOTOGRAPHS, folders_of, kind_of
-from jobs.prepare import PrepareConfig, open_data, prepare
 from tests.own_data import write_label_maps, write_photographs
 from tests.unit.jobs.data.test_preparation import CLASS, SKY, write_tree
 

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from egic.training.crops import decode_jpeg
+from jobs.data.datasets import open_data
+from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest, read_index, read_samples
 from jobs.data.sources.coco_classes import CATEGORIES
-from jobs.prepare import PrepareConfig, open_data, prepare
 
 SKY, PERSON, CAT = 187, 1, 17
 CLASS = {category.id: c for c, category in enumerate(CATEGORIES, start=1)}
@@ -123,7 +124,7 @@ def test_unchanged_input_is_reused_and_changed_input_is_not(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])  # damaged: noticed and written again
     run(root, out)
     assert load_manifest(path, check_shards=True).num_samples == 3
-    assert sorted(p.name for p in out.iterdir()) == [".train.lock", "train"]
+    assert sorted(p.name for p in out.iterdir()) == ["train"]
 
 
 def test_more_than_255_segments(tmp_path):

@@ -7,10 +7,10 @@ import pytest
 
 from egic.training.crops import CropConfig
 from jobs.data import stream
+from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import Manifest, load_manifest
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.data.stream import TrainingSequence, local_stream, permutation, validation_batches
-from jobs.prepare import PrepareConfig, prepare
 
 CROP = CropConfig(size=32, longer_side=80, small_instance_pixels=64)
 

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,13 +14,16 @@ from pyarrow import fs
 from egic.errors import run_main
 from jobs.config.presets import tiny
 from jobs.config.schema import Config
+from jobs.data import preparation
+from jobs.data.datasets import open_data
+from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest, read_index, read_samples
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.evaluate import FoldersConfig, run_alone
 from jobs.evaluation.parts import ORIGINAL, Parts, Picture, write_array
-from jobs.prepare import PrepareConfig, open_data, prepare
 from jobs.prepare import main as prepare_main
 from jobs.storage import files as storage
+from jobs.storage import lease
 from pipelines import full
 from tests.fake_s3 import BUCKET, place_on, s3_server
 
@@ -103,7 +107,8 @@ def test_unchanged_input_is_reused_and_changed_input_replaces_it(tree, place, mo
     config = PrepareConfig(split="train", samples_per_shard=2)
     manifest = prepare((tree,), place, config)["train"]
     if storage.is_remote(place):
-        assert written[-2:] == ["index.parquet", "manifest.json"] and len(written) == 5
+        assert [name for name in written if name != lease.NAME][-2:] == ["index.parquet", "manifest.json"]
+        assert len(set(written)) == 6  # three shards, and the lease
     written.clear()
     assert prepare((tree,), place, config)["train"] == manifest and not written
     larger = PrepareConfig(split="train", samples_per_shard=4)
@@ -119,6 +124,17 @@ def test_unchanged_input_is_reused_and_changed_input_replaces_it(tree, place, mo
         load_manifest(manifest)
     prepare((tree,), place, larger)
     assert load_manifest(manifest, check_shards=True).num_samples == 5
+
+
+def test_two_that_prepare_the_same_place_do_it_once(tree, place, monkeypatch):
+    published, publish = [], preparation.write_index
+    monkeypatch.setattr(
+        preparation, "write_index", lambda folder, parts: (published.append(folder), publish(folder, parts))
+    )
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: prepare((tree,), place, PrepareConfig(split="train"))["train"], range(2)))
+    assert both[0] == both[1] and load_manifest(both[0], check_shards=True).num_samples == 5
+    assert len(published) == 1 and storage.Folder(storage.absolute(place)).read(lease.NAME) is None
 
 
 def test_a_broken_upload_leaves_no_manifest(tree, server, monkeypatch):

@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 
 from egic.training.crops import CropConfig, apply_plan, decode_label_png, decode_panoptic_png, plan_center_crop
+from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest, read_index, read_samples
 from jobs.data.sources.coco_classes import CATEGORIES
 from jobs.data.sources.folders import LABEL_MAPS, kind_of
 from jobs.data.sources.label_maps import regions
-from jobs.prepare import PrepareConfig, prepare
 from tests.own_data import COLOURS, TABLE, VALUES, classes_of, index_values, picture_of, write_label_maps, write_map
 
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image, ImageCms
 
 from egic.training.crops import decode_jpeg
+from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest, read_index, read_samples
 from jobs.data.sources import photographs
 from jobs.data.sources.folders import PHOTOGRAPHS, kind_of
 from jobs.data.sources.photographs import choose, read_picture
-from jobs.prepare import PrepareConfig, prepare
 from tests.own_data import write_photographs
 
 

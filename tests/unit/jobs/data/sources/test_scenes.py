@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from egic.training.crops import decode_jpeg
+from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest
 from jobs.data.sources.coco_classes import CATEGORIES
 from jobs.data.sources.scenes import scenes
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
-from jobs.prepare import PrepareConfig, prepare
 
 SMALL = SceneConfig(num_train=12, num_val=4, min_side=160, max_side=240)
 

@@ -1,0 +1,338 @@
+"""Folders of pictures -> validated Parquet shards; the command is `python -m jobs.prepare`.
+
+Every picture and label is decoded once and checked; bad ones are named in the log and skipped up to a limit. Samples
+are stored in one seeded, global random order. A split appears under OUT/train or OUT/val only when it is complete, and
+an unchanged input is not prepared again. OUT may be s3://bucket/folder or gs://bucket/folder. FOLDER is a COCO tree,
+pictures with label maps, or photographs alone: see `jobs.data.sources.folders`. Several folders become one set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from egic import pictures
+from egic.errors import UserError
+from egic.training.crops import decode_jpeg
+from jobs.data.shards import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    Row,
+    load_manifest,
+    write_index,
+    write_shard,
+)
+from jobs.data.sources.coco import Tree, index_ids
+from jobs.data.sources.coco_download import download_coco
+from jobs.data.sources.folders import PHOTOGRAPHS, SPLITS, kind_of, read_trees
+from jobs.storage import files, lease
+
+log = logging.getLogger(__name__)
+NUM_NAMED = 5
+"""How many bad samples an error message names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How folders of pictures become validated Parquet shards."""
+
+    download: bool = False
+    """Fetch the official COCO 2017 archives (21 GB) into the folder (the first of several) first."""
+    download_url: str = "http://images.cocodataset.org"
+    """Server of the archives; they are checked by sha256, so plain http is safe."""
+    classes: Path | None = None
+    """Class table of label maps, for one folder; default: classes.yaml in the folder."""
+    split: Literal["all", "train", "val"] = "all"
+    """Which part to prepare."""
+    val_share: float = 0.1
+    """Part of the pictures that is kept for validation, where no folders train/ and val/ say which (not for COCO)."""
+    max_bad: int | None = None
+    """Stop when more samples of a split are bad; default: 1 % of them, but at least 10."""
+    allow_unlabelled: bool = False
+    """Keep pictures without annotation as all void (enough for the MSE codec) instead of counting them as bad."""
+    max_side: int = 0
+    """Store pictures with a longer side above this many pixels shrunk to it (JPEG of quality 95; labels: nearest
+    neighbour); 0: as they are. Crops that training enlarges beyond that size lose detail."""
+    seed: int = 0
+    """Seed of the stored order."""
+    samples_per_shard: int = 1024
+    """Samples in one Parquet file (about 160 MB of COCO)."""
+    num_threads: int = 0
+    """Threads that decode and check; 0: one per core."""
+
+    def __post_init__(self) -> None:
+        if self.max_bad is not None and self.max_bad < 0:
+            raise UserError(f"max_bad is {self.max_bad}; give 0 or more")
+        if not 0 < self.val_share < 1:
+            raise UserError(f"val_share is {self.val_share}; give a part between 0 and 1, such as 0.1")
+        if self.max_side < 0:
+            raise UserError(f"max_side is {self.max_side}; give a number of pixels such as 640, or 0 for no limit")
+        if self.samples_per_shard < 1:
+            raise UserError(f"samples_per_shard is {self.samples_per_shard}; give 1 or more")
+        if self.num_threads < 0:
+            raise UserError(f"num_threads is {self.num_threads}; give 0 (one per core) or more")
+
+
+DEFAULT = PrepareConfig()
+
+
+def prepare(folders: Sequence[Path], out: files.Place, config: PrepareConfig = DEFAULT) -> dict[str, str]:
+    """Prepare the chosen splits of one or several folders as one set in `out` (train/ and val/).
+
+    Returns {split: place of its manifest.json}. Raises UserError for unusable input.
+    """
+    files.check_spelling("OUT", out)
+    files.check(out, writable=True)
+    splits = SPLITS if config.split == "all" else (config.split,)
+    if config.download:
+        download_coco(folders[0], base_url=config.download_url, splits=splits)
+    for folder in folders:
+        inside = not files.is_remote(out) and Path(out).resolve().is_relative_to(folder.resolve())
+        if inside and kind_of(folder, config.classes) == PHOTOGRAPHS:
+            raise UserError(f"{out} lies inside {folder}, where pictures that a run leaves would become "
+                             "photographs; choose OUT (of a pipeline, --output) outside")  # fmt: skip
+    trees = read_trees(
+        folders, splits, classes=config.classes, val_share=config.val_share,
+        allow_unlabelled=config.allow_unlabelled,
+    )  # fmt: skip
+    found = {tree.split: _finished(tree, out, config) for tree in trees}
+    if all(found.values()):
+        return {split: str(path) for split, path in found.items()}
+    with lease.held(files.Folder(files.absolute(out)), "data"):  # a second run waits, then reuses the first one's work
+        return {tree.split: _finished(tree, out, config) or _prepare_split(tree, out, config) for tree in trees}
+
+
+def _prepare_split(tree: Tree, out: files.Place, config: PrepareConfig) -> str:
+    """Write a split's folder in `out`, in place of an earlier one; returns the place of its manifest."""
+    folder = files.join(out, tree.split)
+    aside = _working_folder(out) / f".{tree.split}.writing"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        if files.is_remote(folder):
+            _write_remotely(aside, folder, tree, config)
+        else:
+            _write_split(aside, tree, config)
+            _publish(aside, Path(folder))
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return files.join(folder, MANIFEST)
+
+
+def _source(tree: Tree, config: PrepareConfig) -> str:
+    """sha256 of all that decides what a split's shards hold: with the same one, they need not be written again."""
+    options = [FORMAT, tree.source, config.seed, config.samples_per_shard, config.max_side]
+    return hashlib.sha256(json.dumps(options).encode()).hexdigest()
+
+
+def _limit(tree: Tree, config: PrepareConfig) -> int:
+    """How many samples of the split may be bad."""
+    return max(10, (len(tree.entries) + len(tree.bad)) // 100) if config.max_bad is None else config.max_bad
+
+
+def _working_folder(out: files.Place) -> Path:
+    """Local folder for unfinished shards: OUT itself, where renaming a folder is one step, or one for a remote OUT."""
+    if not files.is_remote(out):
+        return Path(out)
+    return files.working_folder(out) / "preparing" / hashlib.sha256(os.fspath(out).encode()).hexdigest()[:16]
+
+
+def _finished(tree: Tree, out: files.Place, config: PrepareConfig) -> str | None:
+    """The manifest of an earlier run over the same input; None if there is none, or if its shards are damaged."""
+    folder = files.join(out, tree.split)
+    present, path = files.sizes(folder), files.join(folder, MANIFEST)
+    if MANIFEST not in present:
+        if any(name != INDEX and not name.startswith("shard-") for name in present):  # not what an upload left
+            raise UserError(f"{folder} holds something else than prepared data; choose another OUT")
+        return None
+    try:
+        content = json.loads(files.read(path))
+        load_manifest(path)
+    except ValueError as error:
+        log.warning("%s; preparing it again", error)
+        return None
+    if content.get("source") != _source(tree, config):
+        return None
+    _check_limit(content.get("skipped", []), _limit(tree, config), tree.split)
+    log.info("%s: unchanged, reused", path)
+    return path
+
+
+def _publish(aside: Path, folder: Path) -> None:
+    """Make the finished folder visible under its name; what stood there goes away last."""
+    old = aside.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_remotely(aside: Path, folder: str, tree: Tree, config: PrepareConfig) -> None:
+    """Object stores rename nothing: the old manifest goes first and the new one comes last, so that a reader finds a
+    whole split or none. Shards leave this machine one by one."""
+    files.remove(files.join(folder, MANIFEST))
+    old = files.sizes(folder)
+
+    def send(file: Path) -> None:
+        files.write(files.join(folder, file.name), file.read_bytes())
+        file.unlink()
+        old.pop(file.name, None)
+
+    _write_split(aside, tree, config, send)
+    for name in old:  # shards of a larger data set that stood here
+        files.remove(files.join(folder, name))
+
+
+def _write_split(
+    aside: Path,
+    tree: Tree,
+    config: PrepareConfig,
+    send: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Shards, index and manifest, in this order; `send` takes each file as soon as it is complete."""
+    limit = _limit(tree, config)
+    skipped = [{"name": name, "reason": reason} for name, reason in tree.bad]
+    for bad in skipped:
+        log.warning("%s: skipped %s: %s", tree.split, bad["name"], bad["reason"])
+    _check_limit(skipped, limit, tree.split)
+    shards: list[dict] = []
+    index, counts = [], _Counts(tree)
+    for rows in _chunks(_good_rows(tree, config, skipped, limit), config.samples_per_shard):
+        for row in rows:
+            counts.add(row)
+        entry, part = write_shard(aside, len(shards), rows)
+        send(aside / entry["file"])
+        shards.append(entry)
+        index.append(part)
+        log.info("%s: %d of %d samples written", tree.split, counts.num_samples, len(tree.entries))
+    if not shards:
+        raise UserError(f"{tree.split}: no usable picture{_named(skipped)}")
+    _check_classes(tree, counts, config.allow_unlabelled)
+    write_index(aside, index)
+    manifest = {
+        "format": FORMAT,
+        "split": tree.split,
+        "source": _source(tree, config),
+        "digest": counts.digest.hexdigest(),
+        "num_samples": counts.num_samples,
+        "num_skipped": len(skipped),
+        "num_all_void": counts.num_all_void,
+        "class_pixels": counts.pixels.tolist(),
+        "class_images": counts.images.tolist(),
+        "categories": tree.categories,
+        "index_sha256": files.file_sha256(aside / INDEX),
+        "shards": shards,
+        "skipped": skipped,
+    }
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    send(aside / INDEX)
+    send(aside / MANIFEST)
+
+
+def _good_rows(tree: Tree, config: PrepareConfig, skipped: list[dict], limit: int) -> Iterator[Row]:
+    """Checked rows in the stored order; bad ones are logged and appended to `skipped`."""
+
+    def read(entry: Any) -> Row | str:
+        try:
+            return shrunk(tree.read(entry), config.max_side)
+        except ValueError as error:
+            return str(error)
+
+    order = np.random.default_rng(config.seed).permutation(len(tree.entries)).tolist()
+    num_threads = config.num_threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(num_threads) as pool:
+        for part in _chunks(order, 32 * num_threads):  # bounds what waits in memory
+            for number, row in zip(part, pool.map(lambda n: read(tree.entries[n]), part), strict=True):
+                if isinstance(row, Row):
+                    yield row
+                    continue
+                name = tree.entries[number].name
+                log.warning("%s: skipped %s: %s", tree.split, name, row)
+                skipped.append({"name": name, "reason": row})
+                _check_limit(skipped, limit, tree.split)
+
+
+def shrunk(row: Row, max_side: int) -> Row:
+    """The sample with its longer side at most `max_side` pixels (0: no limit); segments that vanish drop out."""
+    height, width = row.segments.shape
+    factor = max_side / max(height, width)
+    if not 0 < factor < 1:
+        return row
+    height, width = (max(1, round(side * factor)) for side in (height, width))
+    picture = Image.fromarray(decode_jpeg(row.jpeg)).resize((width, height), Image.Resampling.LANCZOS)
+    y, x = (
+        ((np.arange(n) + 0.5) * (old / n)).astype(int)
+        for n, old in zip((height, width), row.segments.shape, strict=True)
+    )
+    segments, present = index_ids(row.segments[np.ix_(y, x)].astype(np.uint32))
+    return replace(
+        row, jpeg=pictures.write(np.asarray(picture), ".jpg"), segments=segments,
+        segment_class=row.segment_class[present], segment_thing=row.segment_thing[present],
+    )  # fmt: skip
+
+
+def _chunks(items: Iterable, size: int) -> Iterator[list]:
+    chunk: list = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _check_limit(skipped: Sequence[dict], limit: int, split: str) -> None:
+    if len(skipped) > limit:
+        raise UserError(f"{split}: more than {limit} bad samples{_named(skipped)}; mend them or raise --max-bad")
+
+
+def _check_classes(tree: Tree, counts: _Counts, allow_unlabelled: bool) -> None:
+    """Say which classes never occur: a slip in a class table looks so. Raises UserError when none does."""
+    absent = [c["name"] for c, pixels in zip(tree.categories, counts.pixels[1:], strict=True) if not pixels]
+    if not absent or allow_unlabelled:
+        return
+    if len(absent) == len(tree.categories):
+        raise UserError(f"{tree.split}: no pixel of any of the {len(absent)} classes; do the labels belong to them?")
+    shown = f"{', '.join(absent[:NUM_NAMED])}{', ...' if len(absent) > NUM_NAMED else ''}"
+    there, known = len(tree.categories) - len(absent), len(tree.categories)
+    log.info("%s: pixels of %d of %d classes, and none of %s", tree.split, there, known, shown)
+
+
+def _named(skipped: Sequence[dict]) -> str:
+    """The first few bad samples, for a message."""
+    if not skipped:
+        return ""
+    first = "; ".join(f"{bad['name']}: {bad['reason']}" for bad in skipped[:NUM_NAMED])
+    return f" ({first}{'; ...' if len(skipped) > NUM_NAMED else ''})"
+
+
+class _Counts:
+    """Running totals of a split for its manifest."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.num_samples = self.num_all_void = 0
+        self.pixels, self.images = np.zeros((2, len(tree.categories) + 1), np.int64)
+        self.digest = hashlib.sha256(json.dumps([FORMAT, tree.categories]).encode())
+
+    def add(self, row: Row) -> None:
+        per_segment = np.bincount(row.segments.ravel(), minlength=len(row.segment_class))
+        pixels = np.bincount(row.segment_class, weights=per_segment, minlength=len(self.pixels)).astype(np.int64)
+        self.num_samples += 1
+        self.num_all_void += not pixels[1:].any()
+        self.pixels += pixels
+        self.images += pixels > 0
+        self.digest.update(row.sha256())
