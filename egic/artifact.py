@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -66,15 +67,23 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def save(folder: Path, components: Mapping[str, nn.Module], provenance: Mapping[str, object]) -> str:
-    """Write the artifact aside, rename it into place, return its digest. `components`: as in the module's docstring."""
+def save(
+    folder: Path,
+    components: Mapping[str, nn.Module],
+    provenance: Mapping[str, object],
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Write the artifact aside, rename it into place, return its digest. `components`: as in the module's docstring.
+
+    dtype: of the stored weights; networks are loaded as float32 whatever it is.
+    """
     folder = Path(folder)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True)
     try:
         config: dict[str, object] = {"format": FORMAT}
         for name, module in components.items():
-            tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+            tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
             safetensors.torch.save_file(tensors, aside / f"{name}.safetensors", metadata={"component": name})
         codec, discriminator = components.get("codec"), components.get("discriminator")
         if isinstance(codec, Codec):

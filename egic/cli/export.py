@@ -1,6 +1,7 @@
 """`egic export`: an artifact with a model card, as the Hugging Face hub lays out a model repository.
 
-Weights and config stay byte for byte what they were, so the folder keeps its digest, and `egic.load` reads it.
+Weights and config stay byte for byte what they were, so the folder keeps its digest, and `egic.load` reads it; with
+--half the weights are rounded to float16.
 """
 
 import json
@@ -10,7 +11,10 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
+from torch import nn
 
 from egic import artifact
 from egic.errors import UserError
@@ -82,8 +86,12 @@ def _measured(provenance: Mapping) -> list[str]:
     return ["## Validation", "", where, "", "| metric | value |", "|---|---|", *rows, ""]
 
 
-def run(folder: Path, output: Path, licence: str) -> list[str]:
-    """Copy the artifact `folder` to `output` with a card; returns what to tell. Raises UserError for a bad one."""
+def run(folder: Path, output: Path, licence: str, half: bool = False) -> list[str]:
+    """Copy the artifact `folder` to `output` with a card; returns lines for the user. Raises UserError for a bad one.
+
+    half: round the weights to float16, which halves the files. Such a model has an identity of its own: its files and
+    those of the original do not decode with each other.
+    """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
         raise UserError(f"--license must be an identifier such as apache-2.0 or cc-by-4.0, got {licence!r}")
     parts = artifact.load(folder)  # whole, and what its config says
@@ -91,10 +99,15 @@ def run(folder: Path, output: Path, licence: str) -> list[str]:
     provenance = json.loads(record.read_text()) if record.is_file() else {}
     digest = artifact.digest(folder)
     aside = output.with_name(f".{output.name}.{os.getpid()}")
-    aside.mkdir(parents=True)
+    aside.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for path in sorted([*folder.glob("*.safetensors"), folder / "config.json", *([record] * record.is_file())]):
-            shutil.copyfile(path, aside / path.name)
+        if half:
+            networks = cast(Mapping[str, nn.Module], parts)
+            digest = artifact.save(aside, networks, provenance | {"rounded_to_float16_from": digest}, torch.float16)
+        else:
+            aside.mkdir()
+            for path in sorted([*folder.glob("*.safetensors"), folder / "config.json", *([record] * record.is_file())]):
+                shutil.copyfile(path, aside / path.name)
         (aside / "README.md").write_text(card(parts, provenance, digest, licence))
         if artifact.digest(aside) != digest:
             raise UserError(f"{folder} changed while it was copied; try again")

@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="a model as a folder for the Hugging Face hub, with a model card")
     export.add_argument("model", metavar="MODEL", help=_REF)
     export.add_argument("--license", default="apache-2.0", metavar="ID", help="of the weights (default: apache-2.0)")
+    export.add_argument(
+        "--half", action="store_true", help="round the weights to float16: half the size, and an identity of its own"
+    )
     reference = commands.add_parser(
         "import-reference", help="weights of the TensorFlow reference -> a model",
         description="Weights of the TensorFlow reference (codec, codec with ORP head, discriminator) -> a model.",
@@ -278,7 +281,7 @@ def _export(args: argparse.Namespace) -> None:
     folder = model_refs.folder_of(args.model)
     from egic.cli import export as cli_export
 
-    print("\n".join(cli_export.run(folder, output, args.license)))
+    print("\n".join(cli_export.run(folder, output, args.license, args.half)))
 
 
 def _import_reference(args: argparse.Namespace) -> None:

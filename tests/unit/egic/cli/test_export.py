@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import egic
 from egic import artifact
@@ -37,6 +38,20 @@ def test_the_folder_loads_and_codes_as_before(folder, tmp_path, capsys):
     picture = np.random.default_rng(0).integers(0, 256, (33, 40, 3), np.uint8)
     assert egic.load(new).compress(picture) == egic.load(folder).compress(picture)
     assert [p.name for p in new.parent.iterdir()] == ["new"]
+
+
+def test_half_precision_halves_the_files_and_codes_with_the_rounded_weights(folder, tmp_path, capsys):
+    assert run(capsys, "export", folder, "-o", tmp_path / "new", "--half")[0] == 0
+    sizes = [sum(p.stat().st_size for p in place.glob("*.safetensors")) for place in (folder, tmp_path / "new")]
+    assert sizes[1] < 0.55 * sizes[0]
+    whole, half = egic.load(folder), egic.load(tmp_path / "new")
+    for name, value in whole.codec.state_dict().items():
+        stored = half.codec.state_dict()[name]
+        assert stored.dtype == value.dtype == torch.float32 and torch.equal(stored, value.half().float()), name
+    picture = np.random.default_rng(0).integers(0, 256, (33, 40, 3), np.uint8)
+    assert half.decompress(half.compress(picture)).shape == picture.shape
+    with pytest.raises(ValueError, match="made with model"):
+        whole.decompress(half.compress(picture))
 
 
 def test_the_card(folder, tmp_path, capsys):
