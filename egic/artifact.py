@@ -1,5 +1,7 @@
 """A stage's artifact: `<component>.safetensors` (codec, orp, discriminator), config.json, provenance.json. No pickle.
 
+A discriminator's frozen encoder is not stored: config.json names its weights by their digest (frozen_features).
+
 Its digest is one sha256 over the weights and config.json: what a child stage, a registry or a file's header pins.
 """
 
@@ -15,9 +17,10 @@ from typing import TypedDict, cast
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from egic.errors import UserError
+from egic.networks import frozen_features
 from egic.networks.codec import Codec, CodecConfig
 from egic.networks.discriminator import Discriminator, DiscriminatorConfig
 from egic.networks.orp import ResidualHead
@@ -48,7 +51,7 @@ def _config(data: object, where: str, kind: type):
         ok = (
             isinstance(value, list) and all(type(v) is int for v in value)
             if "tuple" in str(fields[name])
-            else type(value) is int
+            else type(value) is (str if fields[name] in (str, "str") else int)
         )
         if not ok:
             raise UserError(f"{where}: {name} has the wrong type ({value!r})")
@@ -89,7 +92,7 @@ def save(
         if isinstance(codec, Codec):
             config["codec"] = dataclasses.asdict(codec.config)
         if isinstance(discriminator, Discriminator):
-            config["discriminator"] = dataclasses.asdict(discriminator.config)
+            config["discriminator"] = discriminator.config.recorded()
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (aside / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
         if folder.exists():
@@ -119,20 +122,29 @@ def read_config(folder: str | Path) -> dict[str, CodecConfig | DiscriminatorConf
     return found
 
 
-def load(folder: str | Path, *names: str) -> Components:
+def load(folder: str | Path, *names: str, encoder: Mapping[str, Tensor] | None = None) -> Components:
     """The named components (all there are, without names) on the CPU, in eval mode, with exactly the stored weights.
 
+    encoder: weights of the discriminator's frozen encoder, if it has one; without them, `frozen_features.find`'s.
     Raises UserError for a missing component and for weights that are missing, surplus, misshaped or unreadable.
     """
     configs = read_config(folder)
     if missing := [n for n in names if n not in configs]:
         raise UserError(f"{folder} has no {', '.join(missing)}; it holds {', '.join(configs)}")
-    found = {name: _load(Path(folder) / f"{name}.safetensors", name, configs[name]) for name in names or configs}
+    found = {
+        name: _load(Path(folder) / f"{name}.safetensors", name, configs[name], encoder) for name in names or configs
+    }
     return cast(Components, found)
 
 
-def _load(path: Path, name: str, config: CodecConfig | DiscriminatorConfig) -> nn.Module:
-    module = _BUILD[name][0](config)
+def _load(
+    path: Path, name: str, config: CodecConfig | DiscriminatorConfig, encoder: Mapping[str, Tensor] | None
+) -> nn.Module:
+    if isinstance(config, DiscriminatorConfig) and config.encoder:
+        found = encoder or frozen_features.find(config.encoder, len(config.down))
+        module: nn.Module = Discriminator(config, found)
+    else:
+        module = _BUILD[name][0](config)
     try:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as e:

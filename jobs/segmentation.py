@@ -16,7 +16,8 @@ from jobs.training.stage import Components, Stage
 
 
 def build(config: Config, components: Components) -> Nets:
-    return Nets(discriminator=components.get("discriminator") or Discriminator(config.discriminator))
+    fresh = components.get("discriminator") or Discriminator(config.discriminator, components.get("encoder"))
+    return Nets(discriminator=fresh)
 
 
 def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:

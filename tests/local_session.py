@@ -110,15 +110,15 @@ def weights(folder: Path, stage: str, config) -> dict[str, torch.Tensor]:
     return found
 
 
-def run_group(configs: dict, folder: Path, world_size: int) -> None:
-    """Each stage with its config on `world_size` processes with gloo, below `folder`."""
+def run_group(configs: dict, folder: Path, world_size: int, run=run) -> None:
+    """`run(stage, config, session)` for each stage on `world_size` processes with gloo, below `folder`."""
     import torch.multiprocessing as mp
 
     folder.mkdir()
-    mp.spawn(_member, args=(configs, folder, world_size), nprocs=world_size)
+    mp.spawn(_member, args=(configs, folder, world_size, run), nprocs=world_size)
 
 
-def _member(rank: int, configs: dict, folder: Path, world_size: int) -> None:
+def _member(rank: int, configs: dict, folder: Path, world_size: int, run) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     try:

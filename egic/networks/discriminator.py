@@ -1,8 +1,13 @@
 """OASIS-C: a U-Net that labels every pixel with a class or "fake", conditioned on y_hat (EGIC section 3.2; OASIS,
 arXiv 2012.04781). Classes: 0 void (never a target), 1..K the data set's categories, K + 1 fake.
+
+With `DiscriminatorConfig.encoder`, the way down of the U-Net is a frozen pre-trained network, as in DP-SIMS (arXiv
+2312.13314): each of its feature maps is normalised channel by channel and projected by a 1x1 convolution.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from egic.errors import UserError
+from egic.networks import frozen_features
 from egic.networks.codec import STRIDE_Y
+from egic.networks.frozen_features import FrozenFeatures
 
 PIXEL_MEAN, PIXEL_STD = 127.5, 64.0  # of photographs in 0..255, for the initialisation alone
 SLOPE = 0.2
@@ -29,6 +36,16 @@ class DiscriminatorConfig:
     num_categories: int = 133
     """Categories of the data set (133 in COCO panoptic); the logits add void and fake. 0 stands for as many as the data
     has, which training puts in its place. Default: COCO panoptic; the presets have 0."""
+    encoder: str = ""
+    """timm model whose frozen pre-trained features take the place of the down blocks, at each level for which it has a
+    feature map (its maps need strides 2, 4, 8, ...; convolutional models have them). Empty: down blocks that are
+    trained. Default: empty, as in EGIC."""
+    encoder_weights: str = ""
+    """File with timm's weights of the encoder (.safetensors or .pth). Empty: ENCODER.safetensors in $EGIC_WEIGHTS,
+    else timm's download. Default: empty, so that nothing has to be set up."""
+    encoder_sha256: str = ""
+    """Digest of the encoder's weights; other weights are refused. Empty: any weights, whose digest training puts in
+    its place. Default: empty; models have it, since they do not contain the encoder's weights."""
 
     def __post_init__(self):
         if len(self.down) != len(self.up) or len(self.down) < 2:
@@ -36,6 +53,14 @@ class DiscriminatorConfig:
         for name, least in (("latent_channels", 1), ("num_categories", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.encoder and (self.encoder_weights or self.encoder_sha256):
+            raise UserError("encoder_weights and encoder_sha256 need an encoder; give the name of a timm model")
+
+    def recorded(self) -> dict[str, Any]:
+        """The fields that decide what a discriminator is, as JSON values: without `encoder_weights`, which names a
+        file of one machine, and without the fields of an encoder where there is none."""
+        left_out = {"encoder_weights"} if self.encoder else {"encoder", "encoder_weights", "encoder_sha256"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def num_classes(self) -> int:
@@ -120,19 +145,48 @@ class Block(nn.Module):
         return main + (F.interpolate(skip, scale_factor=2.0) if self.up else skip)
 
 
-class Discriminator(nn.Module):
-    """OASIS-C. forward: pictures and their latents -> logits per pixel."""
+class Lateral(nn.Module):
+    """A frozen feature map on its way into the U-Net: normalised per channel, then conv1x1."""
 
-    def __init__(self, config: DiscriminatorConfig):
+    variance = 1.0
+
+    def __init__(self, inp: int, out: int):
+        super().__init__()
+        self.conv = normalised_conv(inp, out, 1, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inp, H, W) -> (B, out, H, W)."""
+        return self.conv(F.instance_norm(x))
+
+
+class Discriminator(nn.Module):
+    """OASIS-C. forward: pictures and their latents -> logits per pixel.
+
+    encoder: weights of `config.encoder` (`frozen_features.find`). Without them it has random weights, which serve to
+    know sizes and costs. Raises UserError for an encoder that timm does not have, and for weights whose digest is not
+    `config.encoder_sha256`.
+    """
+
+    def __init__(self, config: DiscriminatorConfig, encoder: Mapping[str, Tensor] | None = None):
         super().__init__()
         if config.num_categories < 1:
             raise UserError("num_categories is 0; put the data's number of categories in its place")
+        self.encoder = FrozenFeatures(config.encoder, len(config.down), encoder) if config.encoder else None
+        if self.encoder:
+            found = "random" if encoder is None else frozen_features.digest(encoder)
+            if encoder is not None and config.encoder_sha256 not in ("", found):
+                raise UserError(
+                    f"this discriminator needs weights of {config.encoder} with digest {config.encoder_sha256[:16]}, "
+                    f"not {found[:16]}; give them as {config.encoder}.safetensors in EGIC_WEIGHTS"
+                )
+            config = replace(config, encoder_sha256=found)
         self.config = config
+        maps = dict(zip(self.encoder.levels, self.encoder.channels, strict=True)) if self.encoder else {}
         self.latent = normalised_conv(config.latent_channels, config.up[-1], 3, 1.0)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         inp, variance, skips = 3, 1.0, []
         for i, out in enumerate(config.down):
-            block = Block(inp, out, variance=variance, first=i == 0)
+            block = Lateral(maps[i], out) if i in maps else Block(inp, out, variance=variance, first=i == 0)
             self.down.append(block)
             inp, variance = out, block.variance
             skips.append((out, variance))
@@ -153,8 +207,9 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, y_hat: Tensor | None = None) -> Tensor:
         """x (B, 3, H, W) in 0..255, y_hat (B, M, H/16, W/16) or None (unconditioned) -> logits (B, classes, H, W)."""
         skips, x = [], x.contiguous(memory_format=torch.channels_last)
-        for block in self.down:
-            x = block(x)
+        maps = dict(zip(self.encoder.levels, self.encoder(x), strict=True)) if self.encoder else {}
+        for level, block in enumerate(self.down):
+            x = block(maps[level] if level in maps else x)
             skips.append(x)
         x = self.up[0](skips.pop())
         for block in self.up[1:]:

@@ -104,6 +104,8 @@ def cost_of(name: str, config: Config, world_size: int = 1) -> Cost:
         nets = networks(stage, config)
     modules = [m for part in ("codec", "discriminator", "orp", "lpips") if (m := getattr(nets, part)) is not None]
     parameters = sum(p.numel() for m in modules for p in m.parameters())
+    if nets.discriminator is not None and nets.discriminator.encoder is not None:
+        parameters += sum(b.numel() for b in nets.discriminator.encoder.net.buffers())
     trained = {k: p.numel() * p.element_size() for k, p in loop.trained_weights(stage, nets).items()}
     averaged = sum(v for k, v in trained.items() if k.startswith(stage.averages)) if settings.ema else 0
     artifact = sum(_bytes(v) for part in stage.publishes for v in getattr(nets, part).state_dict().values())

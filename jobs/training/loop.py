@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -157,13 +158,16 @@ def prepare_training(stage: Stage, nets: Nets, session: Session, settings: Train
     optimizers, parts = make_optimizers(stage, nets, settings), parts_of(nets)
     for name in stage.trains:
         wrap = session.world_size > 1 and not session.idle
-        devices = [session.device] if session.device.type == "cuda" else None
-        nets.trained[name] = (
-            DistributedDataParallel(parts[name], device_ids=devices, process_group=session.group)
-            if wrap
-            else parts[name]
-        )
+        nets.trained[name] = wrapped(parts[name], session) if wrap else parts[name]
     return State(nets, optimizers)
+
+
+def wrapped(module: nn.Module, session: Session) -> DistributedDataParallel:
+    """The module in DistributedDataParallel. Buffers are constants here, and each worker has them: none are sent."""
+    devices = [session.device] if session.device.type == "cuda" else None
+    with warnings.catch_warnings():  # torch before 2.15 does not have the option that replaces this one
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        return DistributedDataParallel(module, device_ids=devices, process_group=session.group, broadcast_buffers=False)
 
 
 def trained_weights(stage: Stage, nets: Nets) -> dict[str, Tensor]:

@@ -15,16 +15,19 @@ from jobs.data.sources import class_table
 from jobs.data.sources.coco_classes import CATEGORIES
 from jobs.data.sources.folders import LABEL_MAPS, PHOTOGRAPHS, folders_of, kind_of
 from jobs.storage import files
+from jobs.training.encoder import with_encoder
 from jobs.training.stage import MODULES, load_stage
 
 C = TypeVar("C", bound=Config)
 
 
 def open_fitted(config: C, stages: Sequence[str]) -> tuple[C, dict[str, Manifest]]:
-    """The configuration `fitted` to the data, and the manifests of train and val, which are prepared if missing."""
+    """The configuration `fitted` to the data, with the digest of the discriminator's encoder where a stage trains one;
+    and the manifests of train and val, which are prepared if missing."""
     check_data(config, stages)
     manifests = open_data(config.data, config.output)
-    return fitted(config, manifests, stages), manifests
+    config = fitted(config, manifests, stages)
+    return with_encoder(config) if learning_labels(stages) else config, manifests
 
 
 def check_data(config: Config, stages: Sequence[str]) -> dict[Path, str]:
@@ -96,3 +99,14 @@ def check_parent(config: Config, stage: str, ref: str, folder: Path) -> None:
             f"the discriminator of {ref} knows {found.num_categories} categories, the data has {wanted}; start from "
             "one that was trained on this data (segmentation)"
         )
+    if learning_labels((stage,)) and isinstance(found, DiscriminatorConfig):
+        wanted_encoder = config.discriminator.encoder, config.discriminator.encoder_sha256
+        if (found.encoder, found.encoder_sha256) != wanted_encoder:
+            names = [
+                f"{name} {digest[:16]}".strip() or "none"
+                for name, digest in ((found.encoder, found.encoder_sha256), wanted_encoder)
+            ]
+            raise UserError(
+                f"the discriminator of {ref} has the encoder {names[0]}, this configuration {names[1]}; give "
+                f"--discriminator.encoder '{found.encoder}' with the same weights, or start from another one"
+            )

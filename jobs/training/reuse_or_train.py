@@ -29,6 +29,7 @@ from jobs.tracking import model_registry, runs, store
 from jobs.tracking.model_registry import Artifact, local_copy
 from jobs.training.checkpoints import place_of
 from jobs.training.code_version import code_tag
+from jobs.training.encoder import find_encoder
 from jobs.training.reports import Reports, deliver_rest
 from jobs.training.stage import MODULES, Stage, ingredients, load_stage, run_params, sources, stage_key
 from jobs.training.trainer import Job, fit
@@ -159,6 +160,7 @@ def train_and_publish(inputs: StageInputs, place: Folder, parent_run: str | None
             train=inputs.manifests["train"], val=inputs.manifests["val"],
             components=parent_components(stage, inputs.parents, config.output), provenance=provenance,
             lpips=ray.put(inputs.lpips.backbone) if "lpips_weights" in stage.reads else None,
+            encoder=ray.put(encoder) if "discriminator" in stage.reads and (encoder := find_encoder(config)) else None,
             threads=config.compute.threads or threads(config.compute, side_by_side),
         )  # fmt: skip
         result = fit(job, Reports(run_id, stage.settings(config).steps, place))

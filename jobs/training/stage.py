@@ -32,9 +32,11 @@ STAGES = (*MODULES, EVALUATE)
 
 
 class Components(artifact.Components, total=False):
-    """What a stage starts from: networks of its parents' artifacts, and LPIPS."""
+    """What a stage starts from: networks of its parents' artifacts, LPIPS, and weights of the discriminator's
+    frozen encoder where it has one."""
 
     lpips: LPIPS
+    encoder: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ def sources(stage: str) -> dict[str, str]:
 
 def ingredients(stage: Stage, config: Config, *, parents: Mapping[str, str], data: str, lpips: str) -> dict[str, Any]:
     """Everything that the stage's result depends on: settings, code, parents' digests, data digest, LPIPS backbone."""
-    every = dataclasses.asdict(config)
+    every = dataclasses.asdict(config) | {"discriminator": config.discriminator.recorded()}
     settings = {name: every[name] for name in stage.reads}
     return {
         "stage": stage.name,

@@ -44,7 +44,7 @@ RESIZE_EVERY_S = 30.0
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a stage gets. Parents and LPIPS travel through Ray's object store, not through files."""
+    """What every worker of a stage gets. Parents, LPIPS and encoder travel through Ray's object store, not as files."""
 
     stage: str
     config: Config
@@ -57,6 +57,8 @@ class Job:
     components: Mapping[str, ray.ObjectRef]
     """Name -> files of the artifact that holds it."""
     lpips: ray.ObjectRef | None
+    encoder: ray.ObjectRef | None
+    """Weights of the discriminator's frozen encoder."""
     provenance: dict
     threads: int
 
@@ -176,11 +178,14 @@ def train_worker(job: Job) -> None:
     torch.set_num_threads(job.threads)
     quiet_ray()
     components: Components = {}
+    encoder = None
+    if job.encoder is not None:
+        components["encoder"] = encoder = ray.get(job.encoder)
     for name, ref in job.components.items():
         with tempfile.TemporaryDirectory() as folder:
             for file, content in ray.get(ref).items():
                 Path(folder, file).write_bytes(content)
-            components.update(artifact.load(Path(folder), name))
+            components.update(artifact.load(Path(folder), name, encoder=encoder))
     if job.lpips is not None:
         components["lpips"] = LPIPS(ray.get(job.lpips))
     loop.train(job.stage, job.config, components, RaySession(job), job.provenance)

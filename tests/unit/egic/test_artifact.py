@@ -2,15 +2,19 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 
 from egic import artifact
+from egic.errors import UserError
 from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator, DiscriminatorConfig
+from egic.networks.frozen_features import digest, find
 from egic.networks.orp import ResidualHead
+from tests import encoders
 from tests.codec_models import TINY
 
 D_CONFIG = DiscriminatorConfig(down=(8, 8), up=(8, 8), latent_channels=64, num_categories=5)
@@ -40,6 +44,25 @@ def test_round_trip(folder, parts):
         for (k, v), (k2, v2) in zip(module.state_dict().items(), found[name].state_dict().items(), strict=True):
             assert k == k2 and torch.equal(v, v2)
     assert found["codec"].config == TINY and found["discriminator"].config == D_CONFIG
+
+
+def test_a_frozen_encoder_is_named_by_its_digest_and_not_stored(tmp_path, monkeypatch):
+    file = encoders.write_weights(tmp_path / f"{encoders.NAME}.safetensors")
+    weights = find(encoders.NAME, 2, str(file))
+    config = replace(D_CONFIG, encoder=encoders.NAME, encoder_weights=str(file))
+    model = Discriminator(config, weights).eval()
+    folder = tmp_path / "artifact"
+    artifact.save(folder, {"discriminator": model}, {})
+    written = json.loads((folder / "config.json").read_text())["discriminator"]
+    assert written["encoder_sha256"] == digest(weights) and "encoder_weights" not in written
+    assert not any("encoder" in name for name in safetensors.torch.load_file(folder / "discriminator.safetensors"))
+    monkeypatch.setenv("EGIC_WEIGHTS", str(tmp_path))
+    x = torch.rand(1, 3, 32, 32) * 255
+    for found in (artifact.load(folder), artifact.load(folder, encoder=weights)):
+        assert torch.equal(found["discriminator"](x), model(x))
+    encoders.write_weights(file, seed=1)
+    with pytest.raises(UserError, match="needs weights of test_efficientnet with digest .* in EGIC_WEIGHTS"):
+        artifact.load(folder)
 
 
 def test_components_can_be_chosen(folder):

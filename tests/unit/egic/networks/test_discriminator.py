@@ -1,10 +1,15 @@
 """OASIS-C: its size, its borders, the shortcuts in its arithmetic, and where it starts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from egic.networks.discriminator import SLOPE, Block, Discriminator, DiscriminatorConfig
+from egic.errors import UserError
+from egic.networks.discriminator import SLOPE, Block, Discriminator, DiscriminatorConfig, Lateral
+from egic.networks.frozen_features import digest, find
+from tests import encoders
 
 SMALL = DiscriminatorConfig(down=(16, 32, 32, 64), up=(64, 32, 32, 16), latent_channels=24, num_categories=7)
 
@@ -105,3 +110,42 @@ def test_the_start_is_of_sane_scale_on_pictures():
 def test_impossible_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Discriminator(DiscriminatorConfig(**changes))
+
+
+@torch.no_grad()
+def test_an_encoder_takes_the_place_of_the_down_blocks():
+    model = Discriminator(replace(SMALL, encoder=encoders.NAME)).eval()
+    assert all(isinstance(block, Lateral) for block in model.down)
+    x = photograph(64)
+    assert model(x, torch.randn(2, 24, 4, 4)).shape == (2, 9, 64, 64)
+    assert 0.02 < model(x).std() < 3
+    trained = [name for name, _ in model.named_parameters()]
+    assert trained == list(model.state_dict()) and {n.split(".")[0] for n in trained} == {"latent", "down", "up", "out"}
+
+
+@torch.no_grad()
+def test_levels_without_a_map_keep_their_trained_blocks():
+    model = Discriminator(replace(SMALL, encoder="test_convnext")).eval()  # nothing at stride 2
+    assert [type(block) for block in model.down] == [Block, Lateral, Lateral, Lateral]
+    assert model(photograph(64)).isfinite().all()
+    deep = replace(SMALL, down=(8,) * 6, up=(8,) * 6, encoder=encoders.NAME)  # nothing at stride 64
+    model = Discriminator(deep).eval()
+    assert [type(block) for block in model.down] == [Lateral] * 5 + [Block]
+    assert model(photograph(64)).isfinite().all()
+
+
+def test_an_encoders_weights_are_held_against_their_digest(tmp_path):
+    weights = find(encoders.NAME, 4, str(encoders.write_weights(tmp_path / "a.safetensors")))
+    named = Discriminator(replace(SMALL, encoder=encoders.NAME), weights).config
+    assert named.encoder_sha256 == digest(weights)
+    Discriminator(named, weights)
+    other = find(encoders.NAME, 4, str(encoders.write_weights(tmp_path / "b.safetensors", seed=1)))
+    with pytest.raises(UserError, match=f"needs weights of test_efficientnet with digest {digest(weights)[:16]}, not"):
+        Discriminator(named, other)
+
+
+def test_without_an_encoder_nothing_new_is_recorded():
+    assert list(SMALL.recorded()) == ["down", "up", "latent_channels", "num_categories"]
+    with pytest.raises(UserError, match="encoder_weights and encoder_sha256 need an encoder"):
+        replace(SMALL, encoder_weights="somewhere.safetensors")
+    assert "encoder_weights" not in replace(SMALL, encoder=encoders.NAME, encoder_weights="a.pth").recorded()
