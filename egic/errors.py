@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import select
+import signal
 import sys
 import traceback
 import warnings
@@ -37,11 +40,20 @@ def run_main(main: Callable[[], object]) -> int | None:
       environment variable EGIC_TRACEBACK=1 adds the traceback.
     - Ctrl-C: one line, status 130.
     - Any other exception is a fault of the program: its traceback and a line that asks for a report, status 1.
+    - A reader of stdout that has ended, such as `head`: nothing, status 141, as other programs that SIGPIPE ends.
     - Otherwise the integer that `main` returned, or None for success.
+
+    File names that are no UTF-8 are printed with \\x.. or \\udc.. in place of what no text can hold.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main()
+        sys.stdout.flush()
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_ended():
+            return 128 + signal.SIGPIPE
         if os.environ.get("EGIC_TRACEBACK", "0") != "0":
             traceback.print_exc()
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
@@ -54,6 +66,16 @@ def run_main(main: Callable[[], object]) -> int | None:
         print(REPORT, file=sys.stderr)
         return 1
     return status if isinstance(status, int) else None
+
+
+def _reader_ended() -> bool:
+    """Whether stdout is a pipe that nobody reads any more; it is closed then, or Python would complain as it ends."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def out_of_memory(error: Exception) -> bool:

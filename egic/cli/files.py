@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ def plan(inputs: list[str], out: str | None, suffix: str, takes: tuple[str, ...]
     """Pair each input with its output.
 
     A folder stands for the files below it that end with one of `takes`. Outputs lie beside their inputs with `suffix`
-    in place of the input's own; `out` names the file for one input, and a folder for several (or when it is one, or
-    ends with a slash). Raises UserError for inputs that are not there and for two outputs of one name.
+    in place of the input's own, or after it where two inputs differ in their suffixes alone: a.jpg and a.png become
+    a.jpg.egic and a.png.egic. `out` names the file for one input, and a folder for several (or when it is one, or ends
+    with a slash). Raises UserError for inputs that are missing and for two outputs of one name.
     """
     if inputs.count(STD) > 1:
         raise UserError("stdin (-) can be read only once")
@@ -39,17 +41,12 @@ def plan(inputs: list[str], out: str | None, suffix: str, takes: tuple[str, ...]
     as_folder = out is not None and out != STD and (many or out.endswith(os.sep) or Path(out).is_dir())
     if many and out == STD:
         raise UserError("several pictures do not fit on stdout; name a folder with -o")
-    tasks = []
-    for source, relative in sources:
-        target: Path | None
-        if out is not None and as_folder:
-            name = relative.with_suffix(suffix) if relative else Path("stdin" + suffix)
-            target = Path(out) / name
-        elif out is not None:
-            target = None if out == STD else Path(out)
-        else:
-            target = source.with_suffix(suffix) if source else None
-        tasks.append(Task(source=source, target=target))
+    if out is not None and not as_folder:
+        target = None if out == STD else Path(out)
+        tasks = [Task(source=source, target=target) for source, _ in sources]
+    else:
+        places = [source if out is None else Path(out) / (below or "stdin") for source, below in sources]
+        tasks = [Task(source=s, target=t) for (s, _), t in zip(sources, _targets(places, suffix), strict=True)]
     _check_distinct(tasks)
     return tasks
 
@@ -61,11 +58,32 @@ def _sources(inputs: Iterable[str], takes: tuple[str, ...]) -> Iterator[tuple[Pa
         if name == STD:
             yield None, None
         elif path.is_dir():
-            for found in sorted(path.rglob("*")):
-                if found.suffix.lower() in takes and found.is_file() and not found.name.startswith("."):
+            for found in files_below(path):
+                if found.suffix.lower() in takes:
                     yield found, found.relative_to(path)
         else:
             yield path, Path(path.name)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder by name, hidden ones left out."""
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+
+
+def _targets(places: Sequence[Path | None], suffix: str) -> list[Path | None]:
+    """The place of each output: the input's place with `suffix`, after its own suffix where that alone tells it from
+    another; None for stdin beside nothing."""
+    whole: set[int] = set()
+    while True:
+        made = [
+            place and (place.with_name(place.name + suffix) if i in whole else place.with_suffix(suffix))
+            for i, place in enumerate(places)
+        ]
+        counts = Counter(made)
+        same = {i for i, target in enumerate(made) if target and counts[target] > 1} - whole
+        if not same:
+            return made
+        whole |= same
 
 
 def _check_distinct(tasks: list[Task]) -> None:
@@ -110,7 +128,7 @@ def check_free_folder(folder: Path, force: bool) -> Path:
     folder = folder.expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not folder.is_dir() or not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is there and is no EGIC model; name a new folder with -o")
+            raise UserError(f"{folder} exists and is no EGIC model; name a new folder with -o")
         if not force:
             raise UserError(f"{folder} exists; --force overwrites it")
     return folder

@@ -110,14 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _each(tasks: list[Task], work: Callable[[Task], str]) -> int:
-    """Work on every task, one line each when there are several; a failure is told and the rest goes on."""
+    """Work on every task, one line each when there are several; a failure is one line, too, and the rest goes on."""
     failed = 0
     for number, task in enumerate(tasks, 1):
         place = f"[{number}/{len(tasks)}] " if len(tasks) > 1 else ""
         try:
             line = work(task)
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not out_of_memory(error):
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, BrokenPipeError) or (isinstance(error, RuntimeError) and not out_of_memory(error)):
                 raise
             failed += 1
             print(f"{place}error: {task.name}: {reason(error)}", file=sys.stderr)
@@ -152,6 +152,9 @@ def _load(args: argparse.Namespace) -> "Model":
 def _compress(args: argparse.Namespace) -> int:
     from egic import pictures
 
+    folders = [Path(name) for name in args.inputs if Path(name).is_dir()]
+    if left := pictures.left_out(path.name for folder in folders for path in files.files_below(folder)):
+        print(f"warning: left out, since pictures of these kinds are not read: {left}", file=sys.stderr)
     tasks = files.plan(args.inputs, args.output, SUFFIX, pictures.READ_SUFFIXES)
     files.check_any_free(tasks, args.force)
     model = _load(args)

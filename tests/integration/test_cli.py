@@ -12,14 +12,15 @@ from PIL import Image
 
 from egic import artifact
 from egic.cli import main
+from egic.coding import bitstream
 from tests.codec_models import full_model, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def egic(*arguments, stdin: bytes = b"", timeout: float = 120) -> subprocess.CompletedProcess:
+def egic(*arguments, stdin: bytes = b"", timeout: float = 120, env: dict | None = None) -> subprocess.CompletedProcess:
     """`python -m egic ...` in a process of its own, one thread."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"} | (env or {})
     command = [sys.executable, "-m", "egic", *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, env=env)
 
@@ -54,7 +55,7 @@ def run(*arguments) -> int:
 
 def test_help_and_info_need_no_torch(pictures, model):
     assert run("compress", pictures / "a.png", "--model", model) == 0
-    script = "import sys; from egic import cli; cli.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    script = "import sys; from egic.cli import main; main.main(sys.argv[1:]); assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", script, "info", str(pictures / "a.egic")], capture_output=True, cwd=ROOT, timeout=60
     )
@@ -86,6 +87,58 @@ def test_folders(pictures, model, tmp_path, capsys):
     assert "[3/3]" in out.err and out.out.count("dB PSNR") == out.out.count(" at alpha 1, ") == 3 and "bpp" in out.out
     assert run("decompress", files, "-o", back, "-m", model) == 0
     assert Image.open(back / "deeper" / "c.png").size == (30, 17)
+
+
+def test_pictures_that_differ_in_their_suffix_alone_stay_apart(model, tmp_path):
+    """a.jpg and a.png become a.jpg.egic and a.png.egic; so does a.jpg.webp, whose output the first would be."""
+    for i, name in enumerate(("a.jpg", "a.png", "a.jpg.webp", "b.png")):
+        Image.fromarray(np.full((9, 8 + i, 3), 100, np.uint8)).save(tmp_path / name)
+    assert run("compress", tmp_path, "-o", tmp_path / "files", "-m", model) == 0
+    sizes = {"a.jpg.egic": 8, "a.png.egic": 9, "a.jpg.webp.egic": 10, "b.egic": 11}
+    found = {p.name: bitstream.unpack(p.read_bytes())[0].width for p in (tmp_path / "files").iterdir()}
+    assert found == sizes
+    assert run("decompress", tmp_path / "files", "-o", tmp_path / "back", "-m", model) == 0
+    assert {p.name: Image.open(p).width for p in (tmp_path / "back").iterdir()} == {
+        name.replace(".egic", ".png"): width for name, width in sizes.items()
+    }
+
+
+def test_kinds_that_are_not_read_are_counted_in_a_warning(pictures, model, capsys):
+    for name in ("x.heic", "y.HEIC", "z.dng"):
+        (pictures / "deeper" / name).touch()
+    assert run("compress", pictures, "-m", model) == 0
+    assert "2 .heic, 1 .dng" in capsys.readouterr().err
+
+
+NAMES = [b"caf\xe9.png", b"100%.png", b"what?.png", b"#1 of 2.png", "日本.png".encode()]
+
+
+def test_any_file_name(model, tmp_path):
+    """In a UTF-8 terminal that takes nothing else, and in one that knows ASCII alone."""
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        folder = tmp_path / encoding
+        folder.mkdir()
+        for name in NAMES:
+            Image.new("RGB", (9, 9)).save(folder / os.fsdecode(name))
+        done = egic("compress", folder, "-m", model, "--stats", env={"PYTHONIOENCODING": encoding})
+        assert done.returncode == 0 and done.stderr.count(b"error") == 0, done.stderr
+        assert len(list(folder.glob("*.egic"))) == len(NAMES)
+        done = egic("info", *folder.glob("*.egic"), env={"PYTHONIOENCODING": encoding})
+        assert done.returncode == 0 and done.stdout.count(b"9 x 9") == len(NAMES), done.stderr
+
+
+@pytest.mark.parametrize("num", [3, 3000])
+def test_a_reader_that_ends_early_ends_the_command_quietly(num, pictures, model, tmp_path):
+    """As in `egic info *.egic | head -1`; the lines of 3 files are all written at once, those of 3000 are not."""
+    assert run("compress", pictures / "a.png", "-o", tmp_path / "a.egic", "-m", model) == 0
+    command = [sys.executable, "-m", "egic", "info", *["a.egic"] * num]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if num > 3:
+        done.stdout.readline()
+    done.stdout.close()
+    assert done.stderr.read() == b"" and done.wait(60) == 141
+    done.stderr.close()
 
 
 def test_names_decide_formats(pictures, model, tmp_path):
@@ -155,7 +208,7 @@ def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
         (("compress", a, "-m", pictures / "nothing"), "no such folder"),
         (("compress", a, "-m", pictures), "no EGIC model"),
         (("compress", "nothing.png", "-m", model), "No such file"),
-        (("compress", a, a.with_name("a.jpg"), "-m", model), "would both become"),
+        (("compress", a, a, "-m", model), "would both become"),
         (("compress", pictures / "deeper", "-o", "-", "-m", model), "stdout"),
         (("compress", "-", "-", "-m", model), "only once"),
         (("compress", a, "-m", model, "--device", "cuda:99"), "--device"),
