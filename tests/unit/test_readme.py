@@ -1,12 +1,16 @@
-"""README and docs name what there is: every room on the map, every departure from the paper in its list."""
+"""README and docs agree with the code: rooms and functions of the map exist, and every departure is in the list."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.unit.test_imports import graph
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+MAP = (ROOT / "docs" / "architecture.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [path for folder in ("egic", "jobs", "pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -22,11 +26,59 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_room_is_on_the_map():
-    page = (ROOT / "docs" / "architecture.md").read_text()
     rooms = {path.parent.relative_to(ROOT).as_posix() for path in MODULES} - {"egic", "jobs", "pipelines"}
-    assert not [room for room in sorted(rooms) if f"{room}/" not in page]
-    named = re.findall(r"(?:egic|jobs|pipelines|tests|infra|docs)/[\w/]*\.?\w+", page)
+    assert not [room for room in sorted(rooms) if f"{room}/" not in MAP]
+    named = re.findall(r"(?:egic|jobs|pipelines|tests|infra|docs)/[\w/]*\.?\w+", MAP)
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def names_of(source: str) -> set[str]:
+    """Functions, classes and constants of a module, and methods as Class.method."""
+    names = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            names |= {f"{node.name}.{each.name}" for each in ast.walk(node) if isinstance(each, ast.FunctionDef)}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_every_function_that_the_map_names_exists():
+    """The page names them as `FILE` (`FUNCTION`, `CLASS.METHOD`)."""
+    named = re.findall(r"`([\w/]+\.py)` \((`[^)]*`)\)", MAP)
+    assert len(named) > 20
+    for file, functions in named:
+        missing = set(re.findall(r"`([\w.]+)`", functions)) - names_of((ROOT / file).read_text())
+        assert not missing, f"docs/architecture.md names {missing} of {file}; name what took their place"
+
+
+DRAWN = [(a, b) for a, b in re.findall(r"^ *(\w+)(?:\[.*?\])? --> (\w+)$", MAP, re.MULTILINE)]
+LABELS = dict(re.findall(r'^ *(\w+)\["([\w/]+)/', MAP, re.MULTILINE))
+"""Node of the picture -> its folder. The nodes of `egic/` and `jobs/` stand for the files directly in them."""
+KNOWN_UPWARD = {("cluster", "job_training")}
+NOT_DRAWN = {"egic", "egic.errors", "egic.cache", "egic.__main__"}
+
+
+def drawn_room(module: str) -> str:
+    """The node of the picture that a module belongs to; empty for those that are not drawn."""
+    if module in NOT_DRAWN:
+        return ""
+    folders = [
+        (folder, node) for node, folder in LABELS.items() if f"{module.replace('.', '/')}/".startswith(folder + "/")
+    ]
+    return max(folders)[1]
+
+
+def test_picture_of_the_rooms_shows_the_imports():
+    """Each arrow is an import, and each import from one room to another is an arrow or a way along arrows."""
+    real = {(drawn_room(a), drawn_room(b)) for a, others in graph().items() for b in others}
+    real = {(a, b) for a, b in real if a and b and a != b} - KNOWN_UPWARD
+    assert len(DRAWN) > 20 and not set(DRAWN) - real, "no such import"
+    reached = set(DRAWN)
+    while more := {(a, d) for a, b in reached for c, d in DRAWN if b == c} - reached:
+        reached |= more
+    assert not real - reached, "missing in docs/architecture.md"
 
 
 def test_every_departure_is_listed():
