@@ -14,29 +14,37 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_chain,
+    wait_fixed,
+)
 
 from egic.cache import cache_folder
 from egic.errors import UserError
 
-T = TypeVar("T")
 Place = str | Path
 SCHEMES = ("s3", "gs")
 PROBE_S = 20
 """How long storage may take to answer the first question; pyarrow itself waits minutes."""
-WAITS_S = (1, 4, 16)
-"""Pauses before a read that failed is tried again, beside what pyarrow retries by itself."""
+patiently = Retrying(
+    retry=retry_if_exception_type(OSError) & retry_if_not_exception_type(FileNotFoundError),
+    wait=wait_chain(wait_fixed(1), wait_fixed(4), wait_fixed(16)), stop=stop_after_attempt(4), reraise=True,
+)  # fmt: skip
+"""Calls a function, and again when the network or the server failed, in addition to what pyarrow repeats by itself."""
 
 
 def is_remote(place: Place) -> bool:
@@ -114,7 +122,7 @@ def read(place: Place) -> bytes:
     """A file's content. Raises FileNotFoundError, OSError."""
     if not is_remote(place):
         return Path(place).read_bytes()
-    return _patiently(lambda: _read(place))
+    return patiently(_read, place)
 
 
 def _read(place: Place) -> bytes:
@@ -128,7 +136,7 @@ def read_ranges(place: Place, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     if not is_remote(place):
         with open(place, "rb", buffering=0) as file:
             return [os.pread(file.fileno(), size, offset) for offset, size in ranges]
-    return _patiently(lambda: [_opened(place).read_at(size, offset) for offset, size in ranges])
+    return patiently(lambda: [_opened(place).read_at(size, offset) for offset, size in ranges])
 
 
 @lru_cache(maxsize=4096)
@@ -138,23 +146,11 @@ def _opened(place: Place) -> pa.NativeFile:
     return filesystem.open_input_file(path)
 
 
-def _patiently(call: Callable[[], T]) -> T:
-    """`call`, again after a pause when the network or the server failed."""
-    for wait in WAITS_S:
-        try:
-            return call()
-        except FileNotFoundError:
-            raise
-        except OSError:
-            time.sleep(wait)
-    return call()
-
-
 def write(place: Place, content: bytes) -> None:
     """A file, whole or not at all, in place of what was there."""
     if is_remote(place):
         filesystem, name = filesystem_and_path(place)
-        return _patiently(lambda: _write(filesystem, name, content))
+        return patiently(_write, filesystem, name, content)
     path = Path(place)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a process id would not tell machines apart

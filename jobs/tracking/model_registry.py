@@ -123,9 +123,10 @@ def find_finished(stage: str, key: str, *, experiment: str = store.EXPERIMENT) -
         if run.info.status != "FINISHED" or artifact is None:
             continue
         try:
-            if client.list_logged_model_artifacts(artifact.uri.removeprefix("models:/")):
+            model_id = artifact.uri.removeprefix("models:/")
+            if client.list_logged_model_artifacts(model_id):
                 return artifact
-            reason = "its files are gone"
+            reason = f"its files are gone from {client.get_logged_model(model_id).artifact_location}"
         except store.mlflow().MlflowException as error:
             reason = str(error)
         log.warning("%s was finished in run %s, but can't be reused: %s", stage, run.info.run_id, reason)

@@ -24,7 +24,7 @@ def start_pipeline(
     name: str, params: Mapping[str, Any], tags: Mapping[str, str], *, experiment: str = EXPERIMENT
 ) -> str:
     """Start the parent run of a pipeline called `name` (the preset); returns its run id."""
-    where, tags = store.experiment_id(experiment), {"egic.kind": "pipeline", **tags}
+    where, tags = store.writable_experiment(experiment), {"egic.kind": "pipeline", **tags}
     run = store.client().create_run(where, run_name=name, tags=tags)
     log_params(run.info.run_id, params)
     return run.info.run_id
@@ -44,7 +44,7 @@ def start_stage(
     An unfinished run of the same key (a killed one, say) is opened again, moved below the new parent, and its curves go
     on; so a stage that was interrupted is one run.
     """
-    client, where = store.client(), store.experiment_id(experiment)
+    client, where = store.client(), store.writable_experiment(experiment)
     tags = {"egic.kind": "stage", "egic.stage": stage, "egic.key": key, **tags}
     if parent_run_id:
         tags["mlflow.parentRunId"] = parent_run_id

@@ -1,21 +1,32 @@
-"""The connection to MLflow: which store, whether it can be used, and how long to wait for it.
+"""The connection to MLflow: which store is used, whether it can be used, and how long to wait for it.
 
 mlflow is imported inside a function: the import takes 3 s, and `--help` must not wait for it.
 """
 
-import fcntl
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential,
+)
 
 from egic.errors import UserError
+from jobs.tracking import moved_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,31 +35,33 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 interrupted = threading.Event()
-"""Set when the program was told to stop: what then fails in its threads was killed, and did not fail by itself."""
+"""Set when the program is asked to stop. What fails in its threads from then on was ended, and is not an error."""
 
 EXPERIMENT = "egic"
+PAUSE = wait_exponential(max=15)
+"""Seconds between two attempts to reach a server that is away: 1, 2, 4, 8, 15, 15, ..."""
 
 
 def mlflow() -> ModuleType:
-    """The mlflow module, imported when first needed, with the settings it reads from the environment.
+    """The mlflow module, imported when first needed, with defaults for the settings it reads from the environment.
 
-    What the user has set stays. Two tries: a server that is down costs 4 s per call instead of the default's 246 s.
+    What the user has set stays. Two attempts: a call to a server that is down then takes 4 s instead of 246 s.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # a line per table when the sqlite file is made
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # otherwise a line for each table of a new sqlite file
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     return mlflow
 
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or `sqlite:///<working folder>/mlflow.db`; the path of an sqlite file is made absolute."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_quoted(Path.cwd())}/mlflow.db"
     path = sqlite_path(uri)
-    return f"sqlite:///{path}" if path else uri
+    return f"sqlite:///{_quoted(path)}{''.join(uri.partition('?')[1:])}" if path else uri
 
 
 def shown_uri() -> str:
@@ -59,13 +72,20 @@ def shown_uri() -> str:
 
 def sqlite_path(uri: str) -> Path | None:
     """The absolute path of the database file that `uri` names; None for a server and other stores."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).absolute()
+
+
+def _quoted(path: Path) -> str:
+    """A path as part of an sqlite URI, where SQLAlchemy decodes %XX and ends the path at a question mark."""
+    return str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def client() -> "MlflowClient":
     """A client of the tracking store and model registry.
 
-    Raises UserError, within seconds, when the server does not answer or the store can't be opened.
+    Raises UserError, within seconds, when the server does not answer or is too old, or the store can't be opened.
     """
     try:
         module = mlflow()
@@ -74,38 +94,44 @@ def client() -> "MlflowClient":
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         check_server(uri)
+        check_abilities(uri)
     path = sqlite_path(uri)
     if path and not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would try for 100 s
         raise UserError(f"cannot write the MLflow store {path}; set MLFLOW_TRACKING_URI to one that can be written")
     try:
-        with _alone(path.parent) if path else nullcontext():
+        if path is None:
+            return module.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        with _locked(path):
+            if path.exists():
+                moved_folder.find_artifacts(path)
             return module.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except Exception as error:
         raise UserError(f"cannot open the MLflow store {shown_uri()} ({error}); set MLFLOW_TRACKING_URI") from error
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process, and one thread of it, at a time: two that made a database at once would stumble over its tables."""
-    handle = os.open(folder, os.O_RDONLY)
+def _locked(database: Path) -> Iterator[None]:
+    """One process, and one thread of it, at a time: MLflow fails when two create the tables of a database at once.
+
+    Where the disk has no locks, or somebody holds one for a minute, the block runs all the same.
+    """
+    lock = FileLock(database.with_name(f".{database.name}.lock"))
     try:
-        with suppress(OSError):  # some network disks have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock.acquire(timeout=60)
+    except OSError as error:
+        log.warning("opening %s without a lock: %s", database, error)
+    try:
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def check_server(uri: str) -> None:
     """Raise UserError unless the server at `uri` answers in 5 s."""
-    import requests  # MLflow's own HTTP client
-
-    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
-    verify = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure
     try:
-        status = requests.get(uri.rstrip("/") + "/health", timeout=5, verify=verify).status_code
+        status = _get(f"{uri.rstrip('/')}/health")[0]
         reason = f"status {status}" if status >= 500 else ""
-    except (requests.RequestException, OSError) as error:
+    except OSError as error:  # those of requests are OSErrors, too
         reason = type(error).__name__
     if reason:
         raise UserError(
@@ -114,13 +140,45 @@ def check_server(uri: str) -> None:
         )
 
 
+@cache
+def check_abilities(uri: str) -> None:
+    """Raise UserError when the server at `uri` has no logged models, as MLflow 2 has none. Asked once per process.
+
+    A stage publishes its artifact as a logged model, at its end: this must not fail after days of training.
+    """
+    try:
+        mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri).search_logged_models(["0"], max_results=1)
+    except mlflow().MlflowException as error:
+        if error.error_code != "ENDPOINT_NOT_FOUND":  # permissions, say: the call that needs them names them
+            return
+        status, version = _get(f"{uri.rstrip('/')}/version")
+        runs = f"runs MLflow {version}" if status == 200 else "runs a version of MLflow"
+        raise UserError(
+            f"the MLflow server {shown_uri()} {runs}, which has no logged models; update it to MLflow 3, or unset "
+            "MLFLOW_TRACKING_URI to track into ./mlflow.db"
+        ) from error
+
+
+def _get(url: str) -> tuple[int, str]:
+    """Status and first line of a page, within 5 s, with MLflow's settings for certificates. Raises OSError."""
+    import requests  # MLflow's own HTTP client
+
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    verify = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure
+    answer = requests.get(url, timeout=5, verify=verify)
+    return answer.status_code, answer.text.partition("\n")[0].strip()
+
+
 def experiment_id(name: str = EXPERIMENT) -> str:
-    """Id of experiment `name`, made when missing. With an sqlite store its artifacts lie in `mlartifacts` beside it."""
+    """Id of experiment `name`, created when missing; artifacts of an sqlite store are in `mlartifacts` beside it."""
     store, path = client(), sqlite_path(tracking_uri())
     experiment = store.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return store.create_experiment(name, artifact_location=str(path.parent / "mlartifacts") if path else None)
+            if path is None:
+                return store.create_experiment(name)
+            place = moved_folder.artifacts_beside(path).as_uri()
+            return store.create_experiment(name, artifact_location=place, tags={moved_folder.BESIDE: "true"})
         except mlflow().MlflowException:  # another process was first
             experiment = store.get_experiment_by_name(name)
             if experiment is None:
@@ -133,35 +191,61 @@ def experiment_id(name: str = EXPERIMENT) -> str:
     return experiment.experiment_id
 
 
+def writable_experiment(name: str = EXPERIMENT) -> str:
+    """`experiment_id`, for a run that will store artifacts. Raises UserError when its folder cannot be written to."""
+    found = experiment_id(name)
+    place = moved_folder.local_folder(client().get_experiment(found).artifact_location)
+    if place is not None:
+        existing = next(folder for folder in (place, *place.parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(
+                f"MLflow's experiment {name!r} keeps its artifacts in {place}, where nothing can be written; choose "
+                "another experiment with --experiment NAME, or another store with MLFLOW_TRACKING_URI"
+            )
+    return found
+
+
 def patiently(action: Callable[[], T], what: str) -> T:
-    """`action()`, tried again while the MLflow server is away, for at most EGIC_MLFLOW_PATIENCE_S seconds (300).
+    """`action()`, again while the MLflow server is away, for at most EGIC_MLFLOW_PATIENCE_S seconds (300).
 
-    Raises UserError then: `what` happened, and how to go on.
+    Raises UserError when it stays away: `what` happened, and how to go on.
     """
-    deadline, pause_s = time.monotonic() + float(os.environ.get("EGIC_MLFLOW_PATIENCE_S", "300")), 1.0
-    while True:
-        try:
-            return action()
-        except Exception as error:  # MLflow, requests and the artifact stores each have their own
-            if not tracking_uri().startswith("http"):
-                raise
-            try:
-                check_server(tracking_uri())
-            except UserError as away:
-                if time.monotonic() > deadline or interrupted.is_set():
-                    raise UserError(f"{what}, but {away}; then give the same command again") from error
-                log.warning("%s; trying again for %.0f s", away, deadline - time.monotonic())
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 15.0)
-            else:
-                if time.monotonic() > deadline or not is_transient(error):
-                    raise
-                time.sleep(pause_s)
+    patience_s = float(os.environ.get("EGIC_MLFLOW_PATIENCE_S", "300"))
+
+    def report(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        left_s = patience_s - (state.seconds_since_start or 0)
+        log.warning("%s, but MLflow does not take it (%s); trying again for %.0f s", what, error, left_s)
+
+    attempts = Retrying(
+        retry=retry_if_exception(lambda error: bool(_away()) or is_transient(error)),
+        stop=stop_after_delay(patience_s) | stop_when_event_set(interrupted),
+        wait=PAUSE, sleep=sleep_using_event(interrupted), before_sleep=report, reraise=True,
+    )  # fmt: skip
+    try:
+        return attempts(action)
+    except Exception as error:  # MLflow, requests and the artifact stores each have their own
+        if away := _away():
+            raise UserError(f"{what}, but {away}; then give the same command again") from error
+        raise
 
 
-def is_transient(error: Exception) -> bool:
+def _away() -> str:
+    """Why the server cannot be reached; empty when it can be, or the store is no server."""
+    uri = tracking_uri()
+    try:
+        if uri.startswith("http"):
+            check_server(uri)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def is_transient(error: BaseException) -> bool:
     """Whether trying again may help: a server that stopped answering, or one whose database did."""
     import requests
 
+    if not tracking_uri().startswith("http"):
+        return False
     passing = getattr(error, "error_code", "") in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
     return passing or isinstance(error, (requests.RequestException, ConnectionError))

@@ -10,6 +10,7 @@ from threading import Thread
 import numpy as np
 import pytest
 from pyarrow import fs
+from tenacity import wait_none
 
 from egic.errors import run_main
 from jobs.config.presets import tiny
@@ -163,7 +164,7 @@ def test_foreign_objects_are_left_alone(tree, place):
 def test_a_missing_shard_is_named_and_a_dead_server_is_no_damage(tree, server, monkeypatch):
     manifest = load_manifest(prepare((tree,), place_on(server, "gone"), PrepareConfig(split="train"))["train"])
     read_index(manifest)
-    monkeypatch.setattr(storage, "WAITS_S", (0, 0))
+    monkeypatch.setattr(storage.patiently, "wait", wait_none())
     calls = []
 
     def dead(place):
@@ -173,7 +174,7 @@ def test_a_missing_shard_is_named_and_a_dead_server_is_no_damage(tree, server, m
     monkeypatch.setattr(storage, "_opened", dead)
     with pytest.raises(OSError, match="NETWORK_CONNECTION"):
         list(read_samples(manifest, [0]))
-    assert len(calls) == 3  # tried again
+    assert len(calls) == 4  # repeated
     monkeypatch.undo()
     storage.remove(storage.join(manifest.folder, manifest.shards[0]))
     with pytest.raises(ValueError, match="shard-00000.parquet.* is damaged at sample 0"):

@@ -3,12 +3,14 @@
 import os
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tenacity import wait_fixed, wait_none
 
 from egic.errors import UserError
-from jobs.tracking import runs, store
-from tests.mlflow_store import PNG, free_port
+from jobs.tracking import model_registry, runs, store
+from tests.mlflow_store import PNG, free_port, published
 
 pytestmark = pytest.mark.usefixtures("client")
 
@@ -19,7 +21,7 @@ def test_default_is_a_database_and_artifacts_in_the_working_folder(tmp_path, mon
     assert store.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
     run_id = runs.start_pipeline("tiny", {}, {})
     runs.log_pictures(run_id, 100, {"val": PNG})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlartifacts", "mlflow.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlartifacts", "mlflow.db"]
     assert [path.read_bytes() for path in tmp_path.rglob("pictures/val/step_000100.png")] == [PNG]
 
 
@@ -34,6 +36,43 @@ def test_server_that_is_down_is_one_clear_error_without_the_password(monkeypatch
     with pytest.raises(UserError, match=r"MLflow server http://127\.0\.0\.1:\d+ does not answer") as caught:
         runs.start_pipeline("tiny", {}, {})
     assert "secret" not in str(caught.value)
+
+
+class Mlflow2(BaseHTTPRequestHandler):
+    """Answers as MLflow 2.22 does to what is asked of it at the start."""
+
+    def do_GET(self) -> None:
+        known = {"/health": b"OK", "/version": b"2.22.5"}.get(self.path)
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(known or b"Not Found")
+
+    do_POST = do_GET
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+def test_a_server_without_logged_models_is_refused_with_its_version(monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mlflow2) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(UserError, match=r"runs MLflow 2\.22\.5, which has no logged models; update it to MLflow 3"):
+            store.experiment_id()
+        server.shutdown()
+
+
+def test_paths_may_hold_what_has_a_meaning_in_a_uri(tmp_path, folder, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    place = tmp_path / "100%25 of é? #1"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    artifact = published(folder, "odd", name="odd")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri())  # as the processes of a stage get it
+    runs.log_pictures(artifact.run_id, 1, {"val": PNG})
+    assert store.sqlite_path(store.tracking_uri()) == place / "mlflow.db" and (place / "mlflow.db").is_file()
+    assert [path.read_bytes() for path in place.rglob("val/step_000001.png")] == [PNG]
+    assert model_registry.fetch("models:/egic-odd@latest", tmp_path / "fetched").is_dir()
 
 
 def test_folder_that_does_not_exist_is_a_clear_error(tmp_path, monkeypatch):
@@ -86,7 +125,7 @@ def away(monkeypatch):
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setattr(store, "check_server", check)
-    monkeypatch.setattr(store.time, "sleep", lambda s: None)
+    monkeypatch.setattr(store, "PAUSE", wait_none())
     return left
 
 
@@ -117,9 +156,7 @@ def test_a_database_that_restarts_is_waited_for(away):
 def test_a_server_that_stays_away_is_named_with_what_is_kept(away, monkeypatch):
     away[0] = 10**9
     monkeypatch.setenv("EGIC_MLFLOW_PATIENCE_S", "0")
-    with pytest.raises(
-        UserError, match="gan is trained, but the MLflow server does not answer.*give the same command"
-    ):
+    with pytest.raises(UserError, match="gan is trained, but the MLflow server does not answer.*give the same command"):
         store.patiently(failing_first(10**9, ConnectionError()), "gan is trained")
 
 
@@ -129,3 +166,12 @@ def test_what_trying_again_does_not_mend_is_raised_at_once(away):
         with pytest.raises(type(error)):
             store.patiently(action, "gan is trained")
         assert len(action.calls) == 1
+
+
+def test_waiting_for_a_server_ends_when_the_program_is_stopped(away, monkeypatch):
+    away[0] = 10**9
+    monkeypatch.setattr(store, "PAUSE", wait_fixed(1000))
+    monkeypatch.setattr(store, "interrupted", threading.Event())
+    threading.Timer(0.2, store.interrupted.set).start()
+    with pytest.raises(UserError, match="gan is trained, but the MLflow server does not answer"):
+        store.patiently(failing_first(10**9, ConnectionError()), "gan is trained")

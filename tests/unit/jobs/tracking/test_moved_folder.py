@@ -1,0 +1,108 @@
+"""A working folder that is moved or copied with its sqlite store: artifacts are used where they are now."""
+
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from egic.errors import UserError
+from jobs.tracking import model_registry, runs, store
+from tests.mlflow_store import PNG, published
+
+
+@pytest.fixture
+def working_folder(tmp_path, client, database, monkeypatch):
+    """A folder with a store of its own, in use; how to use another one."""
+    made = tmp_path / "one"
+    made.mkdir()
+    shutil.copy(database, made / "mlflow.db")  # creating the tables takes seconds
+
+    def use(place: Path) -> Path:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
+        return place
+
+    return use(made), use
+
+
+def pictures(place: Path) -> list[bytes]:
+    return [path.read_bytes() for path in place.glob("mlartifacts/*/artifacts/pictures/*/*.png")]
+
+
+def in_a_process_of_its_own(action) -> None:
+    """Run `action`: MLflow keeps in its process where the artifacts of a run are."""
+    process = multiprocessing.get_context("fork").Process(target=action)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+
+
+FORMS = {"path": str, "uri": Path.as_uri}
+
+
+@pytest.mark.parametrize("move", [shutil.copytree, shutil.move])
+def test_artifacts_are_used_where_they_are_now(working_folder, folder, tmp_path, move):
+    one, use = working_folder
+
+    def first() -> None:
+        for form, written in FORMS.items():
+            store.client().create_experiment(f"moved-{form}", artifact_location=written(one / "mlartifacts"))
+            published(folder, f"moved-{form}", name=form)
+
+    in_a_process_of_its_own(first)
+    two = tmp_path / "two"
+    move(one, two)
+    before = sorted(one.rglob("*"))
+    if not before:
+        one.write_text("")  # where nothing can be written any more
+    use(two)
+    for form in FORMS:
+        fetched = model_registry.fetch(f"models:/egic-{form}/1", tmp_path / form)
+        assert (fetched / "codec.safetensors").read_bytes() == b"weights"
+        earlier = model_registry.find_finished(form, "key1", experiment=f"moved-{form}")
+        runs.log_pictures(earlier.run_id, 1, {"val": PNG})
+        later = published(folder, f"moved-{form}", key="key2", name=form)
+        runs.log_pictures(later.run_id, 1, {"val": PNG})
+        assert (earlier.model_version, later.model_version) == (1, 2)
+    assert pictures(two) == [PNG] * 4 and len(list(two.glob("mlartifacts/models/*"))) == 4
+    assert sorted(one.rglob("*")) == before
+
+
+def test_a_folder_that_moves_before_it_holds_artifacts(working_folder, experiment, tmp_path):
+    one, use = working_folder
+    run_id = runs.start_stage(None, "gan", "key1", {}, {}, experiment=experiment)
+    use(one.rename(tmp_path / "two"))
+    assert runs.start_stage(None, "gan", "key1", {}, {}, experiment=experiment) == run_id
+    runs.log_pictures(run_id, 1, {"val": PNG})
+    assert pictures(tmp_path / "two") == [PNG] and not one.exists()
+
+
+def test_artifacts_that_a_user_keeps_elsewhere_stay_there(working_folder, experiment, folder, tmp_path):
+    """The database alone moves: its artifacts are where they were, and so is what follows."""
+    one, use = working_folder
+    elsewhere = tmp_path / "disk" / "mlartifacts"
+    store.client().create_experiment(experiment, artifact_location=elsewhere.as_uri())
+    published(folder, experiment, name="stays")
+    use(one.rename(tmp_path / "two"))
+    (tmp_path / "two" / "mlartifacts").mkdir(exist_ok=True)
+    assert model_registry.fetch("models:/egic-stays@latest", tmp_path / "fetched").is_dir()
+    published(folder, experiment, key="key2", name="stays")
+    assert len(list(elsewhere.glob("models/*"))) == 2 and not list((tmp_path / "two").glob("mlartifacts/*"))
+
+
+def test_artifacts_that_cannot_be_written_are_named_before_a_stage_starts(working_folder, experiment, tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "results"
+    store.client().create_experiment(experiment, artifact_location=str(place))
+    for start in (runs.start_pipeline, lambda *args, **kw: runs.start_stage(None, "gan", *args, **kw)):
+        with pytest.raises(UserError, match=f"{experiment}' keeps its artifacts in {place}, where nothing can be"):
+            start("name", {}, {}, experiment=experiment)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_folder_without_permission_counts_as_one_that_cannot_be_written(working_folder, experiment, tmp_path):
+    (tmp_path / "theirs").mkdir(mode=0o500)
+    store.client().create_experiment(experiment, artifact_location=str(tmp_path / "theirs" / "artifacts"))
+    with pytest.raises(UserError, match="where nothing can be written"):
+        runs.start_pipeline("name", {}, {}, experiment=experiment)
