@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 import egic
 from egic.cli import model_refs
 from egic.errors import quiet, run_main
-from egic.metrics import distortion
 from egic.report import anchors
 from jobs.config.flags import parse_config
 from jobs.data.sources.scenes.scenes import SceneConfig, draw_scene
@@ -39,7 +38,7 @@ def row(model, seed: int) -> list[tuple[str, np.ndarray]]:
     x = draw_scene(np.random.default_rng(seed), SceneConfig())[0]
     data = model.compress(x)
     found = [(f"alpha {alpha:g}: {len(data):,} bytes", model.decompress(data, alpha)) for alpha in (0.0, 0.5, 1.0)]
-    jpeg = anchors.Matcher(anchors.find(["jpeg"])[0][0], x).nearest(distortion.bpp(len(data), *x.shape[:2]))
+    jpeg = anchors.Matcher(anchors.find(["jpeg"])[0][0], x).nearest(len(data))
     found.append((f"JPEG: {jpeg.num_bytes:,} bytes", jpeg.picture))
     psnr = [10 * np.log10(255**2 / ((y - x.astype(float)) ** 2).mean()) for _, y in found]
     return [("original", x), *((f"{text}, {db:.1f} dB", y) for (text, y), db in zip(found, psnr, strict=True))]

@@ -1,4 +1,4 @@
-"""Stage: every picture to a real file and back; one row per picture and alpha.
+"""Stage: every picture to a real file and back; one row per picture, quality and alpha.
 
 In a pipeline it takes the prepared validation pictures. Alone it compares models on any folders of pictures:
 
@@ -8,22 +8,27 @@ In a pipeline it takes the prepared validation pictures. Alone it compares model
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
 
 from egic.artifact import read_config
 from egic.errors import UserError, quiet, run_main
 from egic.report.anchors import find
+from egic.report.evaluation_folder import slug
 from jobs.config import command_line
 from jobs.config.flags import parse_config
 from jobs.config.schema import ComputeConfig, Config, EvaluateConfig
 from jobs.data.datasets import open_data
 from jobs.evaluation import tables
-from jobs.evaluation.evaluation import EvaluationJob, data_job, evaluate
-from jobs.evaluation.parts import of_folders
+from jobs.evaluation.evaluation import EvaluationJob, data_job, evaluate, short_name
+from jobs.evaluation.listing import of_folders
 from jobs.storage.files import check, check_spelling, join, read
 from jobs.tracking import model_registry
 from jobs.tracking.model_registry import local_copy
+
+T = TypeVar("T", int, float)
 
 SHORT = {"psnr": "psnr_db", "fid": "fid256", "kid": "kid256"}
 
@@ -33,31 +38,60 @@ class Options:
     """What the command line adds."""
 
     model: tuple[str, ...] = ()
-    """Models: folders, models:/egic-orp@best, models:/name/3 or runs:/ID; each is a curve under the name given."""
+    """Models to compare: folders, models:/egic-orp@best, models:/name/3 or runs:/ID. Each is called by the last part of
+    its name in tables and plots, or as you say: --model mine=outputs/orp theirs=models:/egic-orp@best."""
     images: tuple[str, ...] = ()
     """Folders with pictures, or picture files, on storage that every node reaches."""
     alphas: str = ""
     """Realism of the decoded pictures, e.g. 0,0.25,0.5,0.75,1 (default: evaluate.alphas)."""
+    qualities: str = ""
+    """Qualities of the files of a model that codes at any, e.g. 10,30,50,70,90 (default: evaluate.qualities)."""
     metrics: str = ""
-    """Measures, e.g. psnr,ms_ssim,lpips_alex,lpips_vgg,dists,fid,kid (default: evaluate.metrics)."""
+    """Measures, e.g. psnr,ms_ssim,lpips_alex,lpips_vgg,dists,fid,kid,fid64,kid64 (default: evaluate.metrics)."""
     weights: str = ""
     """Folder with weights of the measures' networks (default: $EGIC_WEIGHTS, else downloaded)."""
     shown: int = -1
     """Pictures whose decoded versions are kept (default: evaluate.shown)."""
     anchors: str = ""
-    """Other codecs at the models' rates: jpeg,webp,avif,jxl,bpg,vtm; those not installed are named and left out."""
+    """Other codecs at the sizes of the models' files: jpeg,webp,avif,jxl,bpg,vtm. Those that are not installed are
+    left out with a warning."""
 
     def applied(self, config: EvaluateConfig) -> EvaluateConfig:
         """`config` with what these options change. Raises UserError."""
-        try:
-            alphas = tuple(sorted(float(a) for a in self.alphas.split(","))) if self.alphas else config.alphas
-        except ValueError as error:
-            raise UserError(f"--alphas {self.alphas} is no list of numbers such as 0,0.5,1") from error
-        names = tuple(SHORT.get(n.strip(), n.strip()) for n in self.metrics.split(",")) if self.metrics else ()
+        names = tuple(SHORT.get(name, name) for name in listed(self.metrics))
         return replace(
-            config, alphas=alphas, metrics=names or config.metrics, weights=self.weights or config.weights,
+            config, alphas=numbers("alphas", self.alphas, float) or config.alphas,
+            qualities=numbers("qualities", self.qualities, int) or config.qualities,
+            metrics=names or config.metrics, weights=self.weights or config.weights,
             shown=config.shown if self.shown < 0 else self.shown,
         )  # fmt: skip
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a list such as "jpeg,webp"."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def numbers(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
+    """The sorted numbers of a list such as "0,0.5,1". Raises UserError for anything else."""
+    try:
+        return tuple(sorted(map(kind, listed(text))))
+    except ValueError as error:
+        example = "10,50,90" if kind is int else "0,0.5,1"
+        raise UserError(f"--{option} {text} is not a list of numbers such as {example}") from error
+
+
+def named_models(refs: Sequence[str]) -> dict[str, str]:
+    """Models by the names they have in tables, from NAME=REF or REF. Raises UserError for two of one name."""
+    models: dict[str, str] = {}
+    for ref in refs:
+        name, separator, rest = ref.partition("=")
+        if not separator or "/" in name or Path(ref).exists():  # a path may have a = in it
+            name, rest = short_name(ref), ref
+        if slug(name) in map(slug, models):
+            raise UserError(f"two models are called {name}: give them names, --model first={rest} second=...")
+        models[name] = rest
+    return models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +138,12 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
     check_spelling("output", config.output)
     if not config.model:
         raise UserError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
-    if len(set(map(tables.slug, config.model))) < len(config.model):
-        raise UserError(f"--model names one model twice: {' '.join(config.model)}")
-    settings, output = config.applied(config.evaluate), config.output
+    refs, settings, output = named_models(config.model), config.applied(config.evaluate), config.output
     check(output, writable=True)
-    models = {ref: model_registry.resolve(ref) for ref in config.model}
-    for ref, artifact in models.items():
+    models = {name: model_registry.resolve(ref) for name, ref in refs.items()}
+    for name, artifact in models.items():
         if "codec" not in read_config(local_copy(artifact, output)):
-            raise UserError(f"--model {ref} holds no codec; name an MSE-codec, GAN or ORP model")
+            raise UserError(f"--model {refs[name]} holds no codec; name an MSE-codec, GAN or ORP model")
     if config.images:
         pictures, skipped = of_folders(config.images)
         data = hashlib.sha256(json.dumps([(p.name, p.digest) for p in pictures]).encode()).hexdigest()
@@ -123,8 +155,8 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
         assert isinstance(config, AloneConfig)  # `egic evaluate` asks for pictures
         manifest = open_data(config.data, output)["val"]
         job, data = data_job(replace(config, evaluate=settings), models, manifest), manifest.digest
-    anchors = tuple(name.strip() for name in config.anchors.split(",") if name.strip())
-    find(anchors)  # an unknown name is told now, not after hours
+    anchors = tuple(listed(config.anchors))
+    find(anchors)  # an unknown name is an error now, not after hours
     job = replace(job, anchors=anchors, report=True)
     with interruptible():
         found = evaluate(job, data=data)

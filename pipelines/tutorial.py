@@ -16,7 +16,6 @@ import torch
 import egic
 from egic import artifact, pictures
 from egic.cli import model_refs
-from egic.metrics import distortion
 from egic.metrics.perceptual import LPIPS
 from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
@@ -61,7 +60,7 @@ x = pictures.read(Path(own).read_bytes())[0] if (own := os.environ.get("EGIC_PIC
 data = model.compress(x)
 (FOLDER / "picture.egic").write_bytes(data)
 decoded = {f"alpha {alpha:g}": (model.decompress(data, alpha), len(data)) for alpha in (0.0, 0.5, 1.0)}
-jpeg = anchors.Matcher(anchors.find(["jpeg"])[0][0], x).nearest(distortion.bpp(len(data), *x.shape[:2]))
+jpeg = anchors.Matcher(anchors.find(["jpeg"])[0][0], x).nearest(len(data))
 decoded["JPEG"] = (jpeg.picture, jpeg.num_bytes)
 psnr = {name: 10 * np.log10(255**2 / ((x_hat - x.astype(float)) ** 2).mean()) for name, (x_hat, _) in decoded.items()}
 titles = [f"original, {x.shape[1]} x {x.shape[0]}"]

@@ -24,7 +24,7 @@ def photograph(seed: int, height: int = 192, width: int = 256) -> np.ndarray:
 
 
 def blurred(x: np.ndarray) -> np.ndarray:
-    """What a codec for least error gives: the mean of 5 x 5 pixels."""
+    """What a codec trained for least error returns: the mean of 5 x 5 pixels."""
     padded = np.pad(x.astype(np.float64), ((2, 2), (2, 2), (0, 0)), mode="edge")
     return sum(padded[i : i + x.shape[0], j : j + x.shape[1]] for i in range(5) for j in range(5)) / 25
 
@@ -36,7 +36,7 @@ def make(
     """Rows, sets, skipped and pictures of models that blur (alpha 0) and put grain on top (alpha 1); PSNR is true."""
     rng, rows, measure = np.random.default_rng(0), [], Quality(("psnr_db", "ms_ssim"), {})
     for name, x in pictures.items():
-        kept = folder / "pictures" / Path(name).with_suffix("")
+        kept = folder / "pictures" / evaluation_folder.picture_folder(name)
         kept.mkdir(parents=True)
         (kept / "original.png").write_bytes(panels.png(x))
         x_mse = blurred(x)
@@ -44,7 +44,7 @@ def make(
             x_gan = x_mse + rng.normal(0, 8 + 3 * place, (*x.shape[:2], 1))
             for alpha in alphas:
                 x_hat = np.clip(x_mse + alpha * (x_gan - x_mse), 0, 255).round().astype(np.uint8)
-                (kept / f"{evaluation_folder.slug(label)}_alpha_{alpha:g}.png").write_bytes(panels.png(x_hat))
+                (kept / evaluation_folder.decoded_file(label, f"alpha {alpha:g}")).write_bytes(panels.png(x_hat))
                 num_bytes = round(bpp * (1 + 0.5 * place) * x[..., 0].size / 8)
                 rows.append(
                     {
@@ -75,4 +75,4 @@ def write(folder: Path, rows: list[dict], **of_sets) -> None:
     """rows.parquet and sets.json of these rows; of_sets: what every set has, too."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
-    (folder / "sets.json").write_text(json.dumps([entry | of_sets for entry in evaluation_folder.means(rows)]))
+    (folder / "sets.json").write_text(json.dumps([entry | of_sets for entry in evaluation_folder.sets_of(rows)]))

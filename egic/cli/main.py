@@ -16,7 +16,7 @@ from egic.cli import files, model_refs
 from egic.cli.extensions import extension
 from egic.cli.files import Task
 from egic.coding import bitstream
-from egic.errors import UserError, out_of_memory, reason, run_main
+from egic.errors import UserError, out_of_memory, quiet, reason, run_main
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,9 +64,9 @@ def parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="models in MLflow's registry, or in folders")
     models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="look here instead of in MLflow")
     report = commands.add_parser("report", help="write the report of an evaluation, with other codecs beside it")
-    report.add_argument("folder", metavar="FOLDER", type=Path, help="what jobs.evaluate wrote")
+    report.add_argument("folder", metavar="FOLDER", type=Path, help="what egic evaluate wrote")
     report.add_argument(
-        "--anchors", metavar="CODECS", help="code the pictures at the model's rates, too: jpeg,webp,avif,jxl,bpg,vtm"
+        "--anchors", metavar="CODECS", help="other codecs at the sizes of the model's files: jpeg,webp,avif,jxl,bpg,vtm"
     )
     report.add_argument("--images", metavar="FOLDER", type=Path, help="where the evaluated pictures lie, for --anchors")
     commands.add_parser("evaluate", help="models on folders of pictures, through real files (needs egic[train])")
@@ -273,9 +273,8 @@ def _report(args: argparse.Namespace) -> None:
         raise UserError(f"a report needs {error.name}; install it with pip install 'egic[train]'") from error
     if args.anchors is not None:
         names = [name.strip() for name in args.anchors.split(",") if name.strip()]
-        matched_rates.add(
-            args.folder, matched_rates.below(args.images), names, told=lambda line: print(line, file=sys.stderr)
-        )
+        quiet("egic.report")  # its progress
+        matched_rates.add(args.folder, matched_rates.below(args.images), names)
     print(write_report(args.folder))
 
 

@@ -113,7 +113,7 @@ class Desk:
         x_gan, x_mse = self.coder.decode_pictures(data)
         decompressed = time.perf_counter()
         height, width = x_gan.shape[:2]
-        jpeg = None if image is None else _jpeg(image, distortion.bpp(len(data), height, width))
+        jpeg = None if image is None else _jpeg(image, len(data))
         return Opened(
             name=_plain(name), data=data, original=image, jpeg=jpeg, notes=tuple(notes),
             x_gan=x_gan.cpu(), x_mse=None if x_mse is None else x_mse.cpu(),
@@ -147,10 +147,10 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", PurePath(name).stem)[:60].strip("._") or "picture"
 
 
-def _jpeg(x: np.ndarray, bpp: float) -> anchors.Coded | None:
+def _jpeg(x: np.ndarray, num_bytes: int) -> anchors.Coded | None:
     """The JPEG of nearest size; none for sides that JPEG cannot hold."""
     (codec,), _ = anchors.find(("jpeg",))
     try:
-        return anchors.Matcher(codec, x).nearest(bpp)
+        return anchors.Matcher(codec, x).nearest(num_bytes)
     except ValueError:
         return None

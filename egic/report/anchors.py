@@ -1,15 +1,16 @@
-"""Other codecs to hold the model against: JPEG, WebP, AVIF and JPEG XL through Pillow, BPG and VTM where they are.
+"""Other codecs to compare a model with: JPEG, WebP, AVIF and JPEG XL through Pillow, BPG and VTM where installed.
 
-Pillow's codecs run at their smaller settings, AVIF at libavif's usual speed 6. BPG and VTM are called by compressai's
-benchmark classes: 4:4:4, YCbCr, 8 bit, VTM all-intra.
+Pillow's codecs run at their settings for small files, AVIF at libavif's usual speed 6. BPG and VTM are called by
+compressai's benchmark classes: 4:4:4, YCbCr, 8 bit, VTM all-intra.
 """
 
 import contextlib
 import io
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,11 @@ import numpy as np
 from PIL import Image
 
 from egic.errors import UserError
-from egic.report.curves import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coded:
-    """A picture that went through a codec: the file's bytes, what comes out (uint8 (H, W, 3)), and the seconds."""
+    """A picture that went through a codec: bytes of the file, decoded picture (uint8 (H, W, 3)), and seconds."""
 
     num_bytes: int
     picture: np.ndarray
@@ -35,6 +35,16 @@ class Coded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A file of a codec, not decoded yet."""
+
+    num_bytes: int
+    encode_s: float
+    decode: Callable[[], tuple[np.ndarray, float]]
+    """Returns the picture, uint8 (H, W, 3), and the seconds that decoding takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Anchor:
     """A codec: its rate rises from quality `low` to quality `high` (for quantisers, `high` is the smaller number)."""
 
@@ -42,43 +52,54 @@ class Anchor:
     codec: str
     low: int
     high: int
-    run: Callable[[np.ndarray, int], Coded]
+    run: Callable[[np.ndarray, int], Encoded]
 
-    def code(self, x: np.ndarray, quality: int) -> Coded:
-        """uint8 (H, W, 3) at a quality -> file size and decoded picture.
+    def encode(self, x: np.ndarray, quality: int) -> Encoded:
+        """uint8 (H, W, 3) at a quality -> its file.
 
-        Raises UserError for a quality out of range, and for what the codec cannot code.
+        Raises UserError for a quality out of range, and for a picture that the codec cannot code.
         """
         if not min(self.low, self.high) <= quality <= max(self.low, self.high):
             raise UserError(f"{self.label} takes qualities {self.low} (smallest files) to {self.high}, got {quality}")
         return self.run(x, quality)
 
+    def code(self, x: np.ndarray, quality: int) -> Coded:
+        """uint8 (H, W, 3) at a quality -> file size and decoded picture. Raises UserError as `encode` does."""
+        return _decoded(self.encode(x, quality))
 
-def _pillow(form: str, **options) -> Callable[[np.ndarray, int], Coded]:
-    def run(x: np.ndarray, quality: int) -> Coded:
+
+def _decoded(file: Encoded) -> Coded:
+    picture, decode_s = file.decode()
+    return Coded(num_bytes=file.num_bytes, picture=picture, encode_s=file.encode_s, decode_s=decode_s)
+
+
+def _pillow(form: str, **options) -> Callable[[np.ndarray, int], Encoded]:
+    def run(x: np.ndarray, quality: int) -> Encoded:
         file, start = io.BytesIO(), time.perf_counter()
         try:
             Image.fromarray(x).save(file, form, quality=quality, **options)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{form} cannot code {x.shape[1]} x {x.shape[0]} pixels ({error})") from error
-        encode_s, start = time.perf_counter() - start, time.perf_counter()
-        decoded = np.asarray(Image.open(file).convert("RGB"))
-        return Coded(
-            num_bytes=len(file.getvalue()), picture=decoded,
-            encode_s=encode_s, decode_s=time.perf_counter() - start,
-        )  # fmt: skip
+        encode_s = time.perf_counter() - start
+
+        def decode() -> tuple[np.ndarray, float]:
+            start = time.perf_counter()
+            picture = np.asarray(Image.open(file).convert("RGB"))
+            return picture, time.perf_counter() - start
+
+        return Encoded(num_bytes=len(file.getvalue()), encode_s=encode_s, decode=decode)
 
     return run
 
 
-def _compressai(name: str, arguments: list[str]) -> Callable[[np.ndarray, int], Coded]:
-    """A class of compressai.utils.bench.codecs, which calls binaries.
+def _compressai(name: str, arguments: list[str]) -> Callable[[np.ndarray, int], Encoded]:
+    """A class of compressai.utils.bench.codecs, which calls binaries; it always decodes as well.
 
-    Its way to YCbCr and back cuts values off instead of rounding them: a coder that changed nothing had 44.0 dB, so
-    that VTM comes out slightly too low, the more the higher the quality.
+    Its conversion to YCbCr and back truncates values instead of rounding them: a coder that changes nothing has 44.0
+    dB, so the PSNR of VTM is slightly too low, and more so at higher qualities.
     """
 
-    def run(x: np.ndarray, quality: int) -> Coded:
+    def run(x: np.ndarray, quality: int) -> Encoded:
         import argparse
 
         from compressai.utils.bench import codecs  # takes seconds
@@ -86,17 +107,17 @@ def _compressai(name: str, arguments: list[str]) -> Callable[[np.ndarray, int], 
         parser = argparse.ArgumentParser()
         getattr(codecs, name).setup_args(parser)
         codec = getattr(codecs, name)(parser.parse_args(arguments))
-        said = io.StringIO()
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said):
+        output = io.StringIO()
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(output):
             source = Path(folder) / "x.png"
             Image.fromarray(x).save(source)
             try:
                 found, decoded = codec.run(str(source), quality, return_rec=True)
-            except SystemExit as error:  # its way of saying that the binary failed
-                raise UserError(f"{name} failed: {said.getvalue().strip()[-200:] or 'without a word'}") from error
-        return Coded(
-            num_bytes=round(found["bpp"] * x[..., 0].size / 8), picture=np.asarray(decoded),
-            encode_s=found["encoding_time"], decode_s=found["decoding_time"],
+            except SystemExit as error:  # how compressai reports that the binary failed
+                raise UserError(f"{name} failed: {output.getvalue().strip()[-200:] or 'no message'}") from error
+        return Encoded(
+            num_bytes=round(found["bpp"] * x[..., 0].size / 8), encode_s=found["encoding_time"],
+            decode=lambda: (np.asarray(decoded), found["decoding_time"]),
         )  # fmt: skip
 
     return run
@@ -121,7 +142,7 @@ def _avif() -> Anchor:
 
 def _jxl() -> Anchor:
     try:
-        import pillow_jxl  # noqa: F401  (tells Pillow of the format)
+        import pillow_jxl  # noqa: F401  (registers the format with Pillow)
     except ImportError as error:
         raise LookupError("the package pillow-jxl-plugin is not installed") from error
     return Anchor(label="JPEG XL", codec="jxl", low=0, high=99, run=_pillow("JXL", effort=7))  # 100 is lossless
@@ -153,14 +174,14 @@ NAMES = tuple(_FIND)
 
 
 def find(names: Sequence[str] = NAMES) -> tuple[list[Anchor], dict[str, str]]:
-    """The codecs of these names that this machine has, and of each other one the reason why it is left out.
+    """The codecs of these names that are installed, and for each of the others the reason why it is left out.
 
-    Raises UserError for a name that is none of NAMES.
+    Raises UserError for a name that is not in NAMES.
     """
     found, missing = [], {}
     for name in names:
         if name not in _FIND:
-            raise UserError(f"no anchor {name!r}; there are {', '.join(NAMES)}")
+            raise UserError(f"--anchors has {name!r}, which is not one of {', '.join(NAMES)}")
         try:
             found.append(_FIND[name]())
         except LookupError as error:
@@ -169,45 +190,52 @@ def find(names: Sequence[str] = NAMES) -> tuple[list[Anchor], dict[str, str]]:
 
 
 class Matcher:
-    """One picture through one codec at wanted rates; what was coded once is not coded again."""
+    """One picture through one codec at the sizes of given files. Nothing is encoded or decoded twice."""
 
     def __init__(self, anchor: Anchor, x: np.ndarray):
         self.anchor, self.x = anchor, x
-        self.coded: dict[int, Coded] = {}
+        self.files: dict[int, Encoded] = {}
+        """By step: qualities above the lowest one."""
+        self.decoded: dict[int, Coded] = {}
 
-    def at(self, step: int) -> Coded:
-        """`step` qualities above the lowest one."""
-        quality = self.anchor.low + (step if self.anchor.high > self.anchor.low else -step)
-        if quality not in self.coded:
-            self.coded[quality] = self.anchor.code(self.x, quality)
-        return self.coded[quality]
+    def file(self, step: int) -> Encoded:
+        """The file `step` qualities above the lowest one."""
+        if step not in self.files:
+            quality = self.anchor.low + (step if self.anchor.high > self.anchor.low else -step)
+            self.files[step] = self.anchor.encode(self.x, quality)
+        return self.files[step]
 
-    def nearest(self, bpp: float) -> Coded:
-        """The picture at the quality whose rate is nearest to `bpp`, by bisection.
+    def step(self, num_bytes: float) -> int:
+        """The step whose file size is nearest to `num_bytes`. Decodes nothing.
 
-        A codec whose smallest file is larger than that gives its smallest file.
+        The search starts from the files that are known and assumes sizes that grow exponentially; every second guess
+        halves the interval, so that it ends whatever the sizes are. A codec whose smallest file is larger than
+        `num_bytes` gives its smallest file.
         """
         below, above = 0, abs(self.anchor.high - self.anchor.low)
-        if self.at(below).bpp >= bpp:
-            return self.at(below)
+        if self.file(below).num_bytes >= num_bytes:
+            return below
+        if self.file(above).num_bytes <= num_bytes:
+            return above
+        for known in self.files:
+            if below < known < above:
+                below, above = (known, above) if self.files[known].num_bytes < num_bytes else (below, known)
+        halve = False
         while above - below > 1:
-            middle = (below + above) // 2
-            if self.at(middle).bpp < bpp:
-                below = middle
-            else:
-                above = middle
-        return min(self.at(below), self.at(above), key=lambda coded: abs(coded.bpp - bpp))
+            guess = (below + above) // 2 if halve else self._guess(below, above, num_bytes)
+            below, above = (guess, above) if self.file(guess).num_bytes < num_bytes else (below, guess)
+            halve = not halve
+        return min(below, above, key=lambda step: abs(self.files[step].num_bytes - num_bytes))
 
+    def _guess(self, below: int, above: int, num_bytes: float) -> int:
+        """Between two steps, as if the logarithm of the size were linear in the step."""
+        low, high = (math.log(max(1, self.files[step].num_bytes)) for step in (below, above))
+        part = (math.log(max(1, num_bytes)) - low) / (high - low) if high > low else 0.5
+        return min(above - 1, max(below + 1, round(below + part * (above - below))))
 
-def row(
-    anchor: Anchor, name: str, x: np.ndarray, coded: Coded, point: str,
-    measure: Callable[[np.ndarray, np.ndarray], Mapping[str, float | None]],
-) -> dict:  # fmt: skip
-    """A row of an evaluation's rows.parquet; `measure(x_hat, x)` gives its metrics, others are null."""
-    height, width, _ = x.shape
-    return {
-        "label": anchor.label, "codec": anchor.codec, "point": point, "name": name, "height": height, "width": width,
-        "alpha": None, "bytes": coded.num_bytes, "bpp": coded.bpp,
-        **{metric.name: None for metric in METRICS.values() if not metric.of_a_set}, **measure(coded.picture, x),
-        "encode_s": coded.encode_s, "decode_s": coded.decode_s, "model_digest": None,
-    }  # fmt: skip
+    def nearest(self, num_bytes: float) -> Coded:
+        """The picture at the quality whose file size is nearest to `num_bytes`."""
+        step = self.step(num_bytes)
+        if step not in self.decoded:
+            self.decoded[step] = _decoded(self.file(step))
+        return self.decoded[step]

@@ -14,15 +14,15 @@ MIN_POINTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """How a metric is called, in what unit, and which way is better."""
+    """A metric's name, unit, and which direction is better."""
 
     name: str
     title: str
     unit: str = ""
     lower_is_better: bool = False
     digits: int = 4
-    of_a_set: bool = False
-    """Of the distribution of patches, not of a picture: needs many patches to be reliable."""
+    patch: int = 0
+    """Side of the patches whose distribution is measured; 0 for a metric of a picture."""
 
 
 METRICS = {
@@ -33,8 +33,10 @@ METRICS = {
         Metric(name="lpips_alex", title="LPIPS (AlexNet)", lower_is_better=True),
         Metric(name="lpips_vgg", title="LPIPS (VGG)", lower_is_better=True),
         Metric(name="dists", title="DISTS", lower_is_better=True),
-        Metric(name="fid256", title="FID/256", lower_is_better=True, digits=2, of_a_set=True),
-        Metric(name="kid256", title="KID/256", lower_is_better=True, of_a_set=True),
+        Metric(name="fid256", title="FID/256", lower_is_better=True, digits=2, patch=256),
+        Metric(name="kid256", title="KID/256", lower_is_better=True, patch=256),
+        Metric(name="fid64", title="FID/64", lower_is_better=True, digits=2, patch=64),
+        Metric(name="kid64", title="KID/64", lower_is_better=True, patch=64),
     )
 }
 
@@ -57,23 +59,28 @@ def number(entry: Mapping, name: str) -> float | None:
 
 def is_reliable(entry: Mapping, metric: Metric) -> bool:
     """False for a distance between sets of too few patches."""
-    return not (metric.of_a_set and entry.get("reliable") is False)
+    return not (metric.patch and entry.get("reliable" if metric.patch == 256 else f"reliable{metric.patch}") is False)
+
+
+def curve_label(entry: Mapping) -> str:
+    """What the curve of an entry of sets.json is called."""
+    alpha = number(entry, "alpha")
+    return entry["label"] if alpha is None else f"{entry['label']}, alpha {alpha:g}"
 
 
 def curves(sets: Iterable[Mapping], metric: str) -> list[Curve]:
     """One curve per label and alpha, in the order of `sets`; unreliable and missing values are left out.
 
-    sets: entries of an evaluation's sets.json. Models of several rates that share a label make one curve per alpha.
-    Raises ValueError for a metric that is unknown.
+    sets: entries of an evaluation's sets.json. A model of several rates makes one curve per alpha.
+    Raises UserError for a metric that is unknown.
     """
     if metric not in METRICS:
-        raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+        raise UserError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
     points: dict[str, dict[float, float]] = {}
     for entry in sets:
-        bpp, value, alpha = number(entry, "bpp"), number(entry, metric), number(entry, "alpha")
+        bpp, value = number(entry, "bpp"), number(entry, metric)
         if bpp and value is not None and is_reliable(entry, METRICS[metric]):
-            label = entry["label"] if alpha is None else f"{entry['label']}, alpha {alpha:g}"
-            points.setdefault(label, {})[bpp] = value
+            points.setdefault(curve_label(entry), {})[bpp] = value
     return [
         Curve(label=label, metric=METRICS[metric], bpp=tuple(sorted(p)), values=tuple(p[b] for b in sorted(p)))
         for label, p in points.items()

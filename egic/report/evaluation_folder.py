@@ -1,5 +1,14 @@
-"""The evaluation folder: rows.parquet, sets.json, skipped.json and pictures/, as `jobs.evaluate` writes them."""
+"""The evaluation folder: what `jobs.evaluate` writes, and every report reads.
 
+    rows.parquet             a row per codec, operating point and picture
+    sets.json                means over the pictures of each codec and point, and distances between sets of pictures
+    skipped.json             pictures that were left out, with the reason
+    pictures/<picture>/      original.png and <codec>_<point>.png, of pictures that are shown
+
+A point is what a user can choose: quality and alpha of an EGIC model, or the file whose size another codec matches.
+"""
+
+import hashlib
 import json
 import os
 import re
@@ -7,8 +16,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from egic.errors import UserError
+from egic.metrics import fid_kid
 from egic.report.curves import METRICS, number
+
+CODEC = "egic"
+"""`codec` of the rows of EGIC models."""
+ONLY = "decoded"
+"""The point of a model without a choice: one rate, no ORP."""
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +48,13 @@ class Shown:
 
 
 def read(folder: Path) -> Evaluation:
-    """Read an evaluation folder. Raises UserError in one line for what is none, or is damaged."""
+    """Read an evaluation folder. Raises UserError for a folder that is not one, or is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for name in ("rows.parquet", "sets.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} is no evaluation folder, it has no {name}; name one that jobs.evaluate made")
+            raise UserError(f"{folder} is not an evaluation folder: it has no {name}; name one of egic evaluate")
     try:
         rows = pq.read_table(folder / "rows.parquet").to_pylist()
     except pa.ArrowException as error:
@@ -46,7 +64,7 @@ def read(folder: Path) -> Evaluation:
     lacking = sorted({"label", "codec", "point", "name", "bpp"} - set(rows[0])) if rows else []
     if lacking:
         raise UserError(f"{folder / 'rows.parquet'} lacks the columns {', '.join(lacking)}")
-    for name in {row["name"] for row in rows}:  # the folder may have come from elsewhere
+    for name in {row["name"] for row in rows}:  # the folder may come from elsewhere
         if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{folder / 'rows.parquet'} names a picture {name!r}, which leads out of the folder")
     return Evaluation(folder=folder, rows=rows, sets=sets, skipped=skipped)
@@ -62,12 +80,11 @@ def _json(path: Path, keys: tuple[str, ...]) -> list[dict]:
     return found
 
 
-def replace(evaluation: Evaluation, rows: list[dict]) -> Evaluation:
-    """Put rows and their means into the folder, in place of what it has under their labels; returns what it has now."""
+def replace(evaluation: Evaluation, rows: list[dict], sets: list[dict]) -> Evaluation:
+    """Put rows and sets into the folder, in place of what it has under their labels; returns what it has now."""
     labels, folder = {row["label"] for row in rows}, evaluation.folder
     rows = [row for row in evaluation.rows if row["label"] not in labels] + rows
-    sets = [entry for entry in evaluation.sets if entry["label"] not in labels]
-    sets += means(row for row in rows if row["label"] in labels)
+    sets = [entry for entry in evaluation.sets if entry["label"] not in labels] + sets
     write(folder, rows, sets)
     return Evaluation(folder=folder, rows=rows, sets=sets, skipped=evaluation.skipped)
 
@@ -85,75 +102,99 @@ def write(folder: Path, rows: Sequence[Mapping], sets: Sequence[Mapping]) -> Non
     aside.replace(folder / "sets.json")
 
 
-def means(rows: Iterable[dict]) -> list[dict]:
-    """Entries of sets.json: means over the pictures of each label and point; null where a picture has no value.
+def sets_of(rows: Iterable[Mapping]) -> list[dict]:
+    """Entries of sets.json without distances between sets: one per label and point, in the order of the rows.
 
-    Distances between sets of pictures are null: they are no means.
+    Each has the mean of every metric over the pictures that have it, and `intervals`: by metric, the 95 % bootstrap
+    interval of that mean.
     """
-    groups: dict[tuple, list[dict]] = {}
+    groups: dict[tuple, list[Mapping]] = {}
     for row in rows:
-        groups.setdefault((row["label"], row["codec"], row["point"], row.get("alpha")), []).append(row)
+        groups.setdefault((row["label"], row["codec"], row["point"]), []).append(row)
     found = []
-    for (label, codec, point, alpha), group in groups.items():
-        entry = {"label": label, "codec": codec, "point": point, "alpha": alpha, "num_pictures": len(group)}
-        for name in ("bpp", *(m.name for m in METRICS.values() if not m.of_a_set)):
-            entry[name] = mean(group, name)
-        found.append(entry | {"fid256": None, "kid256": None, "num_patches": None, "reliable": None})
+    for (label, codec, point), group in groups.items():
+        first = {name: group[0].get(name) for name in ("quality", "interpolated", "alpha")}
+        entry = {"label": label, "codec": codec, "point": point, **first, "num_pictures": len(group)}
+        columns = ["bpp", *(m.name for m in METRICS.values() if not m.patch)]
+        values = {name: [number(row, name) for row in group] for name in columns}
+        entry |= {name: mean(of_name) for name, of_name in values.items()}
+        entry["intervals"] = {name: interval(of_name) for name, of_name in values.items() if interval(of_name)}
+        found.append(entry | dict.fromkeys(fid_kid.NAMES))
     return found
 
 
-def mean(rows: list[dict], name: str) -> float | None:
-    """Mean of a column, or None when any row lacks it: a mean over other pictures compares with nothing."""
-    values = [value for row in rows if (value := number(row, name)) is not None]
-    return sum(values) / len(values) if values and len(values) == len(rows) else None
+def distances(
+    names: Sequence[str], group: Sequence[Mapping], decoded: Mapping[int, np.ndarray],
+    original: Mapping[int, np.ndarray],
+) -> dict[str, float | int | bool | None]:  # fmt: skip
+    """Distances of a set (the rows of one label and point) for its entry in sets.json.
+
+    names: such as fid256. decoded, original: features of all patches by their side. `num_patches` and `reliable` are of
+    patches of 256 pixels, `num_patches64` and `reliable64` of 64.
+    """
+    found: dict[str, float | int | bool | None] = {}
+    for patch in sorted({fid_kid.PATCH_OF[name] for name in names}, reverse=True):
+        count = sum(len(fid_kid.corners(row["height"], row["width"], patch)) for row in group)
+        suffix = "" if patch == 256 else str(patch)
+        found |= {f"num_patches{suffix}": count, f"reliable{suffix}": count >= fid_kid.RELIABLE_PATCHES}
+    for name in names:
+        patch = fid_kid.PATCH_OF[name]
+        found[name] = fid_kid.distance(name, decoded[patch], original[patch])
+    return found
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are not None; None when there is none.
+
+    Whether a picture has a value depends on its size alone, so that means of one folder are over the same pictures.
+    """
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def interval(values: Iterable[float | None]) -> list[float] | None:
+    """The 95 % bootstrap interval [low, high] of the mean: 2000 resamples from a fixed seed; None below 2 values."""
+    known = np.array([value for value in values if value is not None])
+    if len(known) < 2:
+        return None
+    drawn = np.random.default_rng(0).integers(0, len(known), (RESAMPLES, len(known)))
+    return [float(v) for v in np.percentile(known[drawn].mean(1), (2.5, 97.5))]
+
+
+def point(quality: int | None, alpha: float | None) -> str:
+    """The name of an EGIC model's point: "quality 50, alpha 0.5", or what there is of it."""
+    parts = [] if quality is None else [f"quality {quality}"]
+    parts += [] if alpha is None else [f"alpha {alpha:g}"]
+    return ", ".join(parts) or ONLY
 
 
 def slug(text: str) -> str:
-    """A label or point as part of a file's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    """A label or a point as part of a file's name: models:/egic-orp@best -> models_egic-orp_best."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.") or "model"
 
 
-def anchor_file(label: str, point: str) -> str:
-    """Name of an anchor's decoded picture in pictures/<stem>/."""
+def decoded_file(label: str, point: str) -> str:
+    """Name of a decoded picture's file in its picture's folder."""
     return f"{slug(label)}_{slug(point)}.png"
 
 
-def shown(evaluation: Evaluation) -> dict[str, tuple[Path, list[Shown]]]:
-    """Pictures that were kept, by stem: the original's file and the decoded ones, in the order of the rows.
+def picture_folder(name: str) -> str:
+    """Where the files of a picture lie below pictures/: under its whole name, so that a.jpg and a.png differ.
 
-    Files that no row tells of, and folders without an original, are left out.
+    Names with characters that object stores or URLs treat specially get a short hash instead of these.
     """
+    plain = "/".join(slug(part) for part in name.split("/"))
+    return name if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def shown(evaluation: Evaluation) -> dict[str, tuple[Path, list[Shown]]]:
+    """Pictures that were kept, by name: the original's file and the decoded ones, in the order of the rows."""
     found: dict[str, tuple[Path, list[Shown]]] = {}
-    files: dict[str, dict] = {}
     for row in evaluation.rows:
-        stem = str(Path(row["name"]).with_suffix(""))
-        if stem not in files:
-            folder = evaluation.folder / "pictures" / stem
-            files[stem] = _files(folder)
-            if (folder / "original.png").is_file():
-                found[stem] = (folder / "original.png", [])
-        if stem in found and (file := files[stem].get(_key(row))):
-            found[stem][1].append(Shown(file=file, row=row))
+        folder = evaluation.folder / "pictures" / picture_folder(row["name"])
+        if not (folder / "original.png").is_file():
+            continue
+        files = found.setdefault(row["name"], (folder / "original.png", []))[1]
+        if (file := folder / decoded_file(row["label"], row["point"])).is_file():
+            files.append(Shown(file=file, row=row))
     return found
-
-
-def _key(row: Mapping) -> tuple[str, float | str]:
-    alpha = number(row, "alpha")
-    return _letters(row["label"]), _letters(row["point"]) if alpha is None else round(alpha, 6)
-
-
-def _files(folder: Path) -> dict[tuple[str, float | str], Path]:
-    """Decoded pictures by (label, alpha or point), compared by letters and digits alone, however they are joined."""
-    found: dict[tuple[str, float | str], Path] = {}
-    for file in folder.glob("*.png"):
-        label, _, alpha = file.stem.rpartition("_alpha_")
-        try:
-            found[_letters(label), round(float(alpha), 6)] = file
-        except ValueError:
-            label, _, point = file.stem.partition("_")
-            found[_letters(label), _letters(point)] = file
-    return found
-
-
-def _letters(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())

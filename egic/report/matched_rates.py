@@ -1,99 +1,145 @@
-"""Anchors at the model's own rates, picture by picture, put into an evaluation folder."""
+"""Other codecs at the sizes of the models' files, picture by picture, so that they compare at equal rates."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from egic import pictures
 from egic.errors import UserError
-from egic.metrics.quality import Quality
+from egic.metrics import distortion
+from egic.metrics.measures import Measures, find_measures
 from egic.report import anchors, evaluation_folder, panels
-from egic.report.curves import number
-from egic.report.evaluation_folder import Evaluation
+from egic.report.curves import METRICS
+from egic.report.evaluation_folder import CODEC, Evaluation
 
-MULTIPLES = (1.0, 1.5, 2.0, 3.0)
-"""Of a model's rate: 1 stands beside its pictures; the others, of the highest rate alone, make the curve longer."""
+log = logging.getLogger(__name__)
 
-Measure = Callable[[np.ndarray, np.ndarray], Mapping[str, float | None]]
+MIN_POINTS = 4
+MULTIPLES = (1.5, 2.0, 3.0)
+"""Of the largest file: points that make an anchor's curve long enough where the models have few files."""
+
+
+def file_name(row: Mapping) -> str:
+    """What the file of a model's row is called; its alphas share it."""
+    quality = row.get("quality")
+    return row["label"] if quality is None else f"{row['label']}, quality {quality}"
+
+
+def matched(file: str) -> str:
+    """The point of another codec that has the size of this file."""
+    return f"rate of {file}"
+
+
+def targets(files: Mapping[str, int]) -> dict[str, int]:
+    """The points of another codec and their wanted bytes, for the files of one picture (bytes by `file_name`)."""
+    more = MULTIPLES[: max(0, MIN_POINTS - len(files))]
+    largest = max(files.values())
+    return {matched(name): size for name, size in files.items()} | {
+        f"{multiple:g} x the largest file": round(multiple * largest) for multiple in more
+    }
+
+
+def row(
+    anchor: anchors.Anchor, point: str, name: str, size: tuple[int, int], num_bytes: int, encode_s: float,
+    decode_s: float, measured: Mapping[str, float | None],
+) -> dict:  # fmt: skip
+    """A row of another codec in rows.parquet; size: height and width. Measures that were not made are null."""
+    height, width = size
+    return {
+        "label": anchor.label, "codec": anchor.codec, "point": point, "name": name, "height": height, "width": width,
+        "quality": None, "interpolated": None, "alpha": None, "bytes": num_bytes,
+        "bpp": distortion.bpp(num_bytes, height, width),
+        **{metric.name: None for metric in METRICS.values() if not metric.patch}, **measured,
+        "encode_s": encode_s, "decode_s": decode_s, "model_digest": None,
+    }  # fmt: skip
+
+
+def measured_by(found: Evaluation) -> tuple[str, ...]:
+    """The measures of which the folder's models have values."""
+    models = [entry for entry in found.sets if entry["codec"] == CODEC]
+    return tuple(name for name in METRICS if any(entry.get(name) is not None for entry in models))
 
 
 def add(
-    folder: Path, read: Callable[[str], np.ndarray], names: Sequence[str], measure: Measure | None = None,
-    multiples: Sequence[float] = MULTIPLES, told: Callable[[str], None] = lambda line: None,
-) -> Evaluation:  # fmt: skip
-    """Code the folder's pictures with the anchors of these names at every EGIC model's rate, and at some above.
+    folder: Path, read: Callable[[str], np.ndarray], names: Sequence[str], measures: Measures | None = None
+) -> Evaluation:
+    """Code the folder's pictures with the anchors of these names, in this process, and put them into the folder.
 
-    `read(name)` gives the picture that rows name so. `measure(x_hat, x)` of two uint8 (H, W, 3) pictures gives the
-    columns of a row (None: PSNR and MS-SSIM). Earlier rows of these codecs are replaced. `told` hears which codecs are
-    left out, and progress. Raises UserError for a folder without EGIC rows, and for a picture that is missing or is
-    another one.
+    read: returns the picture of a name, uint8 (H, W, 3). measures: what is measured, by default what the evaluation
+    measured. Earlier rows of these codecs are replaced. Codecs that are not installed, and measures whose weights are
+    not available, are left out with a warning. Raises UserError for a folder without rows of an EGIC model, and for a
+    picture that is missing or has another size.
     """
-    found, measure = evaluation_folder.read(folder), measure or Quality(("psnr_db", "ms_ssim"), {})
-    codecs, missing = anchors.find(names)
-    for name, reason in missing.items():
-        told(f"{name} is left out: {reason}")
-    wanted = rates(found)
-    if not wanted:
-        raise UserError(f"{folder} has no rows of an EGIC model whose rates the anchors could take")
-    sizes = {row["name"]: (row.get("height"), row.get("width")) for row in found.rows}
+    found, codecs = evaluation_folder.read(folder), installed(names)
+    measures = measures or find_measures(measured_by(found), strict=False)
+    files: dict[str, dict[str, int]] = {}
+    for each in found.rows:
+        if each["codec"] == CODEC:
+            files.setdefault(each["name"], {})[file_name(each)] = _bytes(each)
+    if not files:
+        raise UserError(f"{folder} has no rows of an EGIC model whose file sizes the other codecs could match")
+    sizes = {each["name"]: (each.get("height"), each.get("width")) for each in found.rows}
+    measure, features = measures.quality(), measures.features()
     rows: list[dict] = []
-    for count, (name, of_models) in enumerate(wanted.items(), 1):
+    original: list[dict[int, np.ndarray]] = []
+    decoded: dict[tuple[str, str], list[dict[int, np.ndarray]]] = {}
+    for count, (name, of_picture) in enumerate(files.items(), 1):
         x = read(name)
         if None not in sizes[name] and x.shape[:2] != sizes[name]:
             height, width = sizes[name]
             raise UserError(f"{name} has {x.shape[1]} x {x.shape[0]} pixels, the evaluated one has {width} x {height}")
+        original.append(features(x))
+        kept = found.folder / "pictures" / evaluation_folder.picture_folder(name)
         for anchor in codecs:
-            rows += coded(found, anchor, name, x, points(of_models, multiples), measure)
-        told(f"[{count}/{len(wanted)}] {name}")
-    return evaluation_folder.replace(found, rows) if rows else found
+            matcher = anchors.Matcher(anchor, x)
+            made: dict[int, tuple[Mapping, dict[int, np.ndarray]]] = {}  # by step: measured once
+            for point, wanted in targets(of_picture).items():
+                coded, step = matcher.nearest(wanted), matcher.step(wanted)
+                if step not in made:
+                    made[step] = measure(coded.picture, x), features(coded.picture)
+                times = (coded.num_bytes, coded.encode_s, coded.decode_s)
+                rows.append(row(anchor, point, name, x.shape[:2], *times, made[step][0]))
+                decoded.setdefault((anchor.label, point), []).append(made[step][1])
+                if kept.is_dir():
+                    png = panels.png(coded.picture)
+                    (kept / evaluation_folder.decoded_file(anchor.label, point)).write_bytes(png)
+        log.info("[%d/%d] %s", count, len(files), name)
+    sets = evaluation_folder.sets_of(rows)
+    for entry in sets:
+        group = [each for each in rows if (each["label"], each["point"]) == (entry["label"], entry["point"])]
+        of_set = together(decoded[entry["label"], entry["point"]])
+        entry |= evaluation_folder.distances(measures.of_sets, group, of_set, together(original))
+    return evaluation_folder.replace(found, rows, sets) if rows else found
 
 
-def rates(found: Evaluation) -> dict[str, dict[str, float]]:
-    """bpp of every EGIC file, by picture's name and model, in the order of the models' mean rates.
-
-    A model is a label, with its point where the label has files of several rates.
-    """
-    files: dict[str, dict[str, dict[str, float]]] = {}  # by label, point, name
-    for row in found.rows:
-        if row["codec"] == "egic" and (bpp := number(row, "bpp")):
-            files.setdefault(row["label"], {}).setdefault(row["point"], {})[row["name"]] = bpp
-    models: dict[str, dict[str, float]] = {}
-    for label, of_points in files.items():
-        distinct = {tuple(sorted(of_names.items())): point for point, of_names in reversed(of_points.items())}
-        for point in distinct.values():
-            models[label if len(distinct) == 1 else f"{label}, {point}"] = of_points[point]
-    ordered = sorted(models, key=lambda model: sum(models[model].values()) / len(models[model]))
-    names = dict.fromkeys(row["name"] for row in found.rows if row["codec"] == "egic")
-    return {name: {model: models[model][name] for model in ordered if name in models[model]} for name in names}
+def installed(names: Sequence[str]) -> list[anchors.Anchor]:
+    """The codecs of these names; a warning names those that are not installed. Raises UserError for unknown names."""
+    codecs, missing = anchors.find(names)
+    for name, reason in missing.items():
+        log.warning("%s is left out: %s", name, reason)
+    return codecs
 
 
-def points(of_models: Mapping[str, float], multiples: Sequence[float]) -> dict[str, float]:
-    """Names of an anchor's points and their bpp: every model's own rate, and the multiples of the last model's."""
-    wanted = {f"rate of {model}": bpp for model, bpp in of_models.items()}
-    model, bpp = list(of_models.items())[-1]
-    return wanted | {f"{m:g} x rate of {model}": m * bpp for m in multiples if m != 1}
+def together(features: Iterable[Mapping[int, np.ndarray]]) -> dict[int, np.ndarray]:
+    """Features of many pictures' patches, by side, as those of one set."""
+    listed = list(features)
+    return {patch: np.concatenate([each[patch] for each in listed]) for patch in listed[0]}
 
 
-def coded(
-    found: Evaluation, anchor: anchors.Anchor, name: str, x: np.ndarray, wanted: Mapping[str, float], measure: Measure
-) -> Iterator[dict]:
-    """Rows of one picture and codec; the decoded picture at a model's own rate is kept where pictures are."""
-    matcher = anchors.Matcher(anchor, x)
-    kept = found.folder / "pictures" / Path(name).with_suffix("")
-    for point, bpp in wanted.items():
-        result = matcher.nearest(bpp)
-        if point.startswith("rate of ") and kept.is_dir():
-            (kept / evaluation_folder.anchor_file(anchor.label, point)).write_bytes(panels.png(result.picture))
-        yield anchors.row(anchor, name, x, result, point, measure)
+def _bytes(each: Mapping) -> int:
+    """Bytes of a row's file."""
+    return each.get("bytes") or round(each["bpp"] * each["height"] * each["width"] / 8)
 
 
 def below(images: Path) -> Callable[[str], np.ndarray]:
-    """`read` of `add` for pictures that lie below one folder."""
+    """`read` of `add` for pictures below one folder."""
+    paths = {pictures.printable(path.relative_to(images).as_posix()): path for path in images.rglob("*")}
 
     def read(name: str) -> np.ndarray:
-        if not (images / name).is_file():
+        if name not in paths or not paths[name].is_file():
             raise UserError(f"{images / name} is missing; --images must name the folder of the evaluated pictures")
-        return pictures.read((images / name).read_bytes())[0]
+        return pictures.read(paths[name].read_bytes())[0]
 
     return read

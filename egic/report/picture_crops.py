@@ -1,4 +1,4 @@
-"""Pictures to compare, cut and packed small enough to stand inside a page."""
+"""Pictures to compare, cropped and packed small enough to be part of a page."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from PIL import Image
 
 from egic.pictures import read as read_picture
 from egic.report.curves import number
-from egic.report.evaluation_folder import Shown
+from egic.report.evaluation_folder import CODEC, Shown
 
 MAX_PICTURES = 8
 STEPS = ((448, None), (384, None), (320, None), (320, 95), (256, 90), (192, 80), (128, 70))
@@ -20,8 +20,9 @@ STEPS = ((448, None), (384, None), (320, None), (320, 95), (256, 90), (192, 80),
 def comparisons(shown: Mapping[str, tuple[Path, list[Shown]]], max_bytes: int) -> tuple[list[dict], str]:
     """What the page shows of each picture, all together within `max_bytes`, and in words how the crops are stored.
 
-    shown: original and decoded pictures by stem, as `evaluation.shown` gives them.
-    Each: `name`, `where` in words, `original` (URI), `models` (label, frames over alpha), `anchors`.
+    shown: original and decoded pictures by name, as `evaluation_folder.shown` returns them.
+    Each: `name`, `where` in words, `original` (URI), and `codecs`: label, `groups` (qualities of a model, points of
+    another codec), `alphas`, and `frames`, one per group and alpha.
     """
     pictures = [_cut(stem, *files) for stem, files in list(shown.items())[:MAX_PICTURES]]
     for side, quality in STEPS:
@@ -53,7 +54,7 @@ def _cut(stem: str, original: Path, decoded: list[Shown]) -> tuple[str, str, tup
 
 
 def _load(path: Path) -> np.ndarray:
-    return read_picture(path.read_bytes())[0]  # the folder may have come from elsewhere
+    return read_picture(path.read_bytes())[0]  # the folder may come from elsewhere
 
 
 def busiest(x: np.ndarray, side: int, step: int = 32) -> tuple[int, int]:
@@ -84,21 +85,33 @@ def _webp(x: np.ndarray, quality: int | None) -> bytes:
     return buffer.getvalue()
 
 
-def _comparison(stem: str, where: str, size: tuple[int, int], files: list[bytes], shown: list[Shown]) -> dict:
+def _comparison(name: str, where: str, size: tuple[int, int], files: list[bytes], shown: list[Shown]) -> dict:
     uris = ["data:image/webp;base64," + base64.b64encode(data).decode() for data in files]
-    models: dict[str, list[dict]] = {}
-    anchors = []
+    codecs: dict[str, list[dict]] = {}
     for uri, s in zip(uris[1:], shown, strict=True):
-        alpha, psnr_db, bpp = (number(s.row, name) for name in ("alpha", "psnr_db", "bpp"))
-        numbers = [] if bpp is None else [f"{bpp:.4f} bpp"]
-        numbers = ([] if psnr_db is None else [f"{psnr_db:.2f} dB"]) + numbers
-        if alpha is None and s.row["codec"] != "egic":
-            anchors.append({"uri": uri, "label": s.row["label"], "point": s.row["point"], "text": ", ".join(numbers)})
+        psnr_db, bpp, alpha = (number(s.row, column) for column in ("psnr_db", "bpp", "alpha"))
+        numbers = ([] if psnr_db is None else [f"{psnr_db:.2f} dB"]) + ([] if bpp is None else [f"{bpp:.4f} bpp"])
+        if s.row["codec"] == CODEC:
+            quality = s.row.get("quality")
+            group, order = "" if quality is None else f"quality {quality}", (quality or 0, alpha or 0.0)
         else:
-            name = s.row["point"] if alpha is None else f"alpha {alpha:g}"
-            frame = {"uri": uri, "alpha": alpha or 0.0, "name": name, "text": ", ".join(numbers)}
-            models.setdefault(s.row["label"], []).append(frame)
+            group, order = s.row["point"], (bpp or 0.0, 0.0)
+        frame = {
+            "uri": uri, "name": s.row["point"], "text": ", ".join(numbers), "group": group, "order": order,
+            "alpha": "" if alpha is None else f"alpha {alpha:g}", "model": s.row["codec"] == CODEC,
+        }  # fmt: skip
+        codecs.setdefault(s.row["label"], []).append(frame)
     return {
-        "name": stem, "where": where, "height": size[0], "width": size[1], "original": uris[0], "anchors": anchors,
-        "models": [{"label": k, "frames": sorted(v, key=lambda f: f["alpha"])} for k, v in models.items()],
+        "name": name, "where": where, "height": size[0], "width": size[1], "original": uris[0],
+        "codecs": [_codec(label, frames) for label, frames in codecs.items()],
+    }  # fmt: skip
+
+
+def _codec(label: str, frames: list[dict]) -> dict:
+    """A codec's frames in the order of rate and alpha, and what its sliders choose from."""
+    frames = sorted(frames, key=lambda frame: frame["order"])
+    return {
+        "label": label, "frames": frames, "model": frames[0]["model"],
+        "groups": list(dict.fromkeys(frame["group"] for frame in frames)),
+        "alphas": sorted({frame["alpha"] for frame in frames}, key=lambda alpha: float(alpha[6:] or 0)),
     }  # fmt: skip

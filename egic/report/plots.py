@@ -44,13 +44,13 @@ class Plot:
 def all_plots(sets: Sequence[Mapping]) -> list[Plot]:
     """Distortion against realism, then every metric but KID against the rate; what has no values has no plot."""
     plots: list[Plot] = []
-    for name in ("fid256", "lpips_alex", "lpips_vgg", "dists"):
+    for name in ("fid256", "fid64", "lpips_vgg", "dists", "lpips_alex"):
         models = [e for e in sets if number(e, "alpha") is not None and _has(e, "psnr_db", name)]
-        if models and len(plots) < 2:  # one of the set, or the first two of the pictures
+        if models and len(plots) < 2:
             plots.append(_plot(f"psnr_{name}", *_realism_words(METRICS[name]), _realism, sets, METRICS[name]))
     for metric in METRICS.values():
-        if metric.name != "kid256" and any(_has(e, "bpp", metric.name) for e in sets):
-            plots.append(_plot(f"bpp_{metric.name}", *_rate_words(metric), _rate, sets, metric))
+        if not metric.name.startswith("kid") and any(_has(e, "bpp", metric.name) for e in sets):
+            plots.append(_plot(f"bpp_{metric.name}", *_rate_words(metric, sets), _rate, sets, metric))
     return plots
 
 
@@ -61,18 +61,20 @@ def _has(entry: Mapping, *names: str) -> bool:
 def _realism_words(metric: Metric) -> tuple[str, str]:
     return (
         f"PSNR against {metric.title}",
-        f"Each line is one file read at every alpha, from most faithful (alpha 0) to most realistic (alpha 1). "
-        f"Better is to the right and down.{_hollow(metric)}",
+        f"Each line is one file decoded at every alpha, from most faithful (alpha 0) to most realistic (alpha 1); a "
+        f"model with several rates has a line for each. Better is to the right and down.{_hollow(metric)}",
     )
 
 
-def _rate_words(metric: Metric) -> tuple[str, str]:
-    better = "down" if metric.lower_is_better else "up"
-    return f"{metric.title} over rate", f"Better is to the left and {better}.{_hollow(metric)}"
+def _rate_words(metric: Metric, sets: Sequence[Mapping]) -> tuple[str, str]:
+    better, between = "down" if metric.lower_is_better else "up", ""
+    if {e.get("interpolated") for e in sets} >= {True, False}:
+        between = " Large marks are the rates that the model was trained for, points are the rates between them."
+    return f"{metric.title} over rate", f"Better is to the left and {better}.{between}{_hollow(metric)}"
 
 
 def _hollow(metric: Metric) -> str:
-    return " Hollow marks come from too few patches to be reliable." if metric.of_a_set else ""
+    return " Hollow marks come from too few patches to be reliable." if metric.patch else ""
 
 
 def _plot(name: str, title: str, text: str, draw: Callable, sets: Sequence[Mapping], metric: Metric) -> Plot:
@@ -176,7 +178,7 @@ def _rate(axes, sets: Sequence[Mapping], metric: Metric, theme: Theme) -> None:
 
 
 def _name_alphas(axes, points: Sequence[Mapping], metric: Metric, theme: Theme) -> None:
-    """Say which end of an upright line is which."""
+    """Write alpha at the ends of an upright line."""
     for e in points:
         if len(points) > 1 and number(e, "alpha") in (0, 1):
             axes.annotate(
@@ -203,8 +205,14 @@ def _line(axes, points: Sequence[Mapping], x: str, metric: Metric, style: Mappin
     if not points:
         return
     known = label in axes.get_legend_handles_labels()[1]
+    marked = [i for i, e in enumerate(points) if not e.get("interpolated")]
     axes.plot(
-        [e[x] for e in points], [e[metric.name] for e in points], **style, label=None if known else label, zorder=3
+        [e[x] for e in points], [e[metric.name] for e in points], **style, label=None if known else label, zorder=3,
+        markevery=marked or None,
+    )  # fmt: skip
+    between = [e for e in points if e.get("interpolated")] if marked else []
+    axes.plot(
+        [e[x] for e in between], [e[metric.name] for e in between], ls="", marker=".", color=style["color"], zorder=3
     )
     doubtful = [e for e in points if not is_reliable(e, metric)]
     axes.plot(
@@ -232,7 +240,7 @@ def _value_axis(axes, metric: Metric) -> None:
 
     better = "lower is better" if metric.lower_is_better else "higher is better"
     axes.set_ylabel(f"{metric.title} ({f'{metric.unit}, ' if metric.unit else ''}{better})")
-    if metric.name == "fid256":  # spans two orders of magnitude from a good model to a poor one
+    if metric.name.startswith("fid"):  # spans two orders of magnitude from a good model to a poor one
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")

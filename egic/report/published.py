@@ -1,4 +1,4 @@
-"""Published results to hold a model against. Each is true of its own data set only."""
+"""Published results to compare a model with. Each holds on its own data set only."""
 
 from dataclasses import dataclass
 

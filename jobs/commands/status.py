@@ -113,18 +113,20 @@ def state_of_evaluation(
     config: Config, manifests: Mapping[str, Manifest], artifact: Artifact | None, known: bool
 ) -> StageStatus:
     """The evaluation of the ORP stage's artifact, if there is one."""
-    from jobs.evaluation import evaluation, measures
+    from egic.metrics import measures
+    from jobs.evaluation import evaluation
 
     state = StageStatus(stage=EVALUATE)
     if artifact is None or not manifests:
         state.why.append(f"waits for {MEASURED}")
         return state
-    if lacking := measures.lacking_networks(config.evaluate):
+    if lacking := measures.missing_networks(config.evaluate.metrics, config.evaluate.weights):
         state.state = "unknown"
         state.why.append(f"depends on weights that are not on this machine yet: {', '.join(lacking)}")
         return state
     job = evaluation.pipeline_job(config, artifact, manifests["val"])
-    facts = evaluation.ingredients(job, measures.find_measures(config.evaluate), manifests["val"].digest)
+    found = measures.find_measures(config.evaluate.metrics, config.evaluate.weights)
+    facts = evaluation.ingredients(job, found, manifests["val"].digest)
     state.key = stage_key(facts)
     runs = runs_of(EVALUATE, state.key, experiment=config.experiment) if known else []
     if runs:

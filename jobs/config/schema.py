@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from egic.errors import UserError
-from egic.metrics import fid_kid, quality
+from egic.metrics import measures
 from egic.networks.codec import CodecConfig
 from egic.networks.discriminator import DiscriminatorConfig
 from egic.training.crops import CropConfig
@@ -151,16 +151,20 @@ class OrpConfig(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Encode pictures to real files, decode them, one row per picture and alpha."""
+    """Encode pictures to real files, decode them, one row per picture, quality and alpha."""
 
     alphas: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Realism of each decoded picture: 0 most faithful, 1 most realistic. Default: both ends and the middle."""
+    qualities: tuple[int, ...] = (10, 30, 50, 70, 90)
+    """Qualities of the files of a codec with rates, 0 the smallest files to 100; a codec without has one file. Default:
+    a curve of five points, as BD-rates are published of."""
     max_pictures: int = 500
     """At most this many pictures of the validation set (in its order). Default: a round number; it bounds the time on
     COCO's 5,000."""
     metrics: tuple[str, ...] = ()
-    """Measures: psnr_db (always made), ms_ssim, lpips_alex, lpips_vgg, dists, fid256, kid256. Empty for all whose
-    weights are at hand or can be downloaded; the others are left out with a warning. Default: whatever can be had."""
+    """Measures: psnr_db (always made), ms_ssim, lpips_alex, lpips_vgg, dists, fid256, kid256, fid64, kid64. Empty for
+    all but the last two (which take three times as long as the others together) whose weights are available or can be
+    downloaded; the others are left out with a warning. Default: what is available."""
     weights: str = ""
     """Folder with weights of the measures' networks, looked through before $EGIC_WEIGHTS and the download. Default:
     none, so that nothing has to be set up."""
@@ -168,11 +172,15 @@ class EvaluateConfig:
     """Pictures whose decoded versions are kept, and put on the sheet. Default: as many as fit on a sheet."""
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.metrics if name not in (*quality.NAMES, *fid_kid.NAMES)]:
-            known = ", ".join((*quality.NAMES, *fid_kid.NAMES))
-            raise UserError(f"evaluate.metrics has {unknown[0]}; choose from {known}")
+        if unknown := [name for name in self.metrics if name not in measures.NAMES]:
+            raise UserError(f"evaluate.metrics has {unknown[0]}; choose from {', '.join(measures.NAMES)}")
         _check(self.shown >= 0, f"evaluate.shown is {self.shown}; give 0 or more")
         _check(len(set(self.alphas)) == len(self.alphas), f"evaluate.alphas repeat themselves: {self.alphas}")
+        _check(
+            bool(self.qualities) and all(0 <= q <= 100 for q in self.qualities)
+            and len(set(self.qualities)) == len(self.qualities),
+            f"evaluate.qualities must be different whole numbers in 0..100, got {self.qualities}",
+        )  # fmt: skip
         inside = bool(self.alphas) and all(0 <= a <= 1 for a in self.alphas)
         _check(inside, f"evaluate.alphas must lie in [0, 1], got {self.alphas}")
         _check(self.max_pictures >= 1, f"evaluate.max_pictures is {self.max_pictures}; give 1 or more")

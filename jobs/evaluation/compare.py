@@ -17,10 +17,9 @@ from pathlib import Path
 
 from egic.errors import UserError, quiet
 from egic.report import evaluation_folder
-from egic.report.evaluation_folder import Evaluation
+from egic.report.evaluation_folder import CODEC, Evaluation
 from egic.report.page import write_report
 from jobs.config.flags import parse_config
-from jobs.evaluation.tables import CODEC, slug
 from jobs.storage import files
 from jobs.tracking import runs, store
 from jobs.training.stage import EVALUATE
@@ -171,17 +170,13 @@ def new_names(result: Result, seen: Collection[str], taken: Collection[str]) -> 
 
 def copy_pictures(found: Evaluation, names: Mapping[str, str], place: Path) -> None:
     """The pictures that the evaluation kept of what is in `names`, with their originals."""
-    for stem, (original, shown) in evaluation_folder.shown(found).items():
+    for picture, (original, shown) in evaluation_folder.shown(found).items():
+        folder = place / evaluation_folder.picture_folder(picture)
         for s in shown:
-            if (label := names.get(s.row["label"])) is None:
-                continue
-            (place / stem).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(original, place / stem / "original.png")
-            if (alpha := s.row.get("alpha")) is None:
-                name = evaluation_folder.anchor_file(label, s.row["point"])
-            else:
-                name = f"{slug(label)}_alpha_{alpha:g}.png"
-            shutil.copyfile(s.file, place / stem / name)
+            if label := names.get(s.row["label"]):
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(original, folder / "original.png")
+                shutil.copyfile(s.file, folder / evaluation_folder.decoded_file(label, s.row["point"]))
 
 
 def publish(experiment: str, pictures: str, members: Sequence[Result], folder: Path) -> None:

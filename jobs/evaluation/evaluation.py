@@ -1,31 +1,34 @@
 """An evaluation: every picture goes through a real file and back, spread over the cluster by Ray Data.
 
-One row per picture and alpha. The results are written to a folder, logged to MLflow, and reused by their key.
+One row per codec, picture, quality and alpha. The results are written to a folder, logged to MLflow, and found again by
+their key.
 """
 
 import dataclasses
 import io
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from egic.artifact import read_config
 from egic.errors import UserError
-from egic.metrics import fid_kid, quality
-from egic.report import matched_rates
+from egic.metrics.measures import Measures, find_measures
+from egic.report import anchors, matched_rates
+from egic.report.evaluation_folder import slug
 from egic.report.page import write_report
 from jobs.config.schema import ComputeConfig, Config, EvaluateConfig
 from jobs.data.shards import MANIFEST, Manifest
 from jobs.evaluation import tables
-from jobs.evaluation.measures import Measures, find_measures
-from jobs.evaluation.parts import Coder, Parts, Picture, first_readable, of_data
+from jobs.evaluation.coder import Worker
+from jobs.evaluation.listing import Picture, first_readable, of_data
+from jobs.evaluation.parts import Parts, Task
 from jobs.storage import lease
 from jobs.storage.files import Folder, Place, absolute, exists, fetched, filled, join, read, write
 from jobs.tracking import model_registry, runs
@@ -35,7 +38,7 @@ from jobs.training.stage import EVALUATE as NAME
 from jobs.training.stage import sources, stage_key
 
 if TYPE_CHECKING:
-    import ray  # takes seconds to import: not to print a configuration
+    pass  # takes seconds to import: not to print a configuration
 
 log = logging.getLogger(__name__)
 
@@ -55,52 +58,33 @@ class EvaluationJob:
     """Pictures that could not even be opened."""
     manifest: Manifest | None = None
     anchors: Sequence[str] = ()
-    """Other codecs to put beside the models, at their rates."""
+    """Other codecs to compare the models with, at the sizes of their files."""
     report: bool = False
-    """Whether to write report.html, too."""
+    """Whether to write report.html as well."""
 
 
-class Worker:
-    """A `Coder` in one process of the cluster."""
-
-    def __init__(
-        self, files: Mapping[str, "ray.ObjectRef"], states: "ray.ObjectRef", num_threads: int, gpu: bool, **coder
-    ):  # fmt: skip
-        import ray
-        import torch
-
-        from egic.model import load
-
-        torch.set_num_threads(num_threads)
-        device, measured, models = "cuda" if gpu else "cpu", coder.pop("names"), {}
-        for digest, ref in files.items():
-            with tempfile.TemporaryDirectory() as folder:
-                for name, content in ray.get(ref).items():
-                    Path(folder, name).write_bytes(content)
-                models[digest] = load(folder, device)
-        given = ray.get(states)
-        features = (
-            fid_kid.Features(given[fid_kid.NETWORK], device) if any(n in measured for n in fid_kid.NAMES) else None
-        )
-        measures = quality.Quality([n for n in quality.NAMES if n in measured], given, device)
-        self.pictures = coder.pop("pictures")
-        self.coder = Coder(models=models, quality=measures, features=features, **coder)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        chosen, began = [self.pictures[int(i)] for i in batch["id"]], time.perf_counter()
-        reasons = [self.coder(p) for p in chosen]
-        return {"name": [p.name for p in chosen], "reason": reasons, "time_s": [time.perf_counter() - began]}
+def task_of(job: EvaluationJob, measures: Measures) -> tuple[Task, dict[str, int]]:
+    """What has to be known of every picture, and the `rates` of each model by its digest."""
+    codecs = {a.sha256: read_config(local_copy(a, job.output))["codec"] for a in job.models.values()}
+    rates = {digest: getattr(codec, "rates", 0) for digest, codec in codecs.items()}
+    task = Task(
+        labels={label: a.sha256 for label, a in job.models.items()},
+        qualities={digest: job.evaluate.qualities if num else (None,) for digest, num in rates.items()},
+        anchors=[anchor.codec for anchor in matched_rates.installed(job.anchors)],
+        patches=measures.patches,
+    )
+    return task, rates
 
 
 def code_pictures(
-    job: EvaluationJob, parts: Parts, measures: Measures, shown: frozenset[str]
+    job: EvaluationJob, parts: Parts, task: Task, measures: Measures, shown: frozenset[str]
 ) -> tuple[list[dict], float]:
     """Make the parts that are missing; returns {name, reason} of the pictures that could not be finished, and seconds
     of work per worker."""
     digests = {artifact.sha256: artifact for artifact in job.models.values()}
     with fetched(parts.folder) as folder:
         near = Parts(folder=folder)
-        missing = [p for p in job.pictures if not all(near.is_done(d, p, p.name in shown) for d in digests)]
+        missing = [p for p in job.pictures if not near.is_done(task, p, p.name in shown)]
     log.info("%d pictures, %d of them to code", len(job.pictures), len(missing))
     if not missing:
         return [], 0.0
@@ -121,22 +105,22 @@ def code_pictures(
     context.enable_progress_bars = False
     compute, num = job.compute, len(missing)
     settings = {
-        "num_threads": compute.threads or threads(compute, 1), "gpu": compute.use_gpu, "names": measures.names,
-        "pictures": missing, "parts": parts, "alphas": job.evaluate.alphas, "shown": shown, "manifest": job.manifest,
+        "num_threads": compute.threads or threads(compute, 1), "gpu": compute.use_gpu, "pictures": missing,
+        "task": task, "parts": parts, "alphas": job.evaluate.alphas, "shown": shown, "manifest": job.manifest,
     }  # fmt: skip
     dataset = ray.data.range(num, override_num_blocks=max(1, min(num, 32 * compute.max_workers))).map_batches(
-        Worker, fn_constructor_args=(files, ray.put(measures.states)), fn_constructor_kwargs=settings, batch_size=1,
+        Worker, fn_constructor_args=(files, ray.put(measures)), fn_constructor_kwargs=settings, batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=compute.min_workers, max_size=compute.max_workers),
         num_cpus=compute.cpus_per_worker,
         num_gpus=1 if compute.use_gpu else None,
     )  # fmt: skip
-    failed, busy_s, told = [], 0.0, time.monotonic()
+    failed, busy_s, logged = [], 0.0, time.monotonic()
     for done, row in enumerate(dataset.iter_rows(), 1):
         busy_s += row["time_s"] / compute.max_workers
         if row["reason"]:
             failed.append({"name": row["name"], "reason": row["reason"]})
-        if time.monotonic() - told > 30 and done < num:
-            told = time.monotonic()
+        if time.monotonic() - logged > 30 and done < num:
+            logged = time.monotonic()
             log.info("%d of %d pictures", done, num)
     return failed, busy_s
 
@@ -148,8 +132,15 @@ def run(config: Config, artifact: Artifact, manifest: Manifest, *, parent_run: s
 
 def pipeline_job(config: Config, artifact: Artifact, manifest: Manifest) -> EvaluationJob:
     """The job of a pipeline on what it trained."""
-    label = f"models:/egic-orp/{artifact.model_version}" if artifact.model_version else artifact.uri
+    label = f"egic-orp/{artifact.model_version}" if artifact.model_version else short_name(artifact.uri)
     return data_job(config, {label: artifact}, manifest)
+
+
+def short_name(ref: str) -> str:
+    """What a model is called in tables and plots: models:/egic-orp@best -> egic-orp@best, outputs/orp/ -> orp."""
+    if ref.startswith("models:/"):
+        return ref.removeprefix("models:/").strip("/")
+    return ref.rstrip("/").rpartition("/")[2] or ref
 
 
 def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest) -> EvaluationJob:
@@ -161,7 +152,7 @@ def data_job(config: Config, models: Mapping[str, Artifact], manifest: Manifest)
 
 
 def ingredients(job: EvaluationJob, measures: Measures, data: str) -> dict:
-    """Everything that the results depend on. data: digest of the pictures."""
+    """Everything that the results depend on, for the key. data: digest of the pictures."""
     config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
     facts = {"stage": NAME, "config": config, "code": code_digest(sources(NAME)), "data": data}
     facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
@@ -175,7 +166,7 @@ def evaluate(job: EvaluationJob, *, data: str, parent_run: str | None = None) ->
     logs them; returns the summary with `folder`, `run_id` and `reused`. A picture that one model fails on is left out
     of all, so that means and sets compare. Raises UserError when no picture is left.
     """
-    measures = find_measures(job.evaluate)
+    measures = find_measures(job.evaluate.metrics, job.evaluate.weights)
     facts = ingredients(job, measures, data)
     key = stage_key(facts)
     output = absolute(job.output)
@@ -209,16 +200,14 @@ def measure(job: EvaluationJob, measures: Measures, facts: dict, folder: str, pa
     content = {"alphas": job.evaluate.alphas, "measures": measures.names, "sources": measures.sources}
     parts_key = stage_key(content | {"code": facts["code"]})
     parts = Parts(folder=join(output, NAME, "parts", parts_key))
-    params = facts | {"parents": {tables.slug(k): sha256 for k, sha256 in facts["parents"].items()}}  # no @ in names
+    params = facts | {"parents": {slug(k): sha256 for k, sha256 in facts["parents"].items()}}  # no @ in names
     run_id = runs.start_stage(parent_run, NAME, key, params, code_tag(sources(NAME)), experiment=job.experiment)
     with runs.ending(run_id), filled(folder, last="summary.json") as here:
-        parents = {"model" if len(job.models) == 1 else tables.slug(k): a for k, a in job.models.items()}
+        parents = {"model" if len(job.models) == 1 else slug(k): a for k, a in job.models.items()}
         model_registry.log_parents(run_id, parents)
         start = time.perf_counter()
         found = write_results(job, here, parts, measures)
         found["time_s"] = time.perf_counter() - start
-        if job.anchors:
-            add_anchors(job, here, measures)
         if job.report:
             write_report(here)
         write(here / "summary.json", (json.dumps(found, indent=2) + "\n").encode())
@@ -230,7 +219,8 @@ def measure(job: EvaluationJob, measures: Measures, facts: dict, folder: str, pa
 def write_results(job: EvaluationJob, folder: Path, parts: Parts, measures: Measures) -> dict[str, float]:
     """Code what is missing and write the tables and pictures; returns the summary."""
     candidates = first_readable(job.pictures, job.evaluate.shown, job.manifest)
-    failed, busy_s = code_pictures(job, parts, measures, frozenset(p.name for p in candidates))
+    task, rates = task_of(job, measures)
+    failed, busy_s = code_pictures(job, parts, task, measures, frozenset(p.name for p in candidates))
     skipped = sorted([*map(dict, job.skipped), *failed], key=lambda s: s["name"])
     for each in skipped:
         log.warning("%s is left out: %s", each["name"], each["reason"])
@@ -240,19 +230,13 @@ def write_results(job: EvaluationJob, folder: Path, parts: Parts, measures: Meas
         raise UserError(f"no picture could be evaluated; the first, {skipped[0]['name']}: {skipped[0]['reason']}")
     with fetched(parts.folder) as near:
         parts = Parts(folder=near)
-        table = tables.rows_table(parts, {label: a.sha256 for label, a in job.models.items()}, listed)
-        found = tables.set_rows(table, parts, listed, measures.names)
+        found = tables.rows(parts, task, rates, anchors.find(task.anchors)[0], listed)
+        sets = tables.sets(found, parts, listed, measures.names)
         shown = [p for p in candidates if p.name not in names]
-        tables.write_shown(folder, table, parts, shown, [p.read(job.manifest) for p in shown])
-    pq.write_table(table, file := io.BytesIO())
+        tables.write_shown(folder, found, shown, [p.read(job.manifest) for p in shown])
+    rows = [row for row, _ in found]
+    pq.write_table(pa.Table.from_pylist(rows, schema=tables.SCHEMA), file := io.BytesIO())
     write(folder / "rows.parquet", file.getvalue())
-    write(folder / "sets.json", (json.dumps(found, indent=2) + "\n").encode())
+    write(folder / "sets.json", (json.dumps(sets, indent=2) + "\n").encode())
     write(folder / "skipped.json", (json.dumps(skipped, indent=2) + "\n").encode())
-    return tables.summarise(table, found) | {"busy_s": busy_s}
-
-
-def add_anchors(job: EvaluationJob, folder: Path, measures: Measures) -> None:
-    """Rows of other codecs at the models' rates, made here: they take CPUs, and no network but the measures'."""
-    by_name = {p.name: p for p in job.pictures}
-    measure = quality.Quality([n for n in quality.NAMES if n in measures.names], measures.states)
-    matched_rates.add(folder, lambda name: by_name[name].read(job.manifest), job.anchors, measure, told=log.info)
+    return tables.summarise(sets, rows) | {"busy_s": busy_s}

@@ -1,123 +1,157 @@
-"""Evaluation's results from its parts: one row per curve, picture and alpha, means over pictures, sets, and a sheet."""
+"""Evaluation's results from its parts: rows per picture, sets of pictures, summaries for MLflow, and a sheet."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from tabulate import tabulate
 
 from egic import pictures
-from egic.metrics import distortion, fid_kid, quality
-from egic.report import panels
-from jobs.evaluation.parts import ORIGINAL, Parts, Picture
+from egic.metrics import distortion, fid_kid, measures, quality
+from egic.report import evaluation_folder, matched_rates, panels
+from egic.report.anchors import Anchor
+from egic.report.curves import METRICS, is_reliable
+from egic.report.evaluation_folder import CODEC, slug
+from egic.report.matched_rates import together
+from jobs.evaluation import parts as parts_
+from jobs.evaluation.listing import Picture
+from jobs.evaluation.parts import Parts, Task, alpha_mark
 from jobs.storage import files
 
-CODEC = "egic"
 SCHEMA = pa.schema(
     [("label", pa.string()), ("codec", pa.string()), ("point", pa.string()), ("name", pa.string())]
-    + [("height", pa.int64()), ("width", pa.int64()), ("alpha", pa.float64()), ("bytes", pa.int64())]
+    + [("height", pa.int64()), ("width", pa.int64()), ("quality", pa.int64()), ("interpolated", pa.bool_())]
+    + [("alpha", pa.float64()), ("bytes", pa.int64())]
     + [(name, pa.float64()) for name in ("bpp", *quality.NAMES, "encode_s", "decode_s")]
     + [("model_digest", pa.string())]
 )
 """Columns of rows.parquet; measures that were not made, or not possible for a picture, are null."""
 
 
-def slug(label: str) -> str:
-    """A label as part of a file name: models:/egic-orp@best -> models_egic-orp_best."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", label).strip("_.") or "model"
+def is_interpolated(quality: int | None, rates: int) -> bool | None:
+    """Whether a quality lies between two of the `rates` that the model's gains were trained for; None without any."""
+    return None if quality is None else (quality * (rates - 1)) % 100 != 0
 
 
-def rows_table(parts: Parts, models: Mapping[str, str], listed: Sequence[Picture]) -> pa.Table:
-    """Rows of `models` (digest by label) by label, name and alpha. Every picture must be finished."""
-    rows = []
-    for label, digest in sorted(models.items()):
-        for picture in sorted(listed, key=lambda p: p.name):
-            part = parts.read(digest, picture)
-            assert part is not None  # finished, as promised
-            size = {name: part[name] for name in ("height", "width", "bytes", "encode_s", "decode_s")}
-            size["bpp"] = distortion.bpp(part["bytes"], part["height"], part["width"])
-            for point in sorted(part["points"], key=lambda p: p["alpha"]):
-                what = {"label": label, "codec": CODEC, "point": f"alpha {point['alpha']:g}", "name": picture.name}
-                rows.append(dict.fromkeys(SCHEMA.names) | what | size | point | {"model_digest": digest})
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+def rows(parts: Parts, task: Task, rates: Mapping[str, int], anchors: Sequence[Anchor], listed: Sequence[Picture]) -> \
+        list[tuple[dict, str]]:  # fmt: skip
+    """Rows of rows.parquet with the paths of their parts: models by label, quality, alpha and name, then other codecs.
 
-
-def set_rows(table: pa.Table, parts: Parts, listed: Sequence[Picture], names: Sequence[str]) -> list[dict]:
-    """One entry per label and alpha: means over pictures, and the set measures that `names` asks for."""
-    by_name, found = {p.name: p for p in listed}, []
-    measured = any(name in names for name in fid_kid.NAMES)
-    used = [by_name[name] for name in sorted(set(table["name"].to_pylist()))]
-    original = np.concatenate([parts.features(ORIGINAL, p) for p in used]) if measured else None
-    rows = table.to_pylist()
-    for label, alpha in sorted({(row["label"], row["alpha"]) for row in rows}):
-        of_set = [row for row in rows if (row["label"], row["alpha"]) == (label, alpha)]
-        num_patches = sum(len(fid_kid.corners(row["height"], row["width"])) for row in of_set)
-        entry = {"label": label, "codec": CODEC, "point": of_set[0]["point"], "alpha": alpha}
-        entry |= {"num_pictures": len(of_set)}
-        entry |= {name: mean([row[name] for row in of_set]) for name in ("bpp", *quality.NAMES)}
-        entry |= dict.fromkeys(fid_kid.NAMES)
-        if measured:
-            digest = of_set[0]["model_digest"]
-            decoded = np.concatenate([parts.features(digest, by_name[row["name"]], alpha) for row in of_set])
-            entry |= {name: getattr(fid_kid, name)(decoded, original) for name in fid_kid.NAMES if name in names}
-        found.append(entry | {"num_patches": num_patches, "reliable": num_patches >= fid_kid.RELIABLE_PATCHES})
+    rates: of each model, by digest. Every picture must be finished.
+    """
+    ordered = sorted(listed, key=lambda p: p.name)
+    found: list[tuple[dict, str]] = []
+    for label, digest in sorted(task.labels.items()):
+        for q in task.qualities[digest]:
+            of_quality: list[tuple[dict, str]] = []
+            for picture in ordered:
+                path = parts.model(digest, picture, q)
+                part = _finished(path)
+                size = {name: part[name] for name in ("height", "width", "bytes", "encode_s", "decode_s")}
+                size["bpp"] = distortion.bpp(part["bytes"], part["height"], part["width"])
+                size |= {"quality": q, "interpolated": is_interpolated(q, rates[digest]), "model_digest": digest}
+                for at in part["points"]:
+                    what = {"label": label, "codec": CODEC, "name": picture.name}
+                    what["point"] = evaluation_folder.point(q, at["alpha"])
+                    row = dict.fromkeys(SCHEMA.names) | what | size | at
+                    of_quality.append((row, path + alpha_mark(at["alpha"])))
+            found += sorted(of_quality, key=lambda each: each[0]["alpha"] or 0)
+    for anchor in anchors:
+        for picture in ordered:
+            for point, wanted in (parts.targets(task, picture) or {}).items():
+                path = parts.anchor(anchor.codec, picture, wanted)
+                part = _finished(path)
+                values = {name: value for name, value in part["points"][0].items() if name != "alpha"}
+                size = (part["height"], part["width"])
+                times = (part["bytes"], part["encode_s"], part["decode_s"])
+                found.append((matched_rates.row(anchor, point, picture.name, size, *times, values), path))
     return found
 
 
-def mean(values: Sequence[float | None]) -> float | None:
-    """Over the values there are."""
-    there = [v for v in values if v is not None]
-    return float(np.mean(there)) if there else None
+def _finished(path: str) -> dict:
+    part = parts_.read(path)
+    assert part is not None  # the caller's promise
+    return part
 
 
-def summarise(table: pa.Table, found: Sequence[Mapping]) -> dict[str, float]:
-    """num_pictures, bpp, seconds, and every measure at every alpha; with several curves each name begins with one's."""
-    labels = sorted({entry["label"] for entry in found})
-    summary: dict[str, float] = {"num_pictures": found[0]["num_pictures"]}
-    rows = table.to_pylist()
-    for label in labels:
-        of_label, prefix = [r for r in rows if r["label"] == label], f"{slug(label)}/" if len(labels) > 1 else ""
+def sets(
+    found: Sequence[tuple[dict, str]], parts: Parts, listed: Sequence[Picture], names: Sequence[str]
+) -> list[dict]:
+    """Entries of sets.json of what `rows` returned, with the set measures in `names`."""
+    entries = evaluation_folder.sets_of(row for row, _ in found)
+    names = [name for name in fid_kid.NAMES if name in names]
+    if not names:
+        return entries
+    patches = sorted({fid_kid.PATCH_OF[name] for name in names})
+    by_name = {p.name: p for p in listed}
+    used = [by_name[name] for name in sorted({row["name"] for row, _ in found})]
+    original = together(parts_.read_features(parts.original(p), patches) for p in used)
+    for entry in entries:
+        group = [each for each in found if (each[0]["label"], each[0]["point"]) == (entry["label"], entry["point"])]
+        decoded = together(parts_.read_features(path, patches) for _, path in group)
+        entry |= evaluation_folder.distances(names, [row for row, _ in group], decoded, original)
+    return entries
+
+
+def summarise(sets: Sequence[Mapping], rows: Sequence[Mapping]) -> dict[str, float]:
+    """num_pictures, bpp, seconds, and every measure at every point of the models, as metrics of an MLflow run.
+
+    A measure is called after its point, psnr_db_alpha_0.5; with several models each name begins with the model's.
+    """
+    summary: dict[str, float] = {"num_pictures": sets[0]["num_pictures"]}
+    for prefix, of_label in _models(sets):
+        of_rows = [row for row in rows if row["label"] == of_label[0]["label"]]
         for name in ("bpp", "encode_s", "decode_s"):
-            if (value := mean([r[name] for r in of_label])) is not None:
+            if (value := evaluation_folder.mean(row[name] for row in of_rows)) is not None:
                 summary[prefix + name] = value
-        for entry in (e for e in found if e["label"] == label):
-            for name in (*quality.NAMES, *fid_kid.NAMES):
-                if entry[name] is not None:
-                    summary[f"{prefix}{name}_alpha_{entry['alpha']:g}"] = entry[name]
+        for entry in of_label:
+            suffix = "" if entry["point"] == evaluation_folder.ONLY else f"_{slug(entry['point'])}"
+            summary |= {f"{prefix}{n}{suffix}": entry[n] for n in measures.NAMES if entry.get(n) is not None}
     return summary
 
 
-def curve_rows(found: Sequence[Mapping]) -> list[dict[str, float]]:
-    """Rate and every measure as `rd/...` at step 100 alpha, so that MLflow draws curves of all runs over each other.
+def curve_rows(sets: Sequence[Mapping]) -> list[dict[str, float]]:
+    """The models' curves as `rd/...` over steps, so that MLflow draws those of all runs over each other.
 
-    With several curves each name begins with one's, as in `summarise`.
+    A model of one rate has steps 100 alpha (100 without ORP). A model of every rate has its quality as step, and a
+    curve per alpha: rd/alpha_0/psnr_db. With several models each name begins with the model's. Other codecs have no
+    curves.
     """
-    several = len({entry["label"] for entry in found}) > 1
-    rows = []
-    for entry in sorted(found, key=lambda e: e["alpha"]):
-        prefix = f"rd/{slug(entry['label'])}/" if several else "rd/"
-        measured = {n: entry[n] for n in ("bpp", *quality.NAMES, *fid_kid.NAMES) if entry[n] is not None}
-        rows.append({"step": round(100 * entry["alpha"])} | {prefix + name: v for name, v in measured.items()})
-    return rows
+    found = []
+    for prefix, of_label in _models(sets):
+        for entry in of_label:
+            alpha, step = entry["alpha"], entry.get("quality")
+            curve = "" if step is None or alpha is None else f"alpha_{alpha:g}/"
+            if step is None:
+                step = 100 if alpha is None else round(100 * alpha)
+            values = {n: entry[n] for n in ("bpp", *measures.NAMES) if entry.get(n) is not None}
+            found.append({"step": step} | {f"rd/{prefix}{curve}{name}": value for name, value in values.items()})
+    return sorted(found, key=lambda row: row["step"])
 
 
-def write_shown(folder: Path, table: pa.Table, parts: Parts, shown: Sequence[Picture], originals: list) -> None:
-    """Originals and decoded pictures below `folder`/pictures, and sheet.png: a line per picture and curve."""
+def _models(sets: Sequence[Mapping]) -> Iterator[tuple[str, list[Mapping]]]:
+    """Entries of each EGIC model, with the prefix of its names: none for a single model."""
+    labels = sorted({entry["label"] for entry in sets if entry["codec"] == CODEC})
+    for label in labels:
+        yield f"{slug(label)}/" if len(labels) > 1 else "", [entry for entry in sets if entry["label"] == label]
+
+
+def write_shown(folder: Path, found: Sequence[tuple[dict, str]], shown: Sequence[Picture], originals: list) -> None:
+    """Originals and decoded pictures below `folder`/pictures, and sheet.png: a line per picture, codec and quality."""
     lines, titles = [], []
     for picture, x in zip(shown, originals, strict=True):
-        place = folder / "pictures" / Path(picture.name).with_suffix("")
+        place = folder / "pictures" / evaluation_folder.picture_folder(picture.name)
         files.write(place / "original.png", pictures.write(x))
-        rows = [row for row in table.to_pylist() if row["name"] == picture.name]
-        for label in sorted({row["label"] for row in rows}):
-            line, heads = [x], ["original"]
-            for row in (r for r in rows if r["label"] == label):
-                content = files.read(parts.path(row["model_digest"], picture, ".png", row["alpha"]))
-                files.write(place / f"{slug(label)}_alpha_{row['alpha']:g}.png", content)
-                line.append(panels.from_png(content))
-                heads.append(f"{row['point']}  {row['psnr_db']:.2f} dB  {row['bpp']:.3f} bpp")
-            lines.append(line)
-            titles.append(heads)
+        of_picture: dict[tuple, list[tuple[str, np.ndarray]]] = {}
+        for row, path in (each for each in found if each[0]["name"] == picture.name):
+            content = files.read(path + ".png")
+            files.write(place / evaluation_folder.decoded_file(row["label"], row["point"]), content)
+            head = f"{row['point']}  {row['psnr_db']:.2f} dB  {row['bpp']:.3f} bpp"
+            of_picture.setdefault((row["label"], row["quality"]), []).append((head, panels.from_png(content)))
+        for line in of_picture.values():
+            lines.append([x, *(decoded for _, decoded in line)])
+            titles.append(["original", *(head for head, _ in line)])
     if not lines:
         return
     wide = max(map(len, lines))
@@ -127,25 +161,23 @@ def write_shown(folder: Path, table: pa.Table, parts: Parts, shown: Sequence[Pic
     files.write(folder / "sheet.png", panels.png(panels.panel(lines, titles)))
 
 
-COLUMNS = {"bpp": ".4f", "psnr_db": ".2f", "ms_ssim": ".4f", "lpips_alex": ".4f", "lpips_vgg": ".4f", "dists": ".4f"}
-COLUMNS |= {"fid256": ".2f", "kid256": ".5f"}
-
-
-def text(found: Sequence[Mapping]) -> str:
+def text(sets: Sequence[Mapping]) -> str:
     """The sets as an aligned table of what was measured, with a line about figures that are unreliable."""
-    names = [name for name in COLUMNS if any(entry[name] is not None for entry in found)]
-    lines = [("model", "point", "pictures", *names)]
-    doubtful = {e["num_patches"] for e in found if not e["reliable"] and any(e[n] is not None for n in fid_kid.NAMES)}
-    for entry in found:
-        cells = []
-        for name in names:
-            cell = "-" if entry[name] is None else format(entry[name], COLUMNS[name])
-            doubt = name in fid_kid.NAMES and entry[name] is not None and not entry["reliable"]
-            cells.append(cell + "*" * doubt)
-        lines.append((entry["label"], entry["point"], str(entry["num_pictures"]), *cells))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    table = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    columns = [metric for metric in METRICS.values() if any(entry.get(metric.name) is not None for entry in sets)]
+    lines = [["codec", "point", "pictures", "bpp", *(metric.name for metric in columns)]]
+    doubtful: set[str] = set()
+    for entry in sets:
+        cells = [entry["label"], entry["point"], str(entry["num_pictures"]), f"{entry['bpp']:.4f}"]
+        for metric in columns:
+            value = entry.get(metric.name)
+            cell = "-" if value is None else f"{value:.{5 if metric.name.startswith('kid') else metric.digits}f}"
+            if value is not None and not is_reliable(entry, metric):
+                cell += "*"
+                count = entry["num_patches" if metric.patch == 256 else f"num_patches{metric.patch}"]
+                doubtful.add(f"{count} patches of {metric.patch} pixels")
+            cells.append(cell)
+        lines.append(cells)
+    found = tabulate(lines, tablefmt="plain", disable_numparse=True)
     if doubtful:
-        count = " or ".join(map(str, sorted(doubtful)))
-        table.append(f"* unreliable: of {count} patches; FID and KID need {fid_kid.RELIABLE_PATCHES}")
-    return "\n".join(table)
+        found += f"\n* unreliable: of {' and '.join(sorted(doubtful))}; FID and KID need {fid_kid.RELIABLE_PATCHES}"
+    return found

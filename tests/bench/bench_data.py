@@ -113,9 +113,7 @@ def main(num: int = 1024, rounds: int = 3) -> None:
         given = os.environ.get("EGIC_COCO_ROOT")
         scenes = SceneConfig(num_train=96, num_val=1, min_side=427, max_side=640)
         root = Path(given) if given else write_scenes(Path(folder) / "coco", scenes)
-        manifest = load_manifest(
-            prepare((root,), str(Path(folder) / "out"), PrepareConfig(split="train"))["train"]
-        )
+        manifest = load_manifest(prepare((root,), str(Path(folder) / "out"), PrepareConfig(split="train"))["train"])
         total = (warm + 2 * num) // BATCH
         steps = {"seed": 0, "global_batch": BATCH, "first_step": 0, "last_step": total}
         sequence = TrainingSequence(manifest=manifest, crop=crop, **steps)

@@ -29,9 +29,7 @@ STEPS = {"seed": 3, "global_batch": 4, "first_step": 0, "last_step": 40}
 def manifest(tmp_path_factory) -> Manifest:
     root = tmp_path_factory.mktemp("data")
     write_scenes(root / "coco", SceneConfig(num_train=10, num_val=1, min_side=64, max_side=96))
-    return load_manifest(
-        prepare((root / "coco",), str(root / "out"), PrepareConfig(split="train"))["train"]
-    )
+    return load_manifest(prepare((root / "coco",), str(root / "out"), PrepareConfig(split="train"))["train"])
 
 
 @pytest.fixture(scope="module", autouse=True)

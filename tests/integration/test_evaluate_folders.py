@@ -12,9 +12,12 @@ from PIL import Image
 
 from egic import artifact
 from egic.cli import main
-from jobs.evaluation.tables import SCHEMA, slug
+from egic.report import anchors
+from egic.report.curves import METRICS
+from jobs.evaluation.tables import SCHEMA
 from jobs.tracking import store
 from tests.codec_models import tiny_model
+from tests.evaluation_folders import photograph
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -49,8 +52,8 @@ def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, ca
     table = pq.read_table(folder / "rows.parquet")
     assert table.schema.equals(SCHEMA)
     rows = table.to_pylist()
-    order = [("codec", n, 1.0) for n in ("a.png", "b.png", "c.png")]
-    order += [("orp", n, alpha) for n in ("a.png", "b.png", "c.png") for alpha in (0.0, 1.0)]
+    order = [("codec", n, None) for n in ("a.png", "b.png", "c.png")]
+    order += [("orp", n, alpha) for alpha in (0.0, 1.0) for n in ("a.png", "b.png", "c.png")]
     assert [(r["label"], r["name"], r["alpha"]) for r in rows] == order
     for row in rows:
         assert row["bpp"] == 8 * row["bytes"] / (row["height"] * row["width"])
@@ -58,14 +61,14 @@ def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, ca
         assert row["model_digest"] == artifact.digest(place / row["label"])
     found = json.loads((folder / "sets.json").read_text())
     assert [(e["label"], e["alpha"], e["num_pictures"]) for e in found] == [
-        ("codec", 1.0, 3),
+        ("codec", None, 3),
         ("orp", 0.0, 3),
         ("orp", 1.0, 3),
     ]
     assert [s["name"] for s in json.loads((folder / "skipped.json").read_text())] == ["bad.jpg"]
     shown = sorted(p.relative_to(folder / "pictures").as_posix() for p in (folder / "pictures").rglob("*.png"))
-    each = ["codec_alpha_1.png", "original.png", "orp_alpha_0.png", "orp_alpha_1.png"]
-    assert shown == [f"{n}/{p}" for n in "ab" for p in each] and slug("orp") == "orp"
+    each = ["codec_decoded.png", "original.png", "orp_alpha_0.png", "orp_alpha_1.png"]
+    assert shown == [f"{n}.png/{p}" for n in "ab" for p in each]
 
     run = store.client().get_run(printed.split("MLflow run ")[1].split()[0])
     assert run.info.status == "FINISHED" and "val/orp/psnr_db_alpha_1" in run.data.metrics
@@ -78,3 +81,37 @@ def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, ca
     os.remove(folder / "summary.json")  # as if killed before the end: the parts are still there
     assert main.main(args) == 0
     assert (folder / "rows.parquet").read_bytes() == first  # times and all
+
+
+def test_other_codecs_get_every_measure_that_the_model_gets(place, capsys, weights, monkeypatch):
+    """`egic evaluate --anchors` and `egic report --anchors`, with every measure whose weights are available."""
+    model = tiny_model(rates=3)
+    artifact.save(place / "some" / "where" / "orp", {"codec": model.codec, "orp": model.orp}, {"stage": "orp"})
+    (place / "pictures").mkdir()
+    for i in range(2):
+        Image.fromarray(photograph(i, 256, 288)).save(place / "pictures" / f"{i}.png")
+    args = "evaluate --model mine=some/where/orp --images pictures --alphas 0,1 --qualities 20,50 --shown 1".split()
+    args += f"--weights {weights} --compute.threads 1 --compute.cpus-per-worker 0.5".split()
+    assert main.main([*args, "--anchors", "jpeg,webp,avif"]) == 0
+    folder = Path(capsys.readouterr().out.strip().splitlines()[-1]).parent
+    of_command = json.loads((folder / "sets.json").read_text())
+    installed = {anchor.label for anchor in anchors.find(("jpeg", "webp", "avif"))[0]}
+    assert {e["label"] for e in of_command} == {"mine"} | installed and len(of_command) == 4 + 4 * len(installed)
+    measured = {name for name in METRICS if of_command[0][name] is not None}
+    assert {"psnr_db", "ms_ssim"} <= measured
+    for entry in of_command:
+        assert {name for name in METRICS if entry[name] is not None} == measured, entry
+        assert set(entry["intervals"]) == {"bpp"} | {name for name in measured if not METRICS[name].patch}
+    page = (folder / "report.html").read_text()
+    assert "mine, quality 20" in page and 'id="paired"' in page and "Against JPEG" in page
+    assert 'data-kind="group"' in page and 'data-kind="alpha"' in page and "some/where" not in page
+
+    assert main.main(args) == 0
+    alone = Path(capsys.readouterr().out.strip().splitlines()[-1]).parent
+    assert alone != folder and len(json.loads((alone / "sets.json").read_text())) == 4
+    monkeypatch.setenv("EGIC_WEIGHTS", str(weights))
+    assert main.main(["report", str(alone), "--anchors", "jpeg,webp,avif", "--images", "pictures"]) == 0
+    for entry, other in zip(json.loads((alone / "sets.json").read_text()), of_command, strict=True):
+        assert (entry["label"], entry["point"]) == (other["label"], other["point"])
+        for name in ("bpp", *measured):
+            assert entry[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name

@@ -221,6 +221,7 @@ def test_compiled_blocks_learn_the_same(tmp_path, monkeypatch):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert counters["stats"]["unique_graphs"] >= len(config.discriminator.down)
     assert not counters["graph_break"]
-    assert weights(tmp_path / "eager", "segmentation", config).keys() == weights(
-        tmp_path / "compiled", "segmentation", compiled
-    ).keys()
+    assert (
+        weights(tmp_path / "eager", "segmentation", config).keys()
+        == weights(tmp_path / "compiled", "segmentation", compiled).keys()
+    )

@@ -40,33 +40,56 @@ def test_rate_and_quality_rise_together(anchor, x):
 
 
 def test_a_wanted_rate_is_met(anchor, x):
-    wanted = anchor.code(x, 40).bpp * 1.3
+    wanted = anchor.code(x, 40).num_bytes * 1.3
     found = anchors.Matcher(anchor, x).nearest(wanted)
-    assert found.bpp == pytest.approx(wanted, rel=0.08)  # qualities are integers
+    assert found.num_bytes == pytest.approx(wanted, rel=0.08)  # qualities are integers
 
 
 def test_below_the_smallest_file_is_the_smallest_file(x):
     jpeg = anchors.find(["jpeg"])[0][0]
-    assert anchors.Matcher(jpeg, x).nearest(0.001).num_bytes == jpeg.code(x, jpeg.low).num_bytes
+    assert anchors.Matcher(jpeg, x).nearest(1).num_bytes == jpeg.code(x, jpeg.low).num_bytes
 
 
-@pytest.mark.parametrize("low, high", [(0, 100), (51, 0)])
-@pytest.mark.parametrize("wanted, best", [(0.0, 0.0), (7.3, 7.0), (7.6, 8.0), (50.9, 51.0), (0.4, 0.0)])
-def test_the_nearest_of_all_qualities_is_found_either_way_round(x, low, high, wanted, best):
-    pixel = np.zeros((1, 8, 3), np.uint8)
+@pytest.fixture(params=[(0, 100), (51, 0)])
+def counted(request):
+    """A codec whose files have 10 * 1.1 ** step bytes, and the list of the qualities that it encoded."""
+    (low, high), encoded = request.param, []
 
-    def run(_, quality):
-        return anchors.Coded(num_bytes=abs(quality - low), picture=pixel, encode_s=0, decode_s=0)
+    def run(x, quality):
+        def decode():
+            encoded.append(("decoded", quality))
+            return x, 0.0
 
-    fake = anchors.Anchor(label="fake", codec="fake", low=low, high=high, run=run)
-    assert anchors.Matcher(fake, pixel).nearest(wanted).bpp == best
+        encoded.append(quality)
+        return anchors.Encoded(num_bytes=round(10 * 1.1 ** abs(quality - low)), encode_s=0, decode=decode)
+
+    return anchors.Anchor(label="fake", codec="fake", low=low, high=high, run=run), encoded
+
+
+@pytest.mark.parametrize("wanted", [0, 10, 10.4, 11, 57, 333, 334, 1200, 10**6])
+def test_the_nearest_of_all_qualities_is_found_either_way_round(counted, wanted):
+    anchor, _ = counted
+    matcher = anchors.Matcher(anchor, np.zeros((1, 8, 3), np.uint8))
+    sizes = [round(10 * 1.1**step) for step in range(abs(anchor.high - anchor.low) + 1)]
+    best = min(abs(size - wanted) for size in sizes)
+    assert abs(matcher.nearest(wanted).num_bytes - wanted) == best
+
+
+def test_the_search_looks_at_sizes_alone_and_encodes_nothing_twice(counted):
+    anchor, encoded = counted
+    matcher = anchors.Matcher(anchor, np.zeros((1, 8, 3), np.uint8))
+    for wanted in (100, 200, 400, 800):
+        matcher.nearest(wanted)
+    decoded = [each for each in encoded if isinstance(each, tuple)]
+    assert len(decoded) == 4 and len(set(encoded)) == len(encoded)
+    assert len(encoded) - 4 <= 2 + 4 * 4  # bisection alone takes 7 each
 
 
 def test_quality_out_of_range_and_unknown_names():
     jpeg = anchors.find(["jpeg"])[0][0]
     with pytest.raises(ValueError, match="JPEG takes qualities 1"):
         jpeg.code(np.zeros((8, 8, 3), np.uint8), 101)
-    with pytest.raises(ValueError, match="no anchor 'jpg'; there are jpeg, webp"):
+    with pytest.raises(ValueError, match="--anchors has 'jpg', which is not one of jpeg, webp"):
         anchors.find(["jpg"])
 
 
@@ -134,20 +157,21 @@ def folder(tmp_path):
 
 def test_rows_at_the_models_rates_join_the_folder(folder):
     for _ in range(2):  # the second time they replace those of the first
-        matched_rates.add(folder, matched_rates.below(folder.parent / "images"), ["jpeg"], multiples=(1, 2))
+        matched_rates.add(folder, matched_rates.below(folder.parent / "images"), ["jpeg"])
     found = evaluation_folder.read(folder)
     jpeg = [row for row in found.rows if row["codec"] == "jpeg"]
-    assert [row["point"] for row in jpeg[:3]] == ["rate of small", "rate of large", "2 x rate of large"]
-    assert len(jpeg) == 6 and len(found.rows) == 6 + 20
-    for row, wanted in zip(jpeg[:3], (1.5, 2.25, 4.5), strict=True):
+    more = ["1.5 x the largest file", "2 x the largest file"]
+    assert [row["point"] for row in jpeg[:4]] == ["rate of small", "rate of large", *more]
+    assert len(jpeg) == 8 and len(found.rows) == 8 + 20
+    for row, wanted in zip(jpeg[:4], (1.5, 2.25, 3.375, 4.5), strict=True):
         assert row["bpp"] == pytest.approx(wanted, rel=0.08) and row["psnr_db"] > 20
         assert row["lpips_alex"] is None and row["alpha"] is None
     sets = [e for e in found.sets if e["codec"] == "jpeg"]
-    assert len(sets) == 3 and sets[0]["num_pictures"] == 2 and sets[0]["fid256"] is None
+    assert len(sets) == 4 and sets[0]["num_pictures"] == 2 and sets[0]["fid256"] is None
     assert sets[0]["psnr_db"] == pytest.approx(np.mean([r["psnr_db"] for r in jpeg if r["point"] == "rate of small"]))
-    _, decoded = evaluation_folder.shown(found)["0"]
-    assert [s.row["point"] for s in decoded if s.row["codec"] == "jpeg"] == ["rate of small", "rate of large"]
-    assert len(decoded) == 12
+    _, decoded = evaluation_folder.shown(found)["0.png"]
+    assert [s.row["point"] for s in decoded if s.row["codec"] == "jpeg"] == ["rate of small", "rate of large", *more]
+    assert len(decoded) == 14
 
 
 def test_other_pictures_are_refused(folder):
@@ -161,7 +185,7 @@ def test_other_pictures_are_refused(folder):
 
 
 def test_a_folder_that_is_none_or_damaged(folder, tmp_path):
-    with pytest.raises(ValueError, match="no evaluation folder, it has no rows.parquet"):
+    with pytest.raises(ValueError, match="not an evaluation folder: it has no rows.parquet"):
         evaluation_folder.read(tmp_path)
     (folder / "sets.json").write_text("[{]")
     with pytest.raises(ValueError, match="sets.json is not JSON"):

@@ -154,19 +154,20 @@ def test_other_parents_and_another_backbone_are_named(config, tmp_path):
     said = " ".join(states[-1].why)
     assert said.startswith(f"differs from run {was.run_id}: ") and "lpips_weights: local -> " in said
     assert f"another mse-codec: {parents['mse-codec'].sha256[:12]} -> {new.sha256[:12]}" in said
-    assert f"LPIPS: {LPIPS} -> torchvision alexnet-owt" in said and "segmentation" not in said
+    assert f"LPIPS: {LPIPS} -> alexnet-owt" in said and "segmentation" not in said
 
 
 def test_an_evaluation_is_found_by_its_key(config, tmp_path):
-    from jobs.evaluation import evaluation, measures
+    from egic.metrics import measures
+    from jobs.evaluation import evaluation
 
     artifact = model_registry.Artifact(run_id="r", uri="models:/m-1", sha256="a" * 64, model_version=3)
     manifest = SimpleNamespace(digest="d", num_samples=0)
     job = evaluation.EvaluationJob(
-        models={"models:/egic-orp/3": artifact}, pictures=(), evaluate=config.evaluate, compute=config.compute,
+        models={"egic-orp/3": artifact}, pictures=(), evaluate=config.evaluate, compute=config.compute,
         output=tmp_path, experiment=config.experiment,
     )  # fmt: skip
-    facts = evaluation.ingredients(job, measures.find_measures(config.evaluate), "d")
+    facts = evaluation.ingredients(job, measures.find_measures(config.evaluate.metrics, config.evaluate.weights), "d")
     key = stage_key(facts)
     run_id = runs.start_stage(None, "evaluate", key, facts, code_tag(sources("evaluate")), experiment=config.experiment)
 

@@ -41,7 +41,7 @@ def test_the_newest_result_of_a_model_counts_and_a_moved_alias_is_told_apart(tmp
         (labels[0], 0.5, 0.0), (labels[0], 0.5, 1.0), (LABEL, 0.9, 0.0), (LABEL, 0.9, 1.0),
     ]  # fmt: skip
     shown = evaluation_folder.shown(found)
-    assert {stem: len(files) for stem, (_, files) in shown.items()} == {"0": 4, "1": 4}
+    assert {name: len(files) for name, (_, files) in shown.items()} == {"0.png": 4, "1.png": 4}
     assert found.skipped == old.found.skipped != []
 
 

@@ -1,27 +1,39 @@
 """Evaluation without Ray: pictures to parts, parts to tables, and what the command line refuses."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from egic.cli import main
 from egic.errors import UserError
-from egic.metrics import fid_kid, quality
+from egic.metrics import fid_kid, measures, quality
 from egic.metrics.quality import Quality
+from egic.report import anchors, evaluation_folder
+from egic.report.curves import METRICS
+from egic.report.evaluation_folder import slug
 from jobs import evaluate
 from jobs.config.schema import EvaluateConfig
-from jobs.evaluation import measures, tables
-from jobs.evaluation.parts import Coder, Parts, first_readable, of_folders
+from jobs.evaluation import tables
+from jobs.evaluation.coder import Coder
+from jobs.evaluation.evaluation import short_name
+from jobs.evaluation.listing import first_readable, of_folders
+from jobs.evaluation.parts import Parts, Task
 from jobs.tracking import model_registry
 from jobs.training import reuse_or_train as stage_run
 from jobs.training.stage import load_stage
 from tests.codec_models import tiny_model
+from tests.evaluation_folders import photograph
 
 ALPHAS = (0.0, 0.5, 1.0)
 MODELS = {"orp": "a" * 64, "plain": "b" * 64}
+TASK = Task(labels=MODELS, qualities=dict.fromkeys(MODELS.values(), (None,)), patches=(256,))
+RATES = dict.fromkeys(MODELS.values(), 0)
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +53,25 @@ def folder(tmp_path) -> Path:
     return place
 
 
-def fake_features(x: np.ndarray) -> np.ndarray:
+def fake_features(x: np.ndarray) -> dict[int, np.ndarray]:
     """Two 'patches' a picture, whose features are its mean and spread."""
-    return np.array([[x.mean(), x.std()], [x.std(), x.mean()]], np.float32)
+    return {256: np.array([[x.mean(), x.std()], [x.std(), x.mean()]], np.float32)}
 
 
-def coder(models: dict, place: Path, shown=frozenset(), features=fake_features) -> Coder:
+def coder(models: dict, place: Path, shown=frozenset(), features=fake_features, task=TASK) -> Coder:
     return Coder(
-        models=models, quality=Quality(["psnr_db", "ms_ssim"], {}), features=features, parts=Parts(folder=place),
-        alphas=ALPHAS, shown=frozenset(shown),
+        models=models, task=task, quality=Quality(["psnr_db", "ms_ssim"], {}), features=features,
+        parts=Parts(folder=place), alphas=ALPHAS, shown=frozenset(shown),
     )  # fmt: skip
 
 
-def without_times(table) -> bytes:
-    return table.drop_columns(["encode_s", "decode_s"]).to_pylist()
+def rows_of(work: Coder, listed, rates=RATES) -> list[tuple[dict, str]]:
+    codecs, _ = anchors.find(work.task.anchors)
+    return tables.rows(work.parts, work.task, rates, codecs, listed)
+
+
+def without_times(found) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in ("encode_s", "decode_s")} for row, _ in found]
 
 
 def test_pictures_are_listed_by_name(folder, tmp_path):
@@ -72,7 +89,7 @@ def test_pictures_are_listed_by_name(folder, tmp_path):
         (["nowhere"], "--images nowhere does not exist"),
         ([str(folder), str(folder)], "has pictures/a.png twice"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             of_folders(places)
 
 
@@ -80,50 +97,109 @@ def test_rows_count_the_bits_of_real_files(folder, models, tmp_path):
     listed, _ = of_folders([str(folder)])
     work = coder(models, tmp_path / "parts", shown=["a.png"])
     reasons = {p.name: work(p) for p in listed}
-    assert reasons.pop("broken.png").startswith("damaged picture") and set(reasons.values()) == {""}
+    assert "damaged picture" in reasons.pop("broken.png") and set(reasons.values()) == {""}
     good = [p for p in listed if p.name in reasons]
-    table = tables.rows_table(work.parts, MODELS, good[::-1])
-    rows = table.to_pylist()
-    assert table.schema.equals(tables.SCHEMA) and len(rows) == 3 * (len(ALPHAS) + 1)
-    assert rows == sorted(rows, key=lambda r: (r["label"], r["name"], r["alpha"]))
+    found = rows_of(work, good[::-1])
+    rows = pa.Table.from_pylist([row for row, _ in found], schema=tables.SCHEMA).to_pylist()
+    assert rows == [row for row, _ in found] and len(rows) == 3 * (len(ALPHAS) + 1)
+    assert rows == sorted(rows, key=lambda r: (r["label"], r["alpha"] or 0, r["name"]))
     for row in rows:
         x = good[[p.name for p in good].index(row["name"])].read()
-        data = models[row["model_digest"]].compress(x)
+        model = models[row["model_digest"]]
+        data = model.compress(x)
         assert (row["height"], row["width"]) == x.shape[:2] and row["bytes"] == len(data)
         assert row["bpp"] == 8 * len(data) / (row["height"] * row["width"])
-        model = models[row["model_digest"]]
-        x_hat = model.decompress(data, row["alpha"] if model.orp else None)
-        mse = ((x_hat.astype(float) - x) ** 2).mean()
+        mse = ((model.decompress(data, row["alpha"]).astype(float) - x) ** 2).mean()
         assert row["psnr_db"] == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-3)
-        assert row["ms_ssim"] is None and row["lpips_vgg"] is None
-        assert row["point"] == f"alpha {row['alpha']:g}"
-    assert {r["alpha"] for r in rows if r["label"] == "plain"} == {1.0}
+        assert row["ms_ssim"] is None and row["lpips_vgg"] is None and row["quality"] is None
+    points = {(r["label"], r["point"], r["alpha"]) for r in rows}
+    assert points == {("orp", f"alpha {a:g}", a) for a in ALPHAS} | {("plain", "decoded", None)}  # no ORP, no alpha
 
     shown = first_readable(listed, 1, None)
-    tables.write_shown(tmp_path / "out", table, work.parts, shown, [p.read() for p in shown])
-    made = sorted(p.name for p in (tmp_path / "out" / "pictures" / "a").iterdir())
-    assert made == ["original.png", "orp_alpha_0.5.png", "orp_alpha_0.png", "orp_alpha_1.png", "plain_alpha_1.png"]
-    assert (np.asarray(Image.open(tmp_path / "out/pictures/a/original.png")) == shown[0].read()).all()
+    tables.write_shown(tmp_path / "out", found, shown, [p.read() for p in shown])
+    made = sorted(p.name for p in (tmp_path / "out" / "pictures" / "a.png").iterdir())
+    assert made == ["original.png", "orp_alpha_0.5.png", "orp_alpha_0.png", "orp_alpha_1.png", "plain_decoded.png"]
     x = shown[0].read()
+    assert (np.asarray(Image.open(tmp_path / "out/pictures/a.png/original.png")) == x).all()
     model = models[MODELS["orp"]]
-    kept = np.asarray(Image.open(tmp_path / "out/pictures/a/orp_alpha_0.5.png"))
+    kept = np.asarray(Image.open(tmp_path / "out/pictures/a.png/orp_alpha_0.5.png"))
     assert (kept == model.decompress(model.compress(x), 0.5)).all()
     assert (tmp_path / "out" / "sheet.png").is_file()
+
+
+def test_every_quality_of_one_model_beside_other_codecs_of_its_sizes(tmp_path):
+    place, digest = tmp_path / "pictures", "c" * 64
+    place.mkdir()
+    for i in range(2):
+        Image.fromarray(photograph(i, 64, 96)).save(place / f"{i}.png")
+    task = Task(labels={"m": digest}, qualities={digest: (10, 40, 90)}, anchors=("jpeg", "webp"), patches=(256,))
+    model, (listed, _) = tiny_model(rates=6), of_folders([str(place)])
+    work = coder({digest: model}, tmp_path / "parts", shown=["0.png"], task=task)
+    assert [work(p) for p in listed] == ["", ""] and all(work.parts.is_done(task, p, p.name == "0.png") for p in listed)
+    found = rows_of(work, listed, {digest: 6})
+    rows = [row for row, _ in found]
+    models = [row for row in rows if row["codec"] == "egic"]
+    assert {(r["quality"], r["interpolated"]) for r in models} == {(10, True), (40, False), (90, True)}
+    assert len(models) == 2 * 3 * 3 and len(rows) == len(models) + 2 * 2 * 4
+    for row in models:
+        data = model.compress(listed[int(row["name"][0])].read(), quality=row["quality"])
+        assert row["bytes"] == len(data) and row["point"] == f"quality {row['quality']}, alpha {row['alpha']:g}"
+    jpeg = [r for r in rows if r["label"] == "JPEG" and r["name"] == "0.png"]
+    wanted = {f"rate of m, quality {r['quality']}": r["bytes"] for r in models if r["name"] == "0.png"}
+    assert list(wanted) == [r["point"] for r in jpeg[:3]] and jpeg[3]["point"] == "1.5 x the largest file"
+    codec, x = anchors.find(["jpeg"])[0][0], listed[0].read()
+    for row in jpeg[:3]:
+        sizes = [codec.encode(x, q).num_bytes for q in range(1, 101)]
+        off = abs(row["bytes"] - wanted[row["point"]])
+        assert off == min(abs(size - wanted[row["point"]]) for size in sizes) and row["alpha"] is None
+    sets = tables.sets(found, work.parts, listed, ("fid256",))
+    assert all(e["fid256"] is not None and e["kid256"] is None for e in sets)  # whatever is measured, of every codec
+    assert [e["quality"] for e in sets if e["codec"] == "egic"] == [10] * 3 + [40] * 3 + [90] * 3
+    curves = tables.curve_rows(sets)
+    assert [row["step"] for row in curves] == [10] * 3 + [40] * 3 + [90] * 3
+    assert {"rd/alpha_0/psnr_db", "rd/alpha_0.5/bpp", "rd/alpha_1/fid256"} <= {name for row in curves for name in row}
+    assert "psnr_db_quality_40_alpha_0.5" in tables.summarise(sets, rows)
+    again = coder({digest: model}, tmp_path / "parts", task=replace(task, anchors=("jpeg",)))
+    assert all(again.parts.is_done(again.task, p, False) for p in listed)  # fewer codecs: all is known
+
+
+def test_pictures_of_one_stem_and_names_in_any_encoding_stay_apart(models, tmp_path):
+    place = tmp_path / "pictures"
+    place.mkdir()
+    names = [b"a.png", b"a.jpg", b"caf\xe9 50%#?.png"]
+    for i, name in enumerate(names):
+        Image.fromarray(photograph(i, 40, 40)).save(tmp_path / f"x{name[-4:].decode()}")
+        os.rename(tmp_path / f"x{name[-4:].decode()}", os.fsencode(place) + b"/" + name)
+    listed, _ = of_folders([str(place)])
+    assert [p.name for p in listed] == ["a.jpg", "a.png", "caf\\xe9 50%#?.png"]
+    work = coder(models, tmp_path / "parts", shown=[p.name for p in listed])
+    assert [work(p) for p in listed] == [""] * 3
+    found = rows_of(work, listed)
+    out = tmp_path / "out"
+    tables.write_shown(out, found, listed, [p.read() for p in listed])
+    rows = [row for row, _ in found]
+    evaluation_folder.write(out, rows, tables.sets(found, work.parts, listed, ()))
+    shown = evaluation_folder.shown(evaluation_folder.read(out))
+    assert list(shown) == [p.name for p in listed] and {len(files) for _, files in shown.values()} == {4}
+    for picture in listed:
+        assert (np.asarray(Image.open(shown[picture.name][0])) == picture.read()).all()
+    for path in (out / "pictures").iterdir():
+        assert path.name.encode().isalnum() or set(path.name) <= set("abcdefxé0123456789_.-gjnp")
 
 
 def test_a_killed_run_goes_on_and_codes_nothing_twice(folder, models, tmp_path, monkeypatch):
     listed = [p for p in of_folders([str(folder)])[0] if p.name != "broken.png"]
     for picture in listed:
         coder(models, tmp_path / "whole")(picture)
-    whole = tables.rows_table(Parts(folder=tmp_path / "whole"), MODELS, listed)
+    whole = rows_of(coder(models, tmp_path / "whole"), listed)
 
     coded, code = [], Coder.code
 
-    def killed(self, digest, model, picture, x, shown):
+    def killed(self, path, *rest):
         if len(coded) == 3:
             raise KeyboardInterrupt
-        coded.append((digest, picture.name))
-        code(self, digest, model, picture, x, shown)
+        coded.append(path)
+        code(self, path, *rest)
 
     monkeypatch.setattr(Coder, "code", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -133,26 +209,25 @@ def test_a_killed_run_goes_on_and_codes_nothing_twice(folder, models, tmp_path, 
     first = {p: p.read_bytes() for p in (tmp_path / "cut").rglob("*.json")}
     assert len(first) == 3
     again = []
-    monkeypatch.setattr(
-        Coder, "code", lambda self, d, m, p, x, s: again.append((d, p.name)) or code(self, d, m, p, x, s)
-    )
+    monkeypatch.setattr(Coder, "code", lambda self, path, *rest: again.append(path) or code(self, path, *rest))
     for picture in listed:
         assert coder(models, tmp_path / "cut")(picture) == ""
     assert len(again) == 3 and not set(again) & set(coded)
     assert all(path.read_bytes() == content for path, content in first.items())
-    parts = Parts(folder=tmp_path / "cut")
-    assert without_times(tables.rows_table(parts, MODELS, listed)) == without_times(whole)
-    found = [tables.set_rows(whole, p, listed, fid_kid.NAMES) for p in (parts, Parts(folder=tmp_path / "whole"))]
-    assert found[0] == found[1]
+    work = coder(models, tmp_path / "cut")
+    found = rows_of(work, listed)
+    assert without_times(found) == without_times(whole)
+    sets = [tables.sets(f, p, listed, ("fid256",)) for f, p in ((found, work.parts), (whole, work.parts))]
+    assert sets[0] == sets[1]
 
 
 def test_a_picture_that_is_shown_needs_its_pngs(folder, models, tmp_path):
     picture = of_folders([str(folder / "a.png")])[0][0]
-    work, digest = coder(models, tmp_path), MODELS["orp"]
+    work = coder(models, tmp_path)
     work(picture)
-    assert work.parts.is_done(digest, picture, shown=False) and not work.parts.is_done(digest, picture, shown=True)
+    assert work.parts.is_done(TASK, picture, shown=False) and not work.parts.is_done(TASK, picture, shown=True)
     coder(models, tmp_path, shown=["a.png"])(picture)
-    assert work.parts.is_done(digest, picture, shown=True)
+    assert work.parts.is_done(TASK, picture, shown=True)
 
 
 def test_sets_are_means_and_say_when_they_are_unreliable(folder, models, tmp_path, monkeypatch):
@@ -160,65 +235,74 @@ def test_sets_are_means_and_say_when_they_are_unreliable(folder, models, tmp_pat
     work = coder(models, tmp_path)
     for picture in listed:
         work(picture)
-    table = tables.rows_table(work.parts, MODELS, listed)
-    found = tables.set_rows(table, work.parts, listed, ("fid256",))
-    assert [(e["label"], e["alpha"]) for e in found] == [("orp", 0.0), ("orp", 0.5), ("orp", 1.0), ("plain", 1.0)]
+    rows = rows_of(work, listed)
+    found = tables.sets(rows, work.parts, listed, ("fid256",))
+    assert [(e["label"], e["alpha"]) for e in found] == [("orp", 0.0), ("orp", 0.5), ("orp", 1.0), ("plain", None)]
     for entry in found:
-        of_set = [r for r in table.to_pylist() if (r["label"], r["alpha"]) == (entry["label"], entry["alpha"])]
-        assert entry["num_pictures"] == 3 and entry["bpp"] == np.mean([r["bpp"] for r in of_set])
-        assert entry["psnr_db"] == np.mean([r["psnr_db"] for r in of_set]) and entry["ms_ssim"] is None
+        of_set = [r for r, _ in rows if (r["label"], r["alpha"]) == (entry["label"], entry["alpha"])]
+        assert entry["num_pictures"] == 3 and entry["bpp"] == pytest.approx(np.mean([r["bpp"] for r in of_set]))
+        values = [r["psnr_db"] for r in of_set]
+        assert entry["psnr_db"] == pytest.approx(np.mean(values)) and entry["ms_ssim"] is None
+        low, high = entry["intervals"]["psnr_db"]
+        assert min(values) <= low < entry["psnr_db"] < high <= max(values) and "ms_ssim" not in entry["intervals"]
         assert entry["fid256"] > 0 and entry["kid256"] is None
         assert entry["num_patches"] == 0 and entry["reliable"] is False
-    assert "unreliable: of 0 patches; FID and KID need 5000" in tables.text(found) and "*" in tables.text(found)
+    assert "unreliable: of 0 patches of 256 pixels; FID and KID need 4096" in tables.text(found)
     monkeypatch.setattr(fid_kid, "RELIABLE_PATCHES", 0)
-    assert "unreliable" not in tables.text(tables.set_rows(table, work.parts, listed, ("fid256",)))
-    plain = tables.set_rows(table, work.parts, listed, ())
+    assert "unreliable" not in tables.text(tables.sets(rows, work.parts, listed, ("fid256",)))
+    plain = tables.sets(rows, work.parts, listed, ())
     assert all(e["fid256"] is None for e in plain) and "fid256" not in tables.text(plain)
     one = [e for e in found if e["label"] == "orp"]
+    of_one = [row for row, _ in rows if row["label"] == "orp"]
     assert {"num_pictures", "bpp", "encode_s", "psnr_db_alpha_0.5", "fid256_alpha_1"} <= set(
-        tables.summarise(table, one)
+        tables.summarise(one, of_one)
     )
-    assert "plain/psnr_db_alpha_1" in tables.summarise(table, found)
-    rows = tables.curve_rows(one)
-    assert [row["step"] for row in rows] == [0, 50, 100]
-    assert set(rows[0]) == {"step", "rd/bpp", "rd/psnr_db", "rd/fid256"}
-    assert [row["rd/psnr_db"] for row in rows] == [entry["psnr_db"] for entry in one]
+    assert "plain/psnr_db" in tables.summarise(found, [row for row, _ in rows])
+    curve = tables.curve_rows(one)
+    assert [row["step"] for row in curve] == [0, 50, 100]
+    assert set(curve[0]) == {"step", "rd/bpp", "rd/psnr_db", "rd/fid256"}
+    assert [row["rd/psnr_db"] for row in curve] == [entry["psnr_db"] for entry in one]
     assert {"rd/orp/bpp", "rd/plain/bpp"} <= {name for row in tables.curve_rows(found) for name in row}
 
 
 @pytest.mark.parametrize("label", ["models:/egic-orp@best", "/data/models/x y/", "..", "orp"])
 def test_slugs_are_plain_file_names(label):
-    name = tables.slug(label)
-    assert name and "/" not in name and not name.startswith(".") and name == tables.slug(name)
+    name = slug(label)
+    assert name and "/" not in name and not name.startswith(".") and name == slug(name)
 
 
 def test_measures_that_cannot_be_had_are_named_and_left_out(monkeypatch, caplog):
-    def find(network, folder):
+    def find(network, folder=""):
         if network == "vgg16":
             raise UserError("VGG16 weights could not be downloaded")
         return f"{network}.pth", {}
 
     monkeypatch.setattr(measures.pretrained, "find", find)
     monkeypatch.setattr(measures.importlib.util, "find_spec", lambda name: None if name == "torch_fidelity" else name)
-    found = measures.find_measures(EvaluateConfig())
+    found = measures.find_measures()
     assert found.names == ("psnr_db", "ms_ssim", "lpips_alex") and found.sources == {"lpips_alex": "alexnet.pth"}
     left_out = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert [m.split()[0] for m in left_out] == ["lpips_vgg", "dists", "fid256", "kid256"]
-    assert measures.find_measures(EvaluateConfig(metrics=("ms_ssim",))).names == ("psnr_db", "ms_ssim")
+    assert measures.find_measures(("ms_ssim",)).names == ("psnr_db", "ms_ssim")
     with pytest.raises(ValueError, match="dists: VGG16 weights could not be downloaded; or leave it out of --metrics"):
-        measures.find_measures(EvaluateConfig(metrics=("dists",)))
+        measures.find_measures(("dists",))
     with pytest.raises(ValueError, match="fid256: the package torch_fidelity is not installed"):
-        measures.find_measures(EvaluateConfig(metrics=("fid256",)))
+        measures.find_measures(("fid256",))
 
 
 def test_options_are_short_lists():
-    options = evaluate.FoldersConfig(alphas="1,0, 0.5", metrics="psnr,fid,dists", weights="w", shown=0)
+    options = evaluate.FoldersConfig(
+        alphas="1,0, 0.5", qualities="90,10", metrics="psnr,fid,dists,fid64", weights="w", shown=0
+    )
     found = options.applied(EvaluateConfig())
-    assert found.alphas == (0.0, 0.5, 1.0) and found.metrics == ("psnr_db", "fid256", "dists")
+    assert found.qualities == (10, 90) and EvaluateConfig().qualities == (10, 30, 50, 70, 90)
+    assert found.alphas == (0.0, 0.5, 1.0) and found.metrics == ("psnr_db", "fid256", "dists", "fid64")
     assert (found.weights, found.shown) == ("w", 0)
     assert evaluate.FoldersConfig().applied(EvaluateConfig(shown=7)) == EvaluateConfig(shown=7)
     for wrong, message in (
-        ({"alphas": "0;1"}, "--alphas 0;1 is no list of numbers"),
+        ({"alphas": "0;1"}, "--alphas 0;1 is not a list of numbers"),
+        ({"qualities": "1.5"}, "--qualities 1.5 is not a list of numbers such as 10,50,90"),
+        ({"qualities": "101"}, "must be different whole numbers in 0..100"),
         ({"alphas": "2"}, r"must lie in \[0, 1\]"),
         ({"alphas": "1,1"}, "repeat themselves"),
         ({"metrics": "ssim"}, "has ssim; choose from psnr_db, ms_ssim"),
@@ -228,12 +312,33 @@ def test_options_are_short_lists():
 
 
 @pytest.mark.parametrize(
+    "ref, name",
+    [
+        ("models:/egic-orp@best", "egic-orp@best"),
+        ("models:/egic-orp/3", "egic-orp/3"),
+        ("outputs/a b/orp/", "orp"),
+        ("runs:/0123", "0123"),
+        ("hf://owner/codec", "codec"),
+    ],
+)
+def test_models_have_short_names(ref, name):
+    assert short_name(ref) == name and evaluate.named_models([ref]) == {name: ref}
+    assert evaluate.named_models([f"mine={ref}", ref]) == {"mine": ref, name: ref}
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=3").mkdir()
+    assert evaluate.named_models(["lr=3", "runs/lr=4/orp"]) == {"lr=3": "lr=3", "orp": "runs/lr=4/orp"}
+
+
+@pytest.mark.parametrize(
     "args, message",
     [
         ([], "no pictures to evaluate on; give --images FOLDER"),
         (["--images", "x"], "no model to evaluate"),
         (["--images", "x", "--model", "nowhere"], "nowhere is no folder"),
-        (["--images", "x", "--model", "a", "a"], "--model names one model twice: a a"),
+        (["--images", "x", "--model", "a", "a"], "two models are called a: give them names, --model first="),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(args, message, capsys):
@@ -257,5 +362,5 @@ def test_best_is_judged_by_the_backbone_too(monkeypatch, tmp_path):
 
 
 def test_every_measure_has_a_column_and_a_weight():
-    assert {*quality.NAMES} <= set(tables.SCHEMA.names) and {*quality.NAMES, *fid_kid.NAMES} <= set(tables.COLUMNS)
+    assert {*quality.NAMES} <= set(tables.SCHEMA.names) and measures.NAMES == tuple(METRICS)
     assert set(measures.PACKAGES) == {*quality.NETWORK_OF, *fid_kid.NAMES}

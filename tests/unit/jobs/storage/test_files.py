@@ -21,7 +21,8 @@ from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest, read_index, read_samples
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.evaluate import FoldersConfig, run_alone
-from jobs.evaluation.parts import ORIGINAL, Parts, Picture, write_array
+from jobs.evaluation.listing import Picture
+from jobs.evaluation.parts import Parts, Task, read, read_features, write_features
 from jobs.prepare import main as prepare_main
 from jobs.storage import files as storage
 from jobs.storage import lease
@@ -183,13 +184,16 @@ def test_a_missing_shard_is_named_and_a_dead_server_is_no_damage(tree, server, m
 
 def test_parts_of_an_evaluation(place):
     parts, picture = Parts(folder=place), Picture(name="a.png", digest="d" * 64)
-    assert parts.read("m" * 64, picture) is None and not parts.is_done("m" * 64, picture, shown=False)
-    write_array(parts.path(ORIGINAL, picture, ".npy"), np.arange(3))
-    assert parts.features(ORIGINAL, picture).tolist() == [0, 1, 2]
-    storage.write(parts.path("m" * 64, picture, ".json"), b'{"points": [{"alpha": 0.5}]}')
-    assert parts.is_done("m" * 64, picture, shown=False) and not parts.is_done("m" * 64, picture, shown=True)
-    storage.write(parts.path("m" * 64, picture, ".png", 0.5), b"png")
-    assert parts.is_done("m" * 64, picture, shown=True)
+    path = parts.model("m" * 64, picture, 50)
+    task = Task(labels={"m": "m" * 64}, qualities={"m" * 64: (50,)}, patches=(256,))
+    assert read(path) is None and not parts.is_done(task, picture, shown=False)
+    storage.write(path + ".json", b'{"bytes": 7, "points": [{"alpha": 0.5}]}')
+    assert not parts.is_done(task, picture, shown=False)  # the original's features are missing
+    write_features(parts.original(picture), {256: np.arange(3)})
+    assert read_features(parts.original(picture), (256,))[256].tolist() == [0, 1, 2]
+    assert parts.is_done(task, picture, shown=False) and not parts.is_done(task, picture, shown=True)
+    storage.write(path + "_alpha_0.5.png", b"png")
+    assert parts.is_done(task, picture, shown=True)
 
 
 def test_google_storage_takes_its_options_from_the_uri():
