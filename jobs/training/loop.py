@@ -264,7 +264,11 @@ class swapped:
 
 
 def update_ema(stage: Stage, state: State, decay: float) -> None:
-    """The moving average of what the stage averages, started from the weights after the first step."""
+    """The moving average of what the stage averages, started from the weights after the first step.
+
+    The decay rises to its value, as (1 + step) / (10 + step), so that a short run does not keep its first weights.
+    """
+    decay = min(decay, (1 + state.step) / (10 + state.step))
     own = {k: p.data for k, p in named_parameters(state.nets) if k.startswith(stage.averages)}
     if not state.ema:
         state.ema = {k: v.clone() for k, v in own.items()}
