@@ -56,6 +56,11 @@ class Model:
         low = self.precision == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
 
+    @property
+    def has_quality(self) -> bool:
+        """Whether it codes at any quality, rather than at one rate."""
+        return self.codec.gains is not None
+
     def to(self, device: str | torch.device) -> "Model":
         """The same model on another device."""
         self.codec.to(device)

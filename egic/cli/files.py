@@ -23,6 +23,10 @@ class Task:
     def name(self) -> str:
         return str(self.source) if self.source else "stdin"
 
+    @property
+    def made(self) -> str:
+        return str(self.target) if self.target else "stdout"
+
 
 def plan(inputs: list[str], out: str | None, suffix: str, takes: tuple[str, ...]) -> list[Task]:
     """Pair each input with its output.

@@ -16,7 +16,9 @@ from egic.cli import files, model_refs
 from egic.cli.extensions import extension
 from egic.cli.files import Task
 from egic.coding import bitstream
+from egic.coding.bitstream import MAX_QUALITY
 from egic.errors import UserError, out_of_memory, quiet, reason, run_main
+from egic.file_size import parse_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("-f", "--force", action="store_true", help="overwrite outputs")
         command.add_argument("--stats", action="store_true", help="print rate, quality and time of each picture")
+        command.add_argument("-q", "--quiet", action="store_true", help="print warnings and errors alone")
+    rate = compress.add_mutually_exclusive_group()
+    rate.add_argument("--quality", type=int, metavar="Q", help=f"0 (the smallest file) to {MAX_QUALITY} (default: 50)")
+    rate.add_argument("--bpp", type=float, metavar="B", help="the best quality with at most B bits per pixel: 0.2")
+    rate.add_argument("--max-bytes", metavar="SIZE", help="the best quality with at most SIZE bytes: 20kB, 0.1MB")
     demo = cli_demo.add(commands)
     for command in (compress, decompress, demo):
         command.add_argument("-m", "--model", required=True, metavar="REF", help=_REF)
@@ -109,8 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _each(tasks: list[Task], work: Callable[[Task], str]) -> int:
-    """Work on every task, one line each when there are several; a failure is one line, too, and the rest goes on."""
+def _each(tasks: list[Task], work: Callable[[Task], str], quiet: bool = False) -> int:
+    """Work on every task and print what each returns, one line each, on stderr, unless `quiet`.
+
+    A failure is one line, too, and the rest goes on.
+    """
     failed = 0
     for number, task in enumerate(tasks, 1):
         place = f"[{number}/{len(tasks)}] " if len(tasks) > 1 else ""
@@ -122,8 +132,8 @@ def _each(tasks: list[Task], work: Callable[[Task], str]) -> int:
             failed += 1
             print(f"{place}error: {task.name}: {reason(error)}", file=sys.stderr)
         else:
-            if place and line:
-                print(f"{place}{task.name}: {line}", file=sys.stderr)
+            if line and not quiet:
+                print(f"{place}{task.name} -> {line}", file=sys.stderr)
     if failed and len(tasks) > 1:
         print(f"{failed} of {len(tasks)} failed", file=sys.stderr)
     return 2 if failed else 0
@@ -149,15 +159,30 @@ def _load(args: argparse.Namespace) -> "Model":
     return load(folder, device, args.precision)
 
 
+def _rate(args: argparse.Namespace) -> dict[str, float]:
+    """What of --quality, --bpp and --max-bytes is given, as `Model.compress` takes it. Raises UserError."""
+    if args.quality is not None and not 0 <= args.quality <= MAX_QUALITY:
+        raise UserError(f"--quality must lie in 0..{MAX_QUALITY} (0 the smallest file), got {args.quality}")
+    if args.bpp is not None and not 0 < args.bpp < float("inf"):
+        raise UserError(f"--bpp must be a positive number of bits per pixel, got {args.bpp}")
+    max_bytes = None if args.max_bytes is None else parse_size(args.max_bytes)
+    given = {"quality": args.quality, "bpp": args.bpp, "max_bytes": max_bytes}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _compress(args: argparse.Namespace) -> int:
     from egic import pictures
 
+    rate = _rate(args)
     folders = [Path(name) for name in args.inputs if Path(name).is_dir()]
     if left := pictures.left_out(path.name for folder in folders for path in files.files_below(folder)):
         print(f"warning: left out, since pictures of these kinds are not read: {left}", file=sys.stderr)
     tasks = files.plan(args.inputs, args.output, SUFFIX, pictures.READ_SUFFIXES)
     files.check_any_free(tasks, args.force)
     model = _load(args)
+    if rate and not model.has_quality:
+        option = "--" + next(iter(rate)).replace("_", "-")
+        raise UserError(f"this model codes at one rate only, so {option} has no meaning: leave it out")
 
     def work(task: Task) -> str:
         files.check_free(task, args.force)
@@ -165,16 +190,19 @@ def _compress(args: argparse.Namespace) -> int:
         for note in notes:
             print(f"warning: {task.name}: {note}", file=sys.stderr)
         start = time.perf_counter()
-        data = model.compress(image)
+        data = model.compress(image, **rate)
         time_s = time.perf_counter() - start
         files.write(task, data)
         if args.stats:
             print(f"{task.name}: {_quality(model, image, data, time_s)}", file=_beside(task))
             if sys.stdout.isatty():
                 return ""  # both would come to the same screen
-        return f"{len(data)} bytes, {8 * len(data) / image[..., 0].size:.4f} bpp, {time_s:.2f} s"
+        quality = bitstream.unpack(data)[0].quality
+        at = "" if quality is None else f" at quality {quality}"
+        bpp = 8 * len(data) / image[..., 0].size
+        return f"{task.made}: {len(data)} bytes, {bpp:.4f} bpp{at}, {time_s:.2f} s"
 
-    return _each(tasks, work)
+    return _each(tasks, work, args.quiet)
 
 
 def _decompress(args: argparse.Namespace) -> int:
@@ -205,9 +233,9 @@ def _decompress(args: argparse.Namespace) -> int:
             )
             if sys.stdout.isatty():
                 return ""
-        return f"{size}, {time_s:.2f} s"
+        return f"{task.made}: {size}, {time_s:.2f} s"
 
-    return _each(tasks, work)
+    return _each(tasks, work, args.quiet)
 
 
 def _beside(task: Task):
@@ -240,9 +268,10 @@ def _info(args: argparse.Namespace) -> int:
         data = files.read(task)
         header, payload = bitstream.unpack(data)
         pixels = header.height * header.width
+        quality = "" if header.quality is None else f"quality {header.quality}, "
         print(
             f"{task.name}: {header.width} x {header.height}, {len(data)} bytes ({len(payload)} payload), "
-            f"{8 * len(data) / pixels:.4f} bpp, format {header.version}, model {header.model_id.hex()}"
+            f"{8 * len(data) / pixels:.4f} bpp, {quality}format {header.version}, model {header.model_id.hex()}"
         )
         return ""
 

@@ -31,6 +31,7 @@ def model(tmp_path_factory) -> Path:
     tiny = tiny_model()
     artifact.save(folder, {"codec": tiny.codec, "orp": tiny.orp}, {})
     artifact.save(folder.with_name("mse"), {"codec": tiny.codec}, {})
+    artifact.save(folder.with_name("rates"), {"codec": tiny_model(rates=6).codec}, {})
     return folder
 
 
@@ -141,6 +142,37 @@ def test_a_reader_that_ends_early_ends_the_command_quietly(num, pictures, model,
     done.stderr.close()
 
 
+def test_quality_and_size(pictures, model, tmp_path, capsys):
+    """A higher quality is a larger file; one of a size asked for is the largest that fits; `egic info` shows which."""
+    a, rates, sizes = pictures / "a.png", model.with_name("rates"), {}
+    for quality in (0, 50, 100):
+        target = tmp_path / f"{quality}.egic"
+        assert run("compress", a, "-o", target, "-m", rates, "--quality", quality) == 0
+        assert f"at quality {quality}, " in capsys.readouterr().err
+        assert run("info", target) == 0 and f"quality {quality}, format 2" in capsys.readouterr().out
+        sizes[quality] = target.stat().st_size
+    assert sizes[0] < sizes[50] < sizes[100]
+    assert run("compress", a, "-o", tmp_path / "default.egic", "-m", rates, "--quiet") == 0
+    assert (tmp_path / "default.egic").read_bytes() == (tmp_path / "50.egic").read_bytes()
+    assert capsys.readouterr().err == ""
+    limit, bpp = sizes[50] + 1, 8 * sizes[50] / (48 * 40)
+    for option, value in (("--max-bytes", limit), ("--max-bytes", f"{limit / 1000}k"), ("--bpp", bpp + 1e-6)):
+        assert run("compress", a, "-o", tmp_path / "x.egic", "-f", "-m", rates, option, value) == 0
+        assert 0.9 * limit <= (tmp_path / "x.egic").stat().st_size <= limit
+
+
+def test_what_was_done_is_a_line_per_file(pictures, model, capsys):
+    assert run("compress", pictures / "a.png", "-m", model) == 0
+    line = capsys.readouterr().err
+    assert line.startswith(f"{pictures / 'a.png'} -> {pictures / 'a.egic'}: ") and line.count("\n") == 1
+    assert f" {(pictures / 'a.egic').stat().st_size} bytes, " in line
+    assert run("decompress", pictures / "a.egic", "-o", pictures / "b.png", "-m", model) == 0
+    line = capsys.readouterr().err
+    assert line.startswith(f"{pictures / 'a.egic'} -> {pictures / 'b.png'}: 40 x 48, ") and line.count("\n") == 1
+    assert run("decompress", pictures / "a.egic", "-o", pictures / "b.png", "-m", model, "-f", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_names_decide_formats(pictures, model, tmp_path):
     assert run("compress", pictures / "a.png", "-o", tmp_path / "x.egic", "-m", model) == 0
     for suffix, form in ((".png", "PNG"), (".webp", "WEBP"), (".tiff", "TIFF"), (".jpg", "JPEG")):
@@ -214,6 +246,14 @@ def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
         (("compress", a, "-m", model, "--device", "cuda:99"), "--device"),
         (("compress", a, "-m", model, "--device", "bananas"), "--device"),
         (("compress", a, "-m", model, "--threads", "0"), "--threads"),
+        (("compress", a, "-m", model, "--quality", "50"), "one rate only, so --quality has no meaning"),
+        (("compress", a, "-m", model, "--bpp", "0.2"), "one rate only, so --bpp has no meaning"),
+        (("compress", a, "-m", model, "--max-bytes", "20k"), "one rate only, so --max-bytes has no meaning"),
+        (("compress", a, "-m", pictures / "none", "--quality", "101"), "--quality must lie in 0..100"),
+        (("compress", a, "-m", pictures / "none", "--bpp", "-1"), "--bpp must be a positive number"),
+        (("compress", a, "-m", pictures / "none", "--max-bytes", "much"), "'much' is no size of a file"),
+        (("compress", a, "-m", model, "--bpp", "0.2", "--quality", "4"), "not allowed with"),
+        (("compress", a, "-m", model.with_name("rates"), "--max-bytes", "10"), "at least"),
         (("decompress", a, "-m", model, "-o", "x.exe"), "cannot write"),
         (("decompress", a, "-m", model, "-o", pictures / "x.png"), "not an .egic file"),
         (("decompress", a, "-o", "x.png", "-m", model, "--alpha", "1.5"), "alpha"),
@@ -226,7 +266,7 @@ def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(19))
+@pytest.mark.parametrize("number", range(27))
 def test_mistakes_end_with_one_line_and_status_2(number, pictures, model, capsys):
     arguments, word = mistakes(pictures, model)[number]
     assert run(*arguments) == 2
@@ -237,7 +277,7 @@ def test_mistakes_end_with_one_line_and_status_2(number, pictures, model, capsys
 def test_models_lists_folders(model, capsys):
     assert run("models", model.parent) == 0
     out = capsys.readouterr().out
-    assert "orp  codec + ORP" in out and out.count("\n") == 2
+    assert "orp  codec + ORP" in out and out.count("\n") == 3
 
 
 def test_mlflow_uris_are_fetched_by_the_pipeline(pictures, model, monkeypatch, tmp_path):

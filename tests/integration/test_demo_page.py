@@ -31,8 +31,8 @@ def spy(event, args):
         print(event, args[1] if event == "socket.connect" else args[0], file=spied, flush=True)
 spied = open(sys.argv.pop(1), "w")
 sys.addaudithook(spy)
-from egic import cli
-raise SystemExit(cli.main(sys.argv[1:]))
+from egic.cli.main import main
+raise SystemExit(main(sys.argv[1:]))
 """
 
 
@@ -203,7 +203,7 @@ def test_bad_input_is_said_on_the_page_and_changes_nothing(page, picture, server
     (tmp_path / "<b>notes.png").write_text("no picture")
     Image.new("RGB", (600, 600)).save(tmp_path / "large.png")
     (tmp_path / "cut.egic").write_bytes(b"EGIC\x01 and no more")
-    for name, word in (("<b>notes.png", "known format"), ("large.png", "600 × 600"), ("cut.egic", "checksum")):
+    for name, word in (("<b>notes.png", "format that is read"), ("large.png", "600 × 600"), ("cut.egic", "checksum")):
         put(page, tmp_path / name)
         alert = page.get_by_role("alert").filter(has_text=word)
         alert.wait_for()

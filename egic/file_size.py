@@ -1,0 +1,21 @@
+"""Sizes of files as people write them: 20kB, 0.1MB, 48KiB."""
+
+import re
+
+from egic.errors import UserError
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `20kB`, `20k`, `0.1MB`, `48KiB` or `20000`, rounded down. Raises UserError for anything else, and for 0.
+
+    k, M and G are 1000, 1000^2 and 1000^3 bytes, Ki, Mi and Gi powers of 1024; case and a B at the end do not matter.
+    """
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?((?:[kmg]i?)?)b?", text.strip().lower())
+    if found is None:
+        raise UserError(f"{text!r} is no size of a file; give bytes, or a number with a unit: 20000, 20kB, 0.1MB")
+    size = int(float(found[1]) * _UNITS[found[2]])
+    if size < 1:
+        raise UserError(f"{text!r} is less than a byte; give the most bytes that a file may have, such as 20kB")
+    return size
