@@ -96,7 +96,8 @@ def test_a_narrow_picture_counts_as_the_networks_see_it(model):
 def test_what_cannot_be_opened_is_said_in_one_line(model, opened):
     stranger = tiny_model(seed=1).compress(X)
     for data, word in (
-        (b"", "empty"), (b"notes", "format that is read"), (pictures.write(X)[:500], "damaged"), (stranger, "made with model"),
+        (b"", "empty"), (b"notes", "format that is read"), (pictures.write(X)[:500], "damaged"),
+        (stranger, "made with model"),
         (opened.data[:-3], "checksum"), (opened.data[:4], "not an .egic file"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=word) as error:
