@@ -13,7 +13,7 @@ from egic.report.curves import METRICS, Metric, is_reliable, number
 from egic.report.evaluation_folder import CODEC, Evaluation
 from egic.report.paired import differences
 from egic.report.plots import Plot, all_plots
-from egic.report.published import POINTS
+from egic.report.published import POINTS, SAVINGS
 
 NAME = "report.html"
 PICTURE_BYTES = 6_500_000
@@ -43,7 +43,7 @@ def write_report(folder: Path) -> Path:
         name=folder.absolute().name, num_pictures=len({row["name"] for row in found.rows}), models=list(models(found)),
         plots=[_embedded(plot) for plot in plots], columns=columns(found.sets), table=table(found), bd=bd_tables(found),
         paired=paired_table(found),
-        published=POINTS, comparisons=comparisons, stored=stored, skipped=found.skipped,
+        published=POINTS, savings=SAVINGS, comparisons=comparisons, stored=stored, skipped=found.skipped,
         unreliable=any(not cell.reliable for line in table(found) for cell in line["values"]),
     )  # fmt: skip
     path = folder / NAME

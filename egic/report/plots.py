@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 
 from egic.report.curves import METRICS, Metric, is_reliable, number
 from egic.report.published import POINTS
@@ -11,7 +11,7 @@ from egic.report.published import POINTS
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which colour-blind readers tell apart; markers differ, too."""
 MARKERS = ("o", "s", "D", "^", "v", "P")
-PUBLISHED_MARKERS = ("*", "X", "d", "p", "h")
+PUBLISHED_MARKERS = ("*", "X", "d", "p", "h", "<", ">", "8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +227,7 @@ def _published(axes, x: str, metric: Metric, theme: Theme) -> None:
     for point in POINTS:
         if getattr(point, metric.name, None) is not None:
             kinds.setdefault((point.codec, point.data_set.split()[0]), []).append(point)
-    for (codec, data_set), marker in zip(kinds, PUBLISHED_MARKERS, strict=False):
+    for (codec, data_set), marker in zip(kinds, cycle(PUBLISHED_MARKERS), strict=False):
         points = kinds[codec, data_set]
         axes.plot(
             [getattr(p, x) for p in points], [getattr(p, metric.name) for p in points], ls=":", lw=1, marker=marker,
