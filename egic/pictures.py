@@ -57,8 +57,10 @@ _TURNS = {
 """What turns a picture upright, by its EXIF orientation."""
 
 
-def read(data: bytes, max_pixels: int | None = None) -> tuple[np.ndarray, list[str]]:
+def read(data: bytes, max_pixels: int | None = None, *, upright: bool = True) -> tuple[np.ndarray, list[str]]:
     """The bytes of a picture file -> uint8 sRGB (H, W, 3), upright, and what the user should know of the conversion.
+
+    upright: False leaves out the EXIF orientation, for pictures with labels that belong to the pixels as stored.
 
     16-bit values become 8-bit ones; transparency goes on white; colour profiles are converted to sRGB; of metadata, the
     EXIF orientation alone is read. docs/format.md lists what is read and what is refused.
@@ -81,7 +83,9 @@ def read(data: bytes, max_pixels: int | None = None) -> tuple[np.ndarray, list[s
                     _mend_png_key(image, depth=data[24], kind=data[25])
                 profile = image.info.get("icc_profile")
                 image.load()
-                return np.asarray(_to_srgb(_upright(_to_8_bits(image), image, notes), profile, notes)), notes
+                pixels = _to_8_bits(image)
+                pixels = _upright(pixels, image, notes) if upright else pixels
+                return np.asarray(_to_srgb(pixels, profile, notes)), notes
     except (UserError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -92,6 +96,15 @@ def read(data: bytes, max_pixels: int | None = None) -> tuple[np.ndarray, list[s
         raise UserError(f"not a picture of a format that is read ({', '.join(READS)})") from error
     except Exception as error:  # decoders raise whatever their parts do: struct.error, ZeroDivisionError, ...
         raise UserError(f"damaged picture ({error or type(error).__name__})") from error
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether EXIF says that the pixels of a picture file are not stored upright; False if that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=READS) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNS
+    except Exception:  # Pillow's reader raises whatever its parts do; `read` has the message
+        return False
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:

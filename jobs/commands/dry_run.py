@@ -20,10 +20,12 @@ from egic.metrics.perceptual import LPIPS
 from egic.networks import swin
 from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
+from egic.pictures import READ_SUFFIXES
 from egic.training.steps import Batch, Nets
 from jobs.config.schema import Config, Training
 from jobs.data.datasets import find_data
-from jobs.data.sources.folders import COCO, SPLITS, folders_of, kind_of, read_trees
+from jobs.data.sources.coco import file_sizes
+from jobs.data.sources.folders import COCO, SPLITS, folders_of, kind_of, read_splits
 from jobs.storage.files import absolute, is_remote, join
 from jobs.training import loop
 from jobs.training.num_categories import foretold
@@ -236,5 +238,5 @@ def num_pictures(folder: Path, kind: str) -> dict[str, int]:
     """Pictures in each split of a folder that is not prepared."""
     if kind == COCO:  # without reading its annotations, which takes minutes
         trees = {split: folder / f"{split}2017" for split in SPLITS}
-        return {k: sum(p.suffix == ".jpg" for p in t.iterdir()) for k, t in trees.items() if t.is_dir()}
-    return {tree.split: len(tree.entries) for tree in read_trees([folder], SPLITS)}
+        return {k: len(file_sizes(tree, READ_SUFFIXES)) for k, tree in trees.items() if tree.is_dir()}
+    return {part.split: len(part.samples) for part in read_splits([folder], SPLITS)}

@@ -15,28 +15,28 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from egic import pictures
-from egic.errors import UserError
-from egic.training.crops import decode_jpeg
+from egic.errors import UserError, reason
+from egic.training.crops import Sample, decode_jpeg
 from jobs.data.shards import (
     FORMAT,
     INDEX,
     MANIFEST,
-    Row,
+    StoredSample,
     load_manifest,
     write_index,
     write_shard,
 )
-from jobs.data.sources.coco import Tree, index_ids
 from jobs.data.sources.coco_download import download_coco
-from jobs.data.sources.folders import PHOTOGRAPHS, SPLITS, kind_of, read_trees
+from jobs.data.sources.folders import PHOTOGRAPHS, SPLITS, kind_of, read_splits
+from jobs.data.sources.source import SourceSample, SourceSplit, index_ids
 from jobs.storage import files, lease
 
 log = logging.getLogger(__name__)
@@ -103,43 +103,43 @@ def prepare(folders: Sequence[Path], out: files.Place, config: PrepareConfig = D
         if inside and kind_of(folder, config.classes) == PHOTOGRAPHS:
             raise UserError(f"{out} lies inside {folder}, where pictures that a run leaves would become "
                              "photographs; choose OUT (of a pipeline, --output) outside")  # fmt: skip
-    trees = read_trees(
+    listed = read_splits(
         folders, splits, classes=config.classes, val_share=config.val_share,
         allow_unlabelled=config.allow_unlabelled,
     )  # fmt: skip
-    found = {tree.split: _finished(tree, out, config) for tree in trees}
+    found = {part.split: _finished(part, out, config) for part in listed}
     if all(found.values()):
         return {split: str(path) for split, path in found.items()}
     with lease.held(files.Folder(files.absolute(out)), "data"):  # a second run waits, then reuses the first one's work
-        return {tree.split: _finished(tree, out, config) or _prepare_split(tree, out, config) for tree in trees}
+        return {part.split: _finished(part, out, config) or _prepare_split(part, out, config) for part in listed}
 
 
-def _prepare_split(tree: Tree, out: files.Place, config: PrepareConfig) -> str:
+def _prepare_split(part: SourceSplit, out: files.Place, config: PrepareConfig) -> str:
     """Write a split's folder in `out`, in place of an earlier one; returns the place of its manifest."""
-    folder = files.join(out, tree.split)
-    aside = _working_folder(out) / f".{tree.split}.writing"
+    folder = files.join(out, part.split)
+    aside = _working_folder(out) / f".{part.split}.writing"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         if files.is_remote(folder):
-            _write_remotely(aside, folder, tree, config)
+            _write_remotely(aside, folder, part, config)
         else:
-            _write_split(aside, tree, config)
+            _write_split(aside, part, config)
             _publish(aside, Path(folder))
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return files.join(folder, MANIFEST)
 
 
-def _source(tree: Tree, config: PrepareConfig) -> str:
+def _source(part: SourceSplit, config: PrepareConfig) -> str:
     """sha256 of all that decides what a split's shards hold: with the same one, they need not be written again."""
-    options = [FORMAT, tree.source, config.seed, config.samples_per_shard, config.max_side]
+    options = [FORMAT, part.source, config.seed, config.samples_per_shard, config.max_side]
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()
 
 
-def _limit(tree: Tree, config: PrepareConfig) -> int:
+def _limit(part: SourceSplit, config: PrepareConfig) -> int:
     """How many samples of the split may be bad."""
-    return max(10, (len(tree.entries) + len(tree.bad)) // 100) if config.max_bad is None else config.max_bad
+    return max(10, (len(part.samples) + len(part.bad)) // 100) if config.max_bad is None else config.max_bad
 
 
 def _working_folder(out: files.Place) -> Path:
@@ -149,9 +149,9 @@ def _working_folder(out: files.Place) -> Path:
     return files.working_folder(out) / "preparing" / hashlib.sha256(os.fspath(out).encode()).hexdigest()[:16]
 
 
-def _finished(tree: Tree, out: files.Place, config: PrepareConfig) -> str | None:
+def _finished(part: SourceSplit, out: files.Place, config: PrepareConfig) -> str | None:
     """The manifest of an earlier run over the same input; None if there is none, or if its shards are damaged."""
-    folder = files.join(out, tree.split)
+    folder = files.join(out, part.split)
     present, path = files.sizes(folder), files.join(folder, MANIFEST)
     if MANIFEST not in present:
         if any(name != INDEX and not name.startswith("shard-") for name in present):  # not what an upload left
@@ -163,9 +163,9 @@ def _finished(tree: Tree, out: files.Place, config: PrepareConfig) -> str | None
     except ValueError as error:
         log.warning("%s; preparing it again", error)
         return None
-    if content.get("source") != _source(tree, config):
+    if content.get("source") != _source(part, config):
         return None
-    _check_limit(content.get("skipped", []), _limit(tree, config), tree.split)
+    _check_limit(content.get("skipped", []), _limit(part, config), part.split)
     log.info("%s: unchanged, reused", path)
     return path
 
@@ -180,7 +180,7 @@ def _publish(aside: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_remotely(aside: Path, folder: str, tree: Tree, config: PrepareConfig) -> None:
+def _write_remotely(aside: Path, folder: str, part: SourceSplit, config: PrepareConfig) -> None:
     """Object stores rename nothing: the old manifest goes first and the new one comes last, so that a reader finds a
     whole split or none. Shards leave this machine one by one."""
     files.remove(files.join(folder, MANIFEST))
@@ -191,48 +191,48 @@ def _write_remotely(aside: Path, folder: str, tree: Tree, config: PrepareConfig)
         file.unlink()
         old.pop(file.name, None)
 
-    _write_split(aside, tree, config, send)
+    _write_split(aside, part, config, send)
     for name in old:  # shards of a larger data set that stood here
         files.remove(files.join(folder, name))
 
 
 def _write_split(
     aside: Path,
-    tree: Tree,
+    part: SourceSplit,
     config: PrepareConfig,
     send: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Shards, index and manifest, in this order; `send` takes each file as soon as it is complete."""
-    limit = _limit(tree, config)
-    skipped = [{"name": name, "reason": reason} for name, reason in tree.bad]
+    limit = _limit(part, config)
+    skipped = [{"name": name, "reason": reason} for name, reason in part.bad]
     for bad in skipped:
-        log.warning("%s: skipped %s: %s", tree.split, bad["name"], bad["reason"])
-    _check_limit(skipped, limit, tree.split)
+        log.warning("%s: skipped %s: %s", part.split, bad["name"], bad["reason"])
+    _check_limit(skipped, limit, part.split)
     shards: list[dict] = []
-    index, counts = [], _Counts(tree)
-    for rows in _chunks(_good_rows(tree, config, skipped, limit), config.samples_per_shard):
+    index, counts = [], _Counts(part)
+    for rows in _chunks(_good_samples(part, config, skipped, limit), config.samples_per_shard):
         for row in rows:
             counts.add(row)
-        entry, part = write_shard(aside, len(shards), rows)
-        send(aside / entry["file"])
-        shards.append(entry)
-        index.append(part)
-        log.info("%s: %d of %d samples written", tree.split, counts.num_samples, len(tree.entries))
+        shard, places = write_shard(aside, len(shards), rows)
+        send(aside / shard["file"])
+        shards.append(shard)
+        index.append(places)
+        log.info("%s: %d of %d samples written", part.split, counts.num_samples, len(part.samples))
     if not shards:
-        raise UserError(f"{tree.split}: no usable picture{_named(skipped)}")
-    _check_classes(tree, counts, config.allow_unlabelled)
+        raise UserError(f"{part.split}: no usable picture{_named(skipped)}")
+    _check_classes(part, counts, config.allow_unlabelled)
     write_index(aside, index)
     manifest = {
         "format": FORMAT,
-        "split": tree.split,
-        "source": _source(tree, config),
+        "split": part.split,
+        "source": _source(part, config),
         "digest": counts.digest.hexdigest(),
         "num_samples": counts.num_samples,
         "num_skipped": len(skipped),
         "num_all_void": counts.num_all_void,
         "class_pixels": counts.pixels.tolist(),
         "class_images": counts.images.tolist(),
-        "categories": tree.categories,
+        "categories": part.categories,
         "index_sha256": files.file_sha256(aside / INDEX),
         "shards": shards,
         "skipped": skipped,
@@ -242,45 +242,44 @@ def _write_split(
     send(aside / MANIFEST)
 
 
-def _good_rows(tree: Tree, config: PrepareConfig, skipped: list[dict], limit: int) -> Iterator[Row]:
-    """Checked rows in the stored order; bad ones are logged and appended to `skipped`."""
+def _good_samples(part: SourceSplit, config: PrepareConfig, skipped: list[dict], limit: int) -> Iterator[StoredSample]:
+    """Checked samples in the stored order; bad ones are logged and appended to `skipped`."""
 
-    def read(entry: Any) -> Row | str:
+    def read(listed: SourceSample) -> Sample | str:
         try:
-            return shrunk(tree.read(entry), config.max_side)
-        except ValueError as error:
-            return str(error)
+            return shrunk(listed.read(), config.max_side)
+        except (UserError, OSError) as error:
+            return reason(error)
 
-    order = np.random.default_rng(config.seed).permutation(len(tree.entries)).tolist()
+    order = np.random.default_rng(config.seed).permutation(len(part.samples)).tolist()
     num_threads = config.num_threads or os.cpu_count() or 1
     with ThreadPoolExecutor(num_threads) as pool:
-        for part in _chunks(order, 32 * num_threads):  # bounds what waits in memory
-            for number, row in zip(part, pool.map(lambda n: read(tree.entries[n]), part), strict=True):
-                if isinstance(row, Row):
-                    yield row
+        for some in _chunks((part.samples[n] for n in order), 32 * num_threads):  # bounds what waits in memory
+            for listed, found in zip(some, pool.map(read, some), strict=True):
+                if isinstance(found, Sample):
+                    yield StoredSample(image_id=listed.number, file_name=listed.name, sample=found)
                     continue
-                name = tree.entries[number].name
-                log.warning("%s: skipped %s: %s", tree.split, name, row)
-                skipped.append({"name": name, "reason": row})
-                _check_limit(skipped, limit, tree.split)
+                log.warning("%s: skipped %s: %s", part.split, listed.name, found)
+                skipped.append({"name": listed.name, "reason": found})
+                _check_limit(skipped, limit, part.split)
 
 
-def shrunk(row: Row, max_side: int) -> Row:
+def shrunk(sample: Sample, max_side: int) -> Sample:
     """The sample with its longer side at most `max_side` pixels (0: no limit); segments that vanish drop out."""
-    height, width = row.segments.shape
+    height, width = sample.segments.shape
     factor = max_side / max(height, width)
     if not 0 < factor < 1:
-        return row
+        return sample
     height, width = (max(1, round(side * factor)) for side in (height, width))
-    picture = Image.fromarray(decode_jpeg(row.jpeg)).resize((width, height), Image.Resampling.LANCZOS)
+    picture = Image.fromarray(decode_jpeg(sample.jpeg)).resize((width, height), Image.Resampling.LANCZOS)
     y, x = (
         ((np.arange(n) + 0.5) * (old / n)).astype(int)
-        for n, old in zip((height, width), row.segments.shape, strict=True)
+        for n, old in zip((height, width), sample.segments.shape, strict=True)
     )
-    segments, present = index_ids(row.segments[np.ix_(y, x)].astype(np.uint32))
-    return replace(
-        row, jpeg=pictures.write(np.asarray(picture), ".jpg"), segments=segments,
-        segment_class=row.segment_class[present], segment_thing=row.segment_thing[present],
+    segments, present = index_ids(sample.segments[np.ix_(y, x)].astype(np.uint32))
+    return Sample(
+        jpeg=pictures.write(np.asarray(picture), ".jpg"), segments=segments,
+        segment_class=sample.segment_class[present], segment_thing=sample.segment_thing[present],
     )  # fmt: skip
 
 
@@ -300,16 +299,16 @@ def _check_limit(skipped: Sequence[dict], limit: int, split: str) -> None:
         raise UserError(f"{split}: more than {limit} bad samples{_named(skipped)}; mend them or raise --max-bad")
 
 
-def _check_classes(tree: Tree, counts: _Counts, allow_unlabelled: bool) -> None:
+def _check_classes(part: SourceSplit, counts: _Counts, allow_unlabelled: bool) -> None:
     """Say which classes never occur: a slip in a class table looks so. Raises UserError when none does."""
-    absent = [c["name"] for c, pixels in zip(tree.categories, counts.pixels[1:], strict=True) if not pixels]
+    absent = [c["name"] for c, pixels in zip(part.categories, counts.pixels[1:], strict=True) if not pixels]
     if not absent or allow_unlabelled:
         return
-    if len(absent) == len(tree.categories):
-        raise UserError(f"{tree.split}: no pixel of any of the {len(absent)} classes; do the labels belong to them?")
+    if len(absent) == len(part.categories):
+        raise UserError(f"{part.split}: no pixel of any of the {len(absent)} classes; do the labels belong to them?")
     shown = f"{', '.join(absent[:NUM_NAMED])}{', ...' if len(absent) > NUM_NAMED else ''}"
-    there, known = len(tree.categories) - len(absent), len(tree.categories)
-    log.info("%s: pixels of %d of %d classes, and none of %s", tree.split, there, known, shown)
+    there, known = len(part.categories) - len(absent), len(part.categories)
+    log.info("%s: pixels of %d of %d classes, and none of %s", part.split, there, known, shown)
 
 
 def _named(skipped: Sequence[dict]) -> str:
@@ -323,16 +322,17 @@ def _named(skipped: Sequence[dict]) -> str:
 class _Counts:
     """Running totals of a split for its manifest."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, part: SourceSplit) -> None:
         self.num_samples = self.num_all_void = 0
-        self.pixels, self.images = np.zeros((2, len(tree.categories) + 1), np.int64)
-        self.digest = hashlib.sha256(json.dumps([FORMAT, tree.categories]).encode())
+        self.pixels, self.images = np.zeros((2, len(part.categories) + 1), np.int64)
+        self.digest = hashlib.sha256(json.dumps([FORMAT, part.categories]).encode())
 
-    def add(self, row: Row) -> None:
-        per_segment = np.bincount(row.segments.ravel(), minlength=len(row.segment_class))
-        pixels = np.bincount(row.segment_class, weights=per_segment, minlength=len(self.pixels)).astype(np.int64)
+    def add(self, stored: StoredSample) -> None:
+        sample = stored.sample
+        per_segment = np.bincount(sample.segments.ravel(), minlength=len(sample.segment_class))
+        pixels = np.bincount(sample.segment_class, weights=per_segment, minlength=len(self.pixels)).astype(np.int64)
         self.num_samples += 1
         self.num_all_void += not pixels[1:].any()
         self.pixels += pixels
         self.images += pixels > 0
-        self.digest.update(row.sha256())
+        self.digest.update(stored.sha256())

@@ -56,39 +56,36 @@ _INDEX = pa.schema(_COLUMNS + _PLACES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One validated sample on its way into a shard."""
+class StoredSample:
+    """One row of a shard: a checked sample, and what it is called."""
 
     image_id: int
     file_name: str
-    jpeg: bytes
-    segments: np.ndarray
-    """(H, W) uint8, or uint16 beyond 255 segments; see `egic.training.crops.Sample`."""
-    segment_class: np.ndarray
-    segment_thing: np.ndarray
+    sample: Sample
 
     def sha256(self) -> bytes:
         """Digest of what the sample is, independent of how it is compressed or where it lies."""
-        height, width = self.segments.shape
-        parts = [f"{self.image_id} {self.file_name} {height} {width}".encode(), self.jpeg]
-        parts += [a.tobytes() for a in (self.segments.astype("<u2"), self.segment_class, self.segment_thing)]
+        sample = self.sample
+        height, width = sample.segments.shape
+        parts = [f"{self.image_id} {self.file_name} {height} {width}".encode(), sample.jpeg]
+        parts += [a.tobytes() for a in (sample.segments.astype("<u2"), sample.segment_class, sample.segment_thing)]
         return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
     def columns(self) -> dict:
-        height, width = self.segments.shape
+        height, width = self.sample.segments.shape
         return {
             "image_id": self.image_id,
             "file_name": self.file_name,
             "height": height,
             "width": width,
-            "segment_class": self.segment_class,
-            "segment_thing": self.segment_thing,
-            "jpeg": self.jpeg,
-            "label": _ZSTD.compress(self.segments.tobytes(), asbytes=True),
+            "segment_class": self.sample.segment_class,
+            "segment_thing": self.sample.segment_thing,
+            "jpeg": self.sample.jpeg,
+            "label": _ZSTD.compress(self.sample.segments.tobytes(), asbytes=True),
         }
 
 
-def write_shard(folder: Path, number: int, rows: Sequence[Row]) -> tuple[dict, pa.Table]:
+def write_shard(folder: Path, number: int, rows: Sequence[StoredSample]) -> tuple[dict, pa.Table]:
     """Write one shard; returns its manifest entry and its part of the index."""
     path = folder / f"shard-{number:05d}.parquet"
     columns = [row.columns() for row in rows]

@@ -36,7 +36,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from egic.training.crops import CropConfig, plan_training_crop
 from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest
-from jobs.data.sources.coco import read_tree
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.data.stream import TrainingSequence, local_stream, training_stream
 from tests.bench.common import commit
@@ -48,9 +47,11 @@ class NaiveDataset(torch.utils.data.Dataset):
     """What a first version of such a loader does, with the fastest decoder and resize that the lock holds."""
 
     def __init__(self, root: Path, num: int, crop: CropConfig) -> None:
-        tree = read_tree(root, "train")
-        self.entries, self.num, self.crop = tree.entries, num, crop
-        self.class_of = {category["id"]: c for c, category in enumerate(tree.categories, start=1)}
+        content = json.loads((root / "annotations/panoptic_train2017.json").read_text())
+        names = {image["id"]: root / "train2017" / image["file_name"] for image in content["images"]}
+        self.entries = [(names[a["image_id"]], a["file_name"], a["segments_info"]) for a in content["annotations"]]
+        self.pngs, self.num, self.crop = root / "annotations/panoptic_train2017", num, crop
+        self.class_of = {category["id"]: c for c, category in enumerate(content["categories"], start=1)}
         self.table = np.zeros(1 << 24, np.uint8)
         """Class of each segment id of the picture in work."""
 
@@ -58,11 +59,11 @@ class NaiveDataset(torch.utils.data.Dataset):
         return self.num
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        entry = self.entries[number % len(self.entries)]
-        picture = decode_image(str(entry.picture), ImageReadMode.RGB)
-        r, g, b = decode_image(str(entry.png), ImageReadMode.RGB).numpy()
-        ids = [segment["id"] for segment in entry.segments]
-        self.table[ids] = [0 if s["iscrowd"] else self.class_of[s["category_id"]] for s in entry.segments]
+        picture, png, segments = self.entries[number % len(self.entries)]
+        picture = decode_image(str(picture), ImageReadMode.RGB)
+        r, g, b = decode_image(str(self.pngs / png), ImageReadMode.RGB).numpy()
+        ids = [segment["id"] for segment in segments]
+        self.table[ids] = [0 if s["iscrowd"] else self.class_of[s["category_id"]] for s in segments]
         label = torch.from_numpy(self.table[(b.astype(np.uint32) << 8 | g) << 8 | r])[None]
         self.table[ids] = 0
         plan = plan_training_crop(*picture.shape[1:], self.crop, np.random.default_rng(number))
@@ -130,7 +131,7 @@ def main(num: int = 1024, rounds: int = 3) -> None:
                 stream.close()
         finally:
             ray.shutdown()
-        pixels = float(np.mean([np.prod(Image.open(e.picture).size) for e in read_tree(root, "train").entries]))
+        pixels = float(np.mean([np.prod(Image.open(picture).size) for picture in (root / "train2017").iterdir()]))
     print(json.dumps(summary(rows, num, pixels, "EGIC_COCO_ROOT" if given else "drawn scenes 640")))
 
 

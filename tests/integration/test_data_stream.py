@@ -13,10 +13,10 @@ import ray
 from PIL import Image
 from ray._private import internal_api
 
-from egic.training.crops import CropConfig
+from egic.training.crops import CropConfig, Sample
 from jobs.data import stream as data
 from jobs.data.preparation import PrepareConfig, prepare
-from jobs.data.shards import Manifest, Row, load_manifest, read_samples, write_index, write_shard
+from jobs.data.shards import Manifest, StoredSample, load_manifest, read_samples, write_index, write_shard
 from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.data.stream import TrainingSequence, local_stream, training_stream
 from tests.unit.jobs.data.test_stream import CROP, assert_equal, joined
@@ -95,10 +95,11 @@ def large(tmp_path, manifest, request) -> Manifest:
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=95, subsampling=0)
     (stored,) = read_samples(manifest, [0])
-    row = Row(
-        image_id=0, file_name="noise.jpg", jpeg=buffer.getvalue(), segments=np.ones((640, 640), np.uint8),
-        segment_class=stored.segment_class[:2], segment_thing=stored.segment_thing[:2],
+    sample = Sample(
+        jpeg=buffer.getvalue(), segments=np.ones((640, 640), np.uint8), segment_class=stored.segment_class[:2],
+        segment_thing=stored.segment_thing[:2],
     )  # fmt: skip
+    row = StoredSample(image_id=0, file_name="noise.jpg", sample=sample)
     entries, parts, num = [], [], 0
     while sum(entry["bytes"] for entry in entries) < request.param:
         rows = [replace(row, image_id=num + i) for i in range(128)]

@@ -2,7 +2,8 @@
 
     pictures: leftImg8bit/*_leftImg8bit       # these three are the defaults pictures/*, labels/* and no instance maps;
     labels: gtFine/*_gtFine_labelIds          # * is the name that a picture has in common with its maps, folders
-    instances: gtFine/*_gtFine_instanceIds    # included; maps are PNG files, pictures of any format
+    instances: gtFine/*_gtFine_instanceIds    # included; maps are PNG files, pictures of any format;
+                                              # "*/images/*" where folders of the splits stand first
     things: {car: 26, person: [24, 25]}       # objects that can be counted: a value or several of the label map
     stuff: {road: 7, sky: 23}                 # or colours, in quotes: sky: "#4682b4"
 
@@ -22,7 +23,7 @@ import yaml
 
 from egic.errors import UserError
 from jobs.config.yaml_file import compose
-from jobs.data.sources.coco import MAX_CLASSES, is_plain
+from jobs.data.sources.source import MAX_CLASSES, is_inside
 
 NAME = "classes.yaml"
 KEYS = ("pictures", "labels", "instances", "things", "stuff")
@@ -32,24 +33,30 @@ MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """Where files lie: FOLDER/*SUFFIX, with the name in place of the star."""
+    """Where files lie: FOLDER/*SUFFIX with a name in place of the star, or */FOLDER/*SUFFIX with the split first."""
 
-    folder: str
-    """With a slash at its end; empty for the data's own folder."""
-    suffix: str
+    text: str
+
+    @property
+    def folder(self) -> str:
+        """Fixed folder above all files, with a slash at its end; empty for the data's own folder."""
+        return self.text.partition("*")[0]
 
     def name_of(self, file: str, endings: tuple[str, ...]) -> str | None:
         """The name for which a file (its path below the data's folder) stands, if it fits. endings: with a dot."""
         stem, ending = os.path.splitext(file)
-        if self.suffix.lower().endswith(endings):  # the table says which of them
+        if self.text.lower().endswith(endings):  # the table says which of them
             stem, ending = file, endings[0]
-        name = stem.removeprefix(self.folder).removesuffix(self.suffix)
-        fits = stem == self.folder + name + self.suffix and ending.lower() in endings
-        return name if fits and name and not name.endswith("/") else None
+        *before, last = map(re.escape, self.text.split("*"))
+        fits = re.fullmatch("([^/]+)".join(before) + "(.*[^/])" + last, stem, re.DOTALL)
+        return "/".join(fits.groups()) if fits and ending.lower() in endings else None
 
     def map_of(self, name: str) -> str:
         """The map that a name should have."""
-        return f"{self.folder}{name}{self.suffix}{'' if self.suffix.lower().endswith('.png') else '.png'}"
+        filled = self.text
+        for part in name.split("/", self.text.count("*") - 1):
+            filled = filled.replace("*", part, 1)
+        return filled if filled.lower().endswith(".png") else f"{filled}.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +106,8 @@ def read_table(path: Path) -> ClassTable:
         path=path,
         categories=tuple({"id": i, "name": row[1], "isthing": row[0]} for i, row in enumerate(rows, start=1)),
         lookup=lookup,
-        pictures=patterns["pictures"] or Pattern(folder="pictures/", suffix=""),
-        labels=patterns["labels"] or Pattern(folder="labels/", suffix=""),
+        pictures=patterns["pictures"] or Pattern(text="pictures/*"),
+        labels=patterns["labels"] or Pattern(text="labels/*"),
         instances=patterns["instances"],
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
@@ -147,13 +154,14 @@ def _pattern(node: yaml.Node | None, key: str, path: Path) -> Pattern | None:
     if node is None:
         return None
     text = node.value if isinstance(node, yaml.ScalarNode) else ""
-    before, star, suffix = text.partition("*")
-    plain = all(is_plain(part) for part in before.split("/")[:-1]) and is_plain(f"x{suffix}") and "*" not in suffix
-    if not star or not plain or not (before == "" or before.endswith("/")):
+    *before, last = text.split("*")
+    at_start = all(part.endswith("/") for part in before[1:]) and (before or [""])[0][-1:] in ("", "/")
+    if len(before) not in (1, 2) or "/" in last or not at_start or not is_inside(text.replace("*", "x")):
         raise UserError(
-            f"{_line(path, node)}: {key} is {text!r}; give FOLDER/*SUFFIX, such as {key}/*, inside the folder"
+            f"{_line(path, node)}: {key} is {text!r}; give FOLDER/*SUFFIX, such as {key}/*, inside the folder, or "
+            f'"*/{key}/*" where a folder for each split stands first'
         )
-    return Pattern(folder=before, suffix=suffix)
+    return Pattern(text=text)
 
 
 def _line(path: Path, node: yaml.Node) -> str:

@@ -1,11 +1,11 @@
 """The standard COCO panoptic tree, read with distrust: which samples there are, and one checked sample at a time.
 
-    ROOT/train2017/*.jpg                        pictures
+    ROOT/train2017/**/*.jpg                     pictures, of any format, in folders as the JSON names them
     ROOT/annotations/panoptic_train2017.json    images, annotations with segments_info, categories
-    ROOT/annotations/panoptic_train2017/*.png   segment id = R + 256 G + 65536 B, 0 = void
+    ROOT/annotations/panoptic_train2017/*.png   segment id = R + 256 G + 65536 B, 0 = void unless the JSON lists it
 
 Whatever a folder can get wrong becomes a (name, reason) of one bad sample, or a UserError when nothing works at all.
-pycocotools does not help here: its reader knows instance and caption files, not panoptic ones.
+Ids may be numbers or text, as other tools write them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,202 +21,207 @@ from typing import Any
 import numpy as np
 
 from egic.errors import UserError
-from egic.training.crops import decode_jpeg, decode_panoptic_png
-from jobs.data.shards import Row
+from egic.pictures import READ_SUFFIXES
+from egic.training.crops import Sample, decode_panoptic_png
 from jobs.data.sources.coco_classes import CATEGORIES
-
-MAX_CLASSES = 254
-"""Labels travel as uint8, with void below the K classes and fake above them."""
-MAX_SEGMENTS = 65535
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One sample of the tree, not opened yet."""
-
-    image_id: int
-    picture: Path
-    png: Path | None
-    """None: a photograph without annotation, kept as void."""
-    segments: tuple[dict, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.picture.name
+from jobs.data.sources.photographs import read_unlabelled
+from jobs.data.sources.picture_files import read_picture
+from jobs.data.sources.source import MAX_CLASSES, Bad, SourceSample, SourceSplit, index_ids, is_inside
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tree:
-    """One split of a folder of pictures: a COCO tree, or one of those of `jobs.data.sources.folders`."""
-
-    split: str
-    categories: tuple[dict, ...]
-    """{id, name, isthing}, ascending ids; class c = 1..K is categories[c - 1]."""
-    entries: tuple[Any, ...]
-    """Samples, not opened yet, by ascending number; each has a `name`."""
-    read: Callable[[Any], Row]
-    """Opens, decodes and checks an entry. Raises UserError with the reason if it is bad."""
-    bad: tuple[tuple[str, str], ...]
-    """(name, reason) of what cannot become a sample."""
-    source: str
-    """Cheap sha256 of the input: names and sizes of all files, and what the labels' own file says."""
-
-
-def read_tree(root: str | Path, split: str, *, allow_unlabelled: bool = False) -> Tree:
+def read_split(root: Path, split: str, *, allow_unlabelled: bool = False) -> SourceSplit:
     """List one split ("train" or "val") and pair pictures with annotations. Raises UserError if there is nothing."""
-    root = Path(root)
     pictures, pngs = root / f"{split}2017", root / "annotations" / f"panoptic_{split}2017"
     json_path = pngs.with_suffix(".json")
     if not pictures.is_dir():
         raise UserError(f"{pictures} does not exist; choose another --split, or fetch it with --download")
-    picture_sizes = _file_sizes(pictures, (".jpg", ".jpeg"))
+    picture_sizes = file_sizes(pictures, READ_SUFFIXES)
+    content: dict = {}
+    json_bytes, png_sizes = b"", {}
+    samples: list[SourceSample] = []
+    bad: Bad = []
     if json_path.is_file():
-        content, json_bytes = _read_json(json_path)
-        png_sizes = _file_sizes(pngs, (".png",)) if pngs.is_dir() else {}
-        entries, bad = _pair(content, pictures, picture_sizes, pngs, png_sizes)
-    elif allow_unlabelled:
-        content, json_bytes, png_sizes, entries, bad = {}, b"", {}, {}, []
-    else:
+        content, json_bytes = read_json(json_path)
+        png_sizes = file_sizes(pngs, (".png",)) if pngs.is_dir() else {}
+        if content["annotations"] and not png_sizes:
+            raise UserError(f"{pngs} holds no label PNGs; unpack {pngs.name}.zip into {pngs.parent}")
+    elif not allow_unlabelled:
         raise UserError(f"{json_path} does not exist; labels are needed (--allow-unlabelled does without)")
-    known = {entry.picture.name for entry in entries.values()} | {name for name, _ in bad}
+    categories = _categories(content, json_path)
+    if content:
+        samples, bad = _pair(content, pictures, picture_sizes, pngs, png_sizes, categories)
+    known = {sample.name for sample in samples} | {name for name, _ in bad}
     for number, name in enumerate(sorted(set(picture_sizes) - known)):
         if allow_unlabelled:
-            entries[-1 - number] = Entry(image_id=-1 - number, picture=pictures / name, png=None)
+            samples.append(
+                SourceSample(
+                    number=-1 - number, name=name, read=partial(read_unlabelled, pictures / name, keep_jpeg=True)
+                )
+            )
         else:
             bad.append((name, "picture without annotation"))
-    categories = _categories(content, json_path)
     listing = json.dumps([sorted(picture_sizes.items()), sorted(png_sizes.items()), allow_unlabelled])
-    return Tree(
+    return SourceSplit(
         split=split,
         categories=categories,
-        entries=tuple(entries[image_id] for image_id in sorted(entries)),
-        read=partial(read_row, categories=categories),
+        samples=tuple(sorted(samples, key=lambda sample: sample.number)),
         bad=tuple(bad),
         source=hashlib.sha256(hashlib.sha256(json_bytes).digest() + listing.encode()).hexdigest(),
     )
 
 
-def read_row(entry: Entry, categories: tuple[dict, ...]) -> Row:
-    """Open, decode and check one sample. Raises UserError with the reason if it is bad."""
-    jpeg = entry.picture.read_bytes()
-    height, width = decode_jpeg(jpeg).shape[:2]
-    if entry.png is None:
-        ids = np.zeros((height, width), np.uint32)
-    else:
-        ids = decode_panoptic_png(entry.png.read_bytes())
-    if ids.shape != (height, width):
-        raise UserError(f"panoptic PNG is {ids.shape[1]}x{ids.shape[0]}, the picture {width}x{height}")
-    segments, segment_class, segment_thing = _index_segments(ids, entry.segments, categories)
-    return Row(
-        image_id=entry.image_id,
-        file_name=entry.picture.name,
-        jpeg=jpeg,
-        segments=segments,
-        segment_class=segment_class,
-        segment_thing=segment_thing,
-    )
+def file_sizes(folder: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
+    """Bytes of the files below a folder whose names end so, by their path in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for place, _, names in os.walk(folder)
+        for path in (Path(place, name) for name in names if name.lower().endswith(suffixes))
+        if path.is_file()
+    }
 
 
-def _file_sizes(folder: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
-    with os.scandir(folder) as files:
-        return {f.name: f.stat().st_size for f in files if f.name.lower().endswith(suffixes) and f.is_file()}
-
-
-def _read_json(path: Path) -> tuple[dict, bytes]:
+def read_json(path: Path) -> tuple[dict, bytes]:
+    """Content of an annotation file, and its bytes. Raises UserError if it is none."""
     data = path.read_bytes()
     try:
-        content = json.loads(data)
+        content = json.loads(data.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
     for key in ("images", "annotations", "categories"):
         items = content.get(key) if isinstance(content, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise UserError(f"{path} has no list `{key}` of objects; it must be a COCO panoptic file")
+            raise UserError(f"{path} has no list `{key}` of objects; it must be a COCO annotation file")
     return content, data
+
+
+def id_of(value: object) -> int | str | None:
+    """An id of an image, category or segment: 7, 7.0 and "7" are one; other text stays; None for what is no id."""
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value) if value.isdecimal() else value or None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _categories(content: dict, path: Path) -> tuple[dict, ...]:
     """Ascending by id; the official 133 where there is no annotation file."""
     given: Iterable[dict] = content.get("categories") or [category._asdict() for category in CATEGORIES]
     try:
-        kept: list[dict] = [{"id": int(c["id"]), "name": str(c["name"]), "isthing": int(c["isthing"])} for c in given]
-        found = sorted(kept, key=lambda category: category["id"])
+        found = [{"id": id_of(c["id"]), "name": str(c["name"]), "isthing": int(c["isthing"])} for c in given]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: a category lacks id, name or isthing ({error!r})") from error
+    return checked_categories(found, path)
+
+
+def checked_categories(found: list[dict[str, Any]], path: Path) -> tuple[dict, ...]:
+    """Categories by ascending id. Raises UserError for ids that are no numbers or not unique, and for too many."""
+    if any(not isinstance(category["id"], int) for category in found):
+        raise UserError(f"{path}: the id of a category must be a number")
     if len({category["id"] for category in found}) < len(found):
         raise UserError(f"{path}: two categories share one id")
-    if len(found) > MAX_CLASSES:
-        raise UserError(f"{path} has {len(found)} categories; at most {MAX_CLASSES} are supported")
-    return tuple(found)
+    if not 1 <= len(found) <= MAX_CLASSES:
+        raise UserError(f"{path} has {len(found)} categories; 1 to {MAX_CLASSES} are supported")
+    return tuple(sorted(found, key=lambda category: category["id"]))
 
 
 def _pair(
-    content: dict, pictures: Path, picture_sizes: dict, pngs: Path, png_sizes: dict
-) -> tuple[dict[int, Entry], list[tuple[str, str]]]:
-    """Entries by image id, and what is bad about the others."""
-    file_names = {str(image.get("id")): image.get("file_name") for image in content["images"]}
-    entries: dict[int, Entry] = {}
-    bad: list[tuple[str, str]] = []
+    content: dict, pictures: Path, picture_sizes: dict, pngs: Path, png_sizes: dict, categories: tuple[dict, ...]
+) -> tuple[list[SourceSample], Bad]:
+    """Samples by ascending image id, and what is bad about the others."""
+    images = {id_of(image.get("id")): (number, image) for number, image in enumerate(content["images"])}
+    numbered = all(isinstance(key, int) and 0 <= key < 1 << 63 for key in images)  # text: their order counts
+    find_picture, find_png = Finder(picture_sizes), Finder(png_sizes)
+    samples: list[SourceSample] = []
+    bad: Bad = []
+    seen: set[int | str | None] = set()
     for annotation in content["annotations"]:
-        image_id, png, segments = (annotation.get(key) for key in ("image_id", "file_name", "segments_info"))
-        picture = file_names.get(str(image_id))
-        name = str(picture or png or image_id)
-        if not isinstance(image_id, int) or not isinstance(segments, list):
-            bad.append((name, "annotation lacks image_id or segments_info"))
+        segments = annotation.get("segments_info")
+        key = id_of(annotation.get("image_id"))
+        number, image = images.get(key, (0, {}))
+        given, given_png = image.get("file_name"), annotation.get("file_name")
+        name = str(given or given_png or key)
+        picture, png = find_picture(given, pictures.name), find_png(given_png, pngs.name)
+        if key is None:
+            reason = f"its annotation has the image_id {annotation.get('image_id')!r}, which is neither number nor text"
+        elif not image:
+            reason = f"annotation of image {key}, which the JSON does not list"
+        elif not isinstance(segments, list):
+            reason = "its annotation has no list `segments_info`: this is no panoptic annotation"
+        elif not is_inside(given) or not is_inside(given_png):
+            reason = f"file name {given!r} or {given_png!r} is not a path inside its folder"
         elif picture is None:
-            bad.append((name, f"annotation of image {image_id}, which the JSON does not list"))
-        elif not is_plain(picture) or not is_plain(png):
-            bad.append((name, f"file name {picture!r} or {png!r} is not a plain name inside its folder"))
-        elif picture not in picture_sizes:
-            bad.append((name, "annotation without picture"))
-        elif png not in png_sizes:
-            bad.append((name, f"panoptic PNG {png} is missing"))
-        elif image_id in entries:
-            bad.append((name, f"second annotation of image {image_id}"))
+            reason = f"annotation without picture: {pictures.name} has no {given}"
+        elif png is None:
+            reason = f"panoptic PNG {given_png} is missing"
+        elif key in seen:
+            reason = f"second annotation of image {key}"
         else:
-            entries[image_id] = Entry(
-                image_id=image_id, picture=pictures / picture, png=pngs / png, segments=tuple(segments)
-            )
-    return entries, bad
+            seen.add(key)
+            read = partial(_read, pictures / picture, pngs / png, segments, categories)
+            samples.append(SourceSample(number=int(key) if numbered else number, name=picture, read=read))
+            continue
+        bad.append((picture or name, reason))
+    return samples, bad
 
 
-def is_plain(name: object) -> bool:
-    """Whether it names a file of a folder, and nothing outside of it."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+class Finder:
+    """Finds the file that a JSON names among those of a folder: exactly, below the folder's own name, or with another
+    case of letters (.JPG)."""
+
+    def __init__(self, files: Iterable[str]) -> None:
+        self.files = set(files)
+        self.by_lower: dict[str, list[str]] = {}
+        for file in self.files:
+            self.by_lower.setdefault(file.lower(), []).append(file)
+
+    def __call__(self, name: object, folder: str) -> str | None:
+        """The file's path below the folder; None if there is none, or if several differ in case alone."""
+        if not isinstance(name, str):
+            return None
+        for path in (name, name.removeprefix(f"{folder}/")):
+            found = [path] if path in self.files else self.by_lower.get(path.lower(), [])
+            if len(found) == 1:
+                return found[0]
+        return None
+
+
+def _read(picture: Path, png: Path, segments: list, categories: tuple[dict, ...]) -> Sample:
+    """Open, decode and check one sample. Raises UserError with the reason if it is bad."""
+    try:
+        ids = decode_panoptic_png(png.read_bytes())
+    except UserError as error:
+        raise UserError(f"{png.name}: {error}") from error
+    jpeg, (height, width) = read_picture(picture, ids.shape, keep_jpeg=True)
+    if ids.shape != (height, width):
+        raise UserError(f"panoptic PNG is {ids.shape[1]}x{ids.shape[0]}, the picture {width}x{height}")
+    index, segment_class, segment_thing = _index_segments(ids, segments, categories)
+    return Sample(jpeg=jpeg, segments=index, segment_class=segment_class, segment_thing=segment_thing)
 
 
 def _index_segments(
-    ids: np.ndarray, segments: tuple[dict, ...], categories: tuple[dict, ...]
+    ids: np.ndarray, segments: list, categories: tuple[dict, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Segment ids -> index map (H, W) and per index its class (crowd: 0) and is-thing flag; empty segments drop out."""
     classes = {category["id"]: (c, category["isthing"]) for c, category in enumerate(categories, start=1)}
-    try:
-        table = {int(s["id"]): (*classes[s["category_id"]], int(s.get("iscrowd", 0))) for s in segments}
-    except KeyError as error:
-        raise UserError(f"unknown category, or segment without {error}") from error
-    except (TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"malformed segments_info ({error!r})") from error
-    table[0] = (0, 0, 1)  # void, whatever the JSON says
-    index, present = index_ids(ids)
+    table: dict[int, tuple[int, int, int]] = {}
+    for segment in segments:
+        if not isinstance(segment, dict):
+            raise UserError(f"segments_info has {segment!r}, which is no object")
+        number, category = id_of(segment.get("id")), id_of(segment.get("category_id"))
+        if not isinstance(number, int):
+            raise UserError(f"a segment has the id {segment.get('id')!r}, which is no number")
+        if category not in classes:
+            raise UserError(f"segment {number} has the unknown category {segment.get('category_id')!r}")
+        table[number + 1] = (*classes[category], 1 if segment.get("iscrowd") in (1, "1", True) else 0)
+    table[0] = (0, 0, 1)
+    shifted = ids + 1
+    if 1 not in table:  # 0 is void, unless the JSON lists it as a segment
+        shifted[ids == 0] = 0
+    index, present = index_ids(shifted)
     unlisted = [int(value) for value in present if int(value) not in table]
     if unlisted:
-        raise UserError(f"panoptic PNG has segment id {unlisted[0]}, which the JSON lacks")
+        raise UserError(f"panoptic PNG has segment id {unlisted[0] - 1}, which the JSON lacks")
     rows = [table[int(value)] for value in present]
     segment_class = np.array([0 if crowd else c for c, _, crowd in rows], np.uint8)
     return index, segment_class, np.array([thing for _, thing, _ in rows], np.uint8)
-
-
-def index_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids (H, W) uint32 -> index map (H, W) uint8 or uint16, and the id of each index, 0 (void) first.
-
-    Raises UserError for more than MAX_SEGMENTS.
-    """
-    flat = ids.ravel()
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # runs are few, pixels many
-    present, run_index = np.unique(flat[starts], return_inverse=True)
-    if present[0] != 0:  # index 0 is void even where nothing is void
-        present, run_index = np.concatenate([[0], present]), run_index + 1
-    if len(present) > MAX_SEGMENTS:
-        raise UserError(f"{len(present)} segments; at most {MAX_SEGMENTS} are supported")
-    dtype = np.uint8 if len(present) <= 256 else np.uint16
-    return np.repeat(run_index.astype(dtype), np.diff(np.append(starts, flat.size))).reshape(ids.shape), present

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from egic.errors import UserError
 from egic.pictures import READ_SUFFIXES
-from jobs.data.shards import MANIFEST, Row
+from jobs.data.shards import MANIFEST
 from jobs.data.sources import class_table, coco, label_maps, photographs
-from jobs.data.sources.coco import Tree
-from jobs.data.sources.photographs import digest
+from jobs.data.sources.source import SourceSplit, digest
 
 SPLITS = ("train", "val")
 PREPARED, LABEL_MAPS, COCO, PHOTOGRAPHS = "prepared data", "label maps", "a COCO tree", "photographs"
@@ -55,14 +53,14 @@ def folders_of(data: str) -> tuple[Path, ...]:
     return tuple(Path(part) for part in parts if part)
 
 
-def read_trees(
+def read_splits(
     folders: Sequence[Path],
     splits: tuple[str, ...],
     *,
     classes: Path | None = None,
     val_share: float = 0.1,
     allow_unlabelled: bool = False,
-) -> list[Tree]:
+) -> list[SourceSplit]:
     """The splits of one or several folders of any kind, listed but not opened; several become one set.
 
     Each folder is split by its own rule, and pictures of photographs have no label (all void). Raises UserError for a
@@ -80,14 +78,14 @@ def read_trees(
     if len(each) == 1:
         return each[0]
     labelled = [
-        (folder, trees[0].categories) for folder, trees in zip(folders, each, strict=True) if trees[0].categories
+        (folder, parts[0].categories) for folder, parts in zip(folders, each, strict=True) if parts[0].categories
     ]
     categories = labelled[0][1] if labelled else ()
     for folder, others in labelled[1:]:
         if others != categories:
             raise UserError(f"{labelled[0][0]} has {len(categories)} classes and {folder} has "
                              f"{_difference(categories, others)}; one set needs one class table")  # fmt: skip
-    return [_joined(names, trees, categories) for trees in zip(*each, strict=True)]
+    return [_joined(names, parts, categories) for parts in zip(*each, strict=True)]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -110,47 +108,33 @@ def _difference(a: tuple[dict, ...], b: tuple[dict, ...]) -> str:
     return f"others ({one['name']}, id {one['id']}, is {two['name']}, id {two['id']}, in the second)"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Joined:
-    """A sample of one of several folders, not opened yet."""
-
-    name: str
-    tree: Tree
-    entry: Any
-
-
-def _joined(names: Sequence[str], trees: Sequence[Tree], categories: tuple[dict, ...]) -> Tree:
+def _joined(names: Sequence[str], parts: Sequence[SourceSplit], categories: tuple[dict, ...]) -> SourceSplit:
     """One split of several folders, one after the other."""
-    several = list(zip(names, trees, strict=True))
-    return Tree(
-        split=trees[0].split,
+    several = list(zip(names, parts, strict=True))
+    return SourceSplit(
+        split=parts[0].split,
         categories=categories,
-        entries=tuple(_Joined(name=f"{n}/{e.name}", tree=tree, entry=e) for n, tree in several for e in tree.entries),
-        read=_read_joined,
-        bad=tuple((f"{n}/{name}", reason) for n, tree in several for name, reason in tree.bad),
-        source=digest([[n, tree.source] for n, tree in several]),
+        samples=tuple(replace(each, name=f"{name}/{each.name}") for name, part in several for each in part.samples),
+        bad=tuple((f"{name}/{bad}", reason) for name, part in several for bad, reason in part.bad),
+        source=digest([[name, part.source] for name, part in several]),
     )
-
-
-def _read_joined(joined: _Joined) -> Row:
-    return replace(joined.tree.read(joined.entry), file_name=joined.name)
 
 
 def _read_folder(
     folder: Path, splits: tuple[str, ...], *, classes: Path | None, val_share: float, allow_unlabelled: bool
-) -> list[Tree]:
+) -> list[SourceSplit]:
     kind = kind_of(folder, classes)
     if kind == PREPARED:
         raise UserError(f"{folder} holds prepared data already; use it as it is: --data {folder}")
     if kind == LABEL_MAPS:
         table = class_table.read_table(classes or folder / class_table.NAME)
         return [
-            label_maps.read_tree(folder, split, table, val_share=val_share, allow_unlabelled=allow_unlabelled)
+            label_maps.read_split(folder, split, table, val_share=val_share, allow_unlabelled=allow_unlabelled)
             for split in splits
         ]
     if kind == PHOTOGRAPHS:
-        return [photographs.read_tree(folder, split, val_share=val_share) for split in splits]
-    trees = [coco.read_tree(folder, split, allow_unlabelled=allow_unlabelled) for split in splits]
-    if any(tree.categories != trees[0].categories for tree in trees):
+        return photographs.read_splits(folder, splits, val_share=val_share)
+    found = [coco.read_split(folder, split, allow_unlabelled=allow_unlabelled) for split in splits]
+    if any(part.categories != found[0].categories for part in found):
         raise UserError(f"{folder}: the annotation files of train and val list different categories")
-    return trees
+    return found

@@ -1,7 +1,7 @@
 """Pictures with one label map each, as ADE20K and Cityscapes have them, and a class table (class_table.py).
 
     FOLDER/classes.yaml
-    FOLDER/pictures/**/NAME.jpg, .png, ...    split as `jobs.data.sources.photographs.choose` says
+    FOLDER/pictures/**/NAME.jpg, .png, ...    split as `jobs.data.sources.splits` says
     FOLDER/labels/**/NAME.png                 index values or colours of the classes, everything else is void
 
 Small instances of things weigh 3 in the segmentation loss. Instance maps (pixels of a thing class with the same value
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,30 +23,20 @@ from scipy import ndimage
 
 from egic import pictures
 from egic.errors import UserError
-from egic.training.crops import decode_label_png
-from jobs.data.shards import Row
+from egic.training.crops import Sample, decode_label_png
 from jobs.data.sources.class_table import ClassTable, Pattern
-from jobs.data.sources.coco import MAX_SEGMENTS, Tree, index_ids
-from jobs.data.sources.photographs import Bad, choose, counts_for, digest, list_files, read_bytes, read_picture
+from jobs.data.sources.photographs import read_unlabelled
+from jobs.data.sources.picture_files import list_files, read_bytes, read_picture
+from jobs.data.sources.source import MAX_SEGMENTS, Bad, SourceSample, SourceSplit, digest, index_ids
+from jobs.data.sources.splits import LISTS, choose, choose_listed, counts_for, read_lists
 
 log = logging.getLogger(__name__)
 MAPS = (".png",)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One picture with its maps, not opened yet."""
-
-    number: int
-    name: str
-    """The picture's path below the folder, with slashes."""
-    picture: Path
-    labels: Path | None
-    """None: a picture without label map, kept as void."""
-    instances: Path | None = None
-
-
-def read_tree(folder: Path, split: str, table: ClassTable, *, val_share: float, allow_unlabelled: bool = False) -> Tree:
+def read_split(
+    folder: Path, split: str, table: ClassTable, *, val_share: float, allow_unlabelled: bool = False
+) -> SourceSplit:
     """List one split ("train" or "val") and pair pictures with maps. Raises UserError where there is nothing."""
     files, bad = _list(folder, table, split)
     labels = _by_name(files, table.labels, MAPS, split, bad)
@@ -57,27 +46,32 @@ def read_tree(folder: Path, split: str, table: ClassTable, *, val_share: float, 
     bad += [
         (labels[name], "label map without picture") for name in sorted(labels.keys() - found) if counts_for(split, name)
     ]
-    entries: list[Entry] = []
-    for name in choose(found, split, val_share, folder / table.pictures.folder):
-        if name not in labels and not allow_unlabelled:
+    lists = read_lists(folder)
+    if lists:
+        chosen = choose_listed(found, labels, lists, split)
+        bad += [(name, f"{LISTS}/{split}.txt lists it, but it has no picture") for name in lists[split] - found.keys()]
+    else:
+        chosen = choose(found, split, val_share, folder / table.pictures.folder)
+    samples: list[SourceSample] = []
+    for name in chosen:
+        unlisted = bool(lists) and name not in lists[split]  # Pascal VOC labels a part of its pictures
+        if name not in labels and not allow_unlabelled and not unlisted:
             bad.append((found[name], f"no label map {table.labels.map_of(name)}"))
         elif table.instances and name in labels and name not in instances:
             bad.append((found[name], f"no instance map {table.instances.map_of(name)}"))
         else:
             own, separate = (folder / maps[name] if name in maps else None for maps in (labels, instances))
-            picture = folder / found[name]
-            entries.append(
-                Entry(number=len(entries), name=found[name], picture=picture, labels=own, instances=separate)
-            )
+            read = partial(_read, folder / found[name], own, separate, table)
+            samples.append(SourceSample(number=len(samples), name=found[name], read=read))
     if not table.instances and any(category["isthing"] for category in table.categories):
         log.info("%s: %s names no instance maps; connected regions of things count as instances", split, table.path)
-    return Tree(
+    listed = {name: sorted(names) for name, names in lists.items()}
+    return SourceSplit(
         split=split,
         categories=table.categories,
-        entries=tuple(entries),
-        read=partial(read_row, table=table),
+        samples=tuple(samples),
         bad=tuple(bad),
-        source=digest(["label maps", table.sha256, val_share, allow_unlabelled, sorted(files.items())]),
+        source=digest(["label maps", table.sha256, val_share, allow_unlabelled, sorted(files.items()), listed]),
     )
 
 
@@ -113,35 +107,41 @@ def _by_name(files: Iterable[str], pattern: Pattern, endings: tuple[str, ...], s
     return found
 
 
-def read_row(entry: Entry, table: ClassTable) -> Row:
-    """Open, decode and check one sample. Raises UserError with the reason if it is bad."""
-    jpeg, shape = read_picture(entry.picture)
-    ids = np.zeros(shape, np.uint32)
-    if entry.labels is not None:
-        classes = table.lookup[_values(entry.labels, shape, table.coloured)]
-        ids[:] = classes
-        isthing = np.array([0, *(category["isthing"] for category in table.categories)], bool)[classes]
-        if entry.instances is not None:
-            ids |= np.where(isthing, _values(entry.instances, shape, None) << 8, 0)
-        elif isthing.any():
-            ids |= np.where(isthing, regions(np.where(isthing, classes, 0)) << 8, 0)
+def _read(picture: Path, labels: Path | None, instances: Path | None, table: ClassTable) -> Sample:
+    """Open, decode and check a picture with its maps. Raises UserError with the reason if something is bad."""
+    if labels is None:
+        return read_unlabelled(picture)
+    values = _values(labels, table.coloured)
+    jpeg, shape = read_picture(picture, values.shape)
+    _check_size(labels, values, shape)
+    classes = table.lookup[values]
+    ids = classes.astype(np.uint32)
+    isthing = np.array([0, *(category["isthing"] for category in table.categories)], bool)[classes]
+    if instances is not None:
+        numbers = _values(instances, None)
+        _check_size(instances, numbers, shape)
+        ids |= np.where(isthing, numbers << 8, 0)
+    elif isthing.any():
+        ids |= np.where(isthing, regions(np.where(isthing, classes, 0)) << 8, 0)
     segments, present = index_ids(ids)  # class in the low byte; above it the instance, 0 for none
-    return Row(
-        image_id=entry.number, file_name=entry.name, jpeg=jpeg, segments=segments,
-        segment_class=(present & 255).astype(np.uint8), segment_thing=(present > 255).astype(np.uint8),
+    return Sample(
+        jpeg=jpeg, segments=segments, segment_class=(present & 255).astype(np.uint8),
+        segment_thing=(present > 255).astype(np.uint8),
     )  # fmt: skip
 
 
-def _values(path: Path, shape: tuple[int, int], colours: bool | None) -> np.ndarray:
-    """Values of a map (see `decode_label_png`) of a picture with this height and width."""
+def _values(path: Path, colours: bool | None) -> np.ndarray:
+    """Values of a map, see `decode_label_png`."""
     try:
-        values = decode_label_png(read_bytes(path), colours=colours)
-    except ValueError as error:
+        return decode_label_png(read_bytes(path), colours=colours)
+    except UserError as error:
         raise UserError(f"{path.name}: {error}") from error
+
+
+def _check_size(path: Path, values: np.ndarray, shape: tuple[int, int]) -> None:
     if values.shape != shape:
         size = "{1}x{0}".format
         raise UserError(f"{path.name} is {size(*values.shape)}, the picture {size(*shape)}")
-    return values
 
 
 def regions(classes: np.ndarray) -> np.ndarray:

@@ -167,8 +167,8 @@ def damage(root: Path, what: str) -> None:
     png = root / "annotations/panoptic_train2017/000000000000.png"
     if what == "truncated":
         jpeg.write_bytes(jpeg.read_bytes()[:-12])
-    elif what == "not a jpeg":
-        Image.new("RGB", (40, 48)).save(jpeg, "PNG")
+    elif what == "no image":
+        jpeg.write_text("<html>404</html>")
     elif what == "no picture":
         jpeg.unlink()
     elif what == "no png":
@@ -200,17 +200,17 @@ def damage(root: Path, what: str) -> None:
     ("what", "reason"),
     [
         ("truncated", "truncated or damaged JPEG"),
-        ("not a jpeg", "not a readable JPEG"),
+        ("no image", "not a picture of a format that is read"),
         ("no picture", "annotation without picture"),
         ("no png", "000000000000.png is missing"),
         ("no annotation", "picture without annotation"),
         ("png size", "panoptic PNG is 20x20, the picture 40x48"),
         ("unlisted id", "which the JSON lacks"),
-        ("category", "unknown category, or segment without 12"),
-        ("escape", "not a plain name"),
+        ("category", "segment 300 has the unknown category 12"),
+        ("escape", "is not a path inside its folder"),
         ("unlisted image", "image 99, which the JSON does not list"),
         ("twice", "second annotation of image 1"),
-        ("no segments_info", "lacks image_id or segments_info"),
+        ("no segments_info", "its annotation has no list `segments_info`"),
     ],
 )
 def test_a_bad_sample_is_named_and_skipped_up_to_the_limit(tmp_path, caplog, what, reason):
@@ -268,7 +268,7 @@ def test_own_categories(tmp_path):
         (lambda root: edit_json(root, lambda c: c["categories"].append(c["categories"][0])), "share one id"),
         (lambda root: edit_json(root, lambda c: c["categories"][0].pop("isthing")), "lacks id, name or isthing"),
         (lambda root: [p.unlink() for p in root.glob("train2017/*")], "no usable picture .*annotation without picture"),
-        (lambda root: [p.write_bytes(b"") for p in root.glob("train2017/*")], "no usable picture .*not a readable"),
+        (lambda root: [p.write_bytes(b"") for p in root.glob("train2017/*")], "no usable picture .*not a picture of"),
     ],
 )
 def test_unusable_input_is_one_clear_error(tmp_path, break_it, message):

@@ -19,8 +19,32 @@ def test_things_come_first_and_every_value_finds_its_class(tmp_path):
     assert names == [(1, "ball", 1), (2, "box", 1), (3, "sky", 0), (4, "grass", 0), (5, "no", 0)]
     assert not found.coloured and found.lookup.shape == (1 << 16,) and found.lookup.dtype == np.uint8
     assert {c: tuple(np.flatnonzero(found.lookup == c)) for c in VALUES} == VALUES
-    assert (found.pictures, found.labels, found.instances) == (Pattern(folder="pictures/", suffix=""),
-        Pattern(folder="labels/", suffix=""), None)  # fmt: skip
+    assert (found.pictures, found.labels, found.instances) == (
+        Pattern(text="pictures/*"),
+        Pattern(text="labels/*"),
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "name", "map_of"),
+    [
+        ("labels/*", "labels/train/a.b.PNG", "train/a.b", "labels/train/a.b.png"),
+        ("gtFine/*_ids", "gtFine/val/x_ids.png", "val/x", "gtFine/val/x_ids.png"),
+        ("*", "a/b.png", "a/b", "a/b.png"),
+        ("labels/*.PNG", "labels/a.PNG", "a", "labels/a.PNG"),
+        ("*/v1.2/labels/*", "training/v1.2/labels/a/b.png", "training/a/b", "training/v1.2/labels/a/b.png"),
+        ("maps/*2017/*_m", "maps/val2017/a_m.png", "val/a", "maps/val2017/a_m.png"),
+        ("labels/*", "label/a.png", None, ""),
+        ("labels/*", "labels/a.jpg", None, ""),
+        ("labels/*_x", "labels/_x.png", None, ""),
+        ("*/labels/*", "labels/a.png", None, ""),
+    ],
+)
+def test_a_pattern_names_files_and_finds_them_again(text, file, name, map_of):
+    pattern = Pattern(text=text)
+    assert pattern.name_of(file, (".png",)) == name
+    assert name is None or pattern.map_of(name) == map_of
 
 
 def test_colours(tmp_path):
@@ -75,6 +99,8 @@ def test_patterns_tell_the_name(tmp_path, pattern, file, endings, name):
         ("stuff: [sky]", "expected lines such as `car: 26`"),
         ("stuffs: {sky: 1}", "stuffs is unknown; the keys are pictures, labels, instances, things, stuff"),
         ("stuff: {a: 1}\nstuff: {b: 2}", "line 2: stuff is given twice"),
+        ('labels: "*/*/*"\nstuff: {a: 1}', "a folder for each split stands first"),
+        ('labels: "*/a*b/c"\nstuff: {a: 1}', "give FOLDER/"),
         ("labels: labels\nstuff: {a: 1}", "labels is 'labels'; give FOLDER/\\*SUFFIX, such as labels/\\*"),
         ("labels: ../other/*\nstuff: {a: 1}", "labels is '../other/\\*'"),
         ("labels: /etc/*\nstuff: {a: 1}", "labels is '/etc/\\*'"),

@@ -11,9 +11,10 @@ from PIL import Image, ImageCms
 from egic.training.crops import decode_jpeg
 from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest, read_index, read_samples
-from jobs.data.sources import photographs
+from jobs.data.sources import picture_files
 from jobs.data.sources.folders import PHOTOGRAPHS, kind_of
-from jobs.data.sources.photographs import choose, read_picture
+from jobs.data.sources.picture_files import read_picture
+from jobs.data.sources.splits import choose
 from tests.own_data import write_photographs
 
 
@@ -95,7 +96,7 @@ def test_bad_files_are_named_and_left_out(tmp_path, caplog, monkeypatch):
     (root / "text.png").write_text("no picture")
     Image.new("RGB", (9000, 9000)).save(root / "bomb.png")
     (root / "large.tif").write_bytes(bytes(2_000_000))
-    monkeypatch.setattr(photographs, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(picture_files, "MAX_BYTES", 1_000_000)
     (root / "out.jpg").symlink_to(tmp_path / "secret.jpg")
     (root / "gone.jpg").symlink_to(root / "nothing.jpg")
     (root / "inside.jpg").symlink_to(root / "0.jpg")
@@ -109,7 +110,7 @@ def test_bad_files_are_named_and_left_out(tmp_path, caplog, monkeypatch):
     with caplog.at_level(logging.INFO):
         found = prepared(root, tmp_path / "out", max_bad=9)
     expected = {
-        "cut.jpg": "damaged picture", "text.png": "not a picture of a known", "bomb.png": "9000x9000 pixels are over",
+        "cut.jpg": "damaged picture", "text.png": "not a picture of a format", "bomb.png": "9000x9000 pixels are over",
         "large.tif": "2000000 bytes are over", "out.jpg": "a link that leads out", "gone.jpg": "no file",
         "away": "a link to a folder", "pipe.jpg": "no file", "\\xff.jpg": "its name is not UTF-8",
     }  # fmt: skip

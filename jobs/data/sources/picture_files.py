@@ -1,0 +1,98 @@
+"""Picture files of a folder: which there are, and one at a time as the JPEG file that training decodes.
+
+Folders are read with distrust: links that lead out of the folder, damaged and oversized files are named and left out.
+Names that begin with a dot are no pictures of the user's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from egic import pictures
+from egic.errors import UserError
+from egic.training.crops import MAX_PIXELS, decode_jpeg
+from jobs.data.sources.source import Bad
+
+log = logging.getLogger(__name__)
+MAX_BYTES = 1 << 29
+"""Larger files are not opened: MAX_PIXELS in 16-bit colour take less."""
+
+
+def read_picture(
+    path: Path, label_shape: tuple[int, int] | None = None, *, keep_jpeg: bool = False
+) -> tuple[bytes, tuple[int, int]]:
+    """A picture as the JPEG file that training decodes, and its height and width. Raises UserError if it is bad.
+
+    label_shape: height and width of the picture's labels. They belong to the pixels as stored, so that EXIF orientation
+    is left out, unless only the upright picture has their size. A picture without labels is turned upright.
+
+    A JPEG stays as it is where decoding it gives that picture in sRGB; everything else (other formats, turned, with
+    another colour profile) is written anew, with quality 95 and full colour resolution. keep_jpeg: colour profiles of
+    JPEGs are left out, too, as COCO's users do.
+    """
+    data = read_bytes(path)
+    upright = label_shape is None
+    if label_shape is not None and pictures.is_turned(data):
+        stored = pictures.read(data, MAX_PIXELS, upright=False)[0].shape[:2]
+        upright = stored != label_shape == stored[::-1]
+        how = "is turned upright as EXIF says, since its labels have that size" if upright else (
+            "keeps its pixels as stored, without EXIF's orientation, since its labels belong to them")  # fmt: skip
+        log.info("%s %s", path, how)
+    if keep_jpeg and data.startswith(b"\xff\xd8") and not (upright and pictures.is_turned(data)):
+        return data, decode_jpeg(data).shape[:2]
+    x, notes = pictures.read(data, MAX_PIXELS, upright=upright)
+    for note in notes:
+        log.info("%s: %s", path, note)
+    try:
+        as_it_is = np.array_equal(decode_jpeg(data), x)
+    except UserError:  # another format
+        as_it_is = False
+    height, width, _ = x.shape
+    return data if as_it_is else pictures.write(x, ".jpg"), (height, width)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content. Raises UserError for one that is too large, OSError."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise UserError(f"{size} bytes are over the limit of {MAX_BYTES}")
+    return path.read_bytes()
+
+
+def list_files(folder: Path, below: str = "") -> tuple[dict[str, tuple[int, int]], Bad]:
+    """Files of a folder by their path in it (of those in the subfolder `below`): size and time of change in ns.
+
+    What leads out of the folder, or cannot be followed, is bad. Raises OSError for a folder that cannot be listed.
+    """
+    root, files, bad = folder.resolve(), {}, []
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(root / below, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        linked = [name for name in folders if (Path(place) / name).is_symlink()]
+        bad += [(_shown(root, Path(place) / name), "a link to a folder, which is not followed") for name in linked]
+        for path in (Path(place) / name for name in sorted(names) if not name.startswith(".")):
+            name, reason = _shown(root, path), ""
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                reason = "a link that leads out of the folder"
+            elif not path.is_file():
+                reason = "no file"
+            elif name != path.relative_to(root).as_posix():
+                reason = "its name is not UTF-8"
+            if reason:
+                bad.append((name, reason))
+            else:
+                about = path.stat()
+                files[name] = (about.st_size, about.st_mtime_ns)
+    return files, bad
+
+
+def _shown(root: Path, path: Path) -> str:
+    """The path below the root as text that can be written anywhere."""
+    return os.fsencode(path.relative_to(root).as_posix()).decode(errors="backslashreplace")

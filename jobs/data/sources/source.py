@@ -1,0 +1,77 @@
+"""What every kind of data becomes: splits of samples that are listed, and opened one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from egic.errors import UserError
+from egic.training.crops import Sample
+
+MAX_CLASSES = 254
+"""Labels travel as uint8, with void below the K classes and fake above them."""
+MAX_SEGMENTS = 65535
+
+Bad = list[tuple[str, str]]
+"""(name, reason) of what cannot become a sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSample:
+    """One sample of a folder, listed but not opened."""
+
+    number: int
+    """Unique in its split of its folder; COCO's image id where that is a number."""
+    name: str
+    """The picture's path below the folder, with slashes."""
+    read: Callable[[], Sample]
+    """Opens, decodes and checks it. Raises UserError with the reason if it is bad."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSplit:
+    """One split of a folder, or of several that become one set."""
+
+    split: str
+    categories: tuple[dict, ...]
+    """{id, name, isthing}, ascending ids; class c = 1..K is categories[c - 1]. Empty without labels."""
+    samples: tuple[SourceSample, ...]
+    bad: tuple[tuple[str, str], ...]
+    """(name, reason) of what cannot become a sample."""
+    source: str
+    """Cheap sha256 of the input: names and sizes of all files, and the content of the file that lists the labels."""
+
+
+def index_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Segment ids (H, W) uint32 -> index map (H, W) uint8 or uint16, and the id of each index, 0 (void) first.
+
+    Raises UserError for more than MAX_SEGMENTS.
+    """
+    flat = ids.ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # runs are few, pixels many
+    present, run_index = np.unique(flat[starts], return_inverse=True)
+    if present[0] != 0:  # index 0 is void even where nothing is void
+        present, run_index = np.concatenate([[0], present]), run_index + 1
+    if len(present) > MAX_SEGMENTS:
+        raise UserError(f"{len(present)} segments; at most {MAX_SEGMENTS} are supported")
+    dtype = np.uint8 if len(present) <= 256 else np.uint16
+    return np.repeat(run_index.astype(dtype), np.diff(np.append(starts, flat.size))).reshape(ids.shape), present
+
+
+def is_plain(name: object) -> bool:
+    """Whether it names a file of a folder, and nothing outside of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def is_inside(name: object) -> bool:
+    """Whether it is a path, with slashes, of a file below a folder, and of nothing outside of it."""
+    return isinstance(name, str) and all(map(is_plain, name.split("/")))
+
+
+def digest(content: object) -> str:
+    """sha256 (hex) of something that JSON can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,137 @@
+"""Official splits of label maps and photographs are kept, or the command stops and says how to name them."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from egic.training.crops import decode_jpeg
+from jobs.data.preparation import PrepareConfig, prepare
+from jobs.data.shards import load_manifest, read_index, read_samples
+from jobs.data.sources.splits import choose, split_of
+from tests.own_data import TABLE, classes_of, index_values, picture_of, write_map
+
+
+def prepared(root: Path, out: Path, **options) -> dict:
+    """Per split: samples by name."""
+    found = {}
+    for split, path in prepare((root,), out, PrepareConfig(max_bad=0, **options)).items():
+        manifest = load_manifest(path)
+        names = [name.as_py() for name in read_index(manifest).file_name]
+        found[split] = dict(zip(names, read_samples(manifest, range(len(names))), strict=True))
+    return found
+
+
+def write_pair(picture: Path, labels: Path | None, number: int) -> None:
+    classes = classes_of(number)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture_of(classes, number)).save(picture)
+    if labels:
+        write_map(labels, index_values(classes))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train2017/a.jpg", "train"), ("a/val2017/b.jpg", "val"), ("Training/x/val/a.jpg", "train"),
+        ("images/validation/a.jpg", "val"), ("valid/a.jpg", "val"), ("val_256/a.jpg", "val"),
+        ("trains/a.jpg", None), ("valley/a.jpg", None), ("a/train.jpg", None), ("val.jpg", None),
+    ],
+)  # fmt: skip
+def test_folders_that_stand_for_a_split(name, split):
+    found = split_of(name)
+    assert (found and found[0]) == split
+
+
+@pytest.mark.parametrize(
+    "folders", [("train2017", "val2017"), ("training", "validation"), ("Train", "Valid"), ("a/train", "a/val")]
+)
+def test_official_folders_of_label_maps_are_kept(tmp_path, folders):
+    root = tmp_path / "own"
+    for number in range(8):
+        name = f"{folders[number % 4 == 0]}/{number}"
+        write_pair(root / f"pictures/{name}.png", root / f"labels/{name}.png", number)
+    (root / "classes.yaml").write_text(TABLE)
+    found = prepared(root, tmp_path / "out")
+    assert sorted(found["val"]) == [f"pictures/{folders[1]}/{n}.png" for n in (0, 4)] and len(found["train"]) == 6
+
+
+def test_folders_below_others_are_no_lottery_for_photographs(tmp_path):
+    """As YOLO lays pictures out."""
+    names = [f"images/train/{n}.jpg" for n in range(20)] + [f"images/val/{n}.jpg" for n in range(5)]
+    assert choose(names, "val", 0.1, tmp_path) == sorted(names[20:])
+    with pytest.raises(ValueError, match=r"has pictures in images/val/ and none in train/; add some, rename"):
+        choose([*names[20:], "images/other/1.jpg"], "train", 0.1, tmp_path)
+    assert len(choose([f"trips/train/{n}.jpg" for n in range(20)], "val", 0.1, tmp_path)) == 2  # pictures of trains
+
+
+def test_the_layout_of_mapillary(tmp_path, caplog):
+    root = tmp_path / "own"
+    for number, split in enumerate(["training", "training", "validation", "testing"]):
+        labels = root / f"{split}/v1.2/labels/{number}.png"
+        write_pair(root / f"{split}/images/{number}.jpg", None if split == "testing" else labels, number)
+    (root / "classes.yaml").write_text(f'pictures: "*/images/*"\nlabels: "*/v1.2/labels/*"\n{TABLE}')
+    found = prepared(root, tmp_path / "out")
+    assert sorted(found["train"]) == ["training/images/0.jpg", "training/images/1.jpg"]
+    (name,) = found["val"]
+    sample = found["val"][name]
+    assert name == "validation/images/2.jpg"
+    assert np.array_equal(sample.segment_class[sample.segments], classes_of(2))
+    assert "1 pictures beside" in caplog.text
+
+
+def write_voc(root: Path) -> Path:
+    """Pictures 0..5 with labels, 6 and 7 without; 0..2 are listed for training, 3 and 4 for validation."""
+    for number in range(8):
+        labels = root / f"SegmentationClass/{number}.png" if number < 6 else None
+        write_pair(root / f"JPEGImages/{number}.jpg", labels, number)
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("0\n1\n2\n"), (lists / "val.txt").write_text("3\n4\n")
+    (lists / "trainval.txt").write_text("0\n1\n2\n3\n4\n")
+    (root / "classes.yaml").write_text(f"pictures: JPEGImages/*\nlabels: SegmentationClass/*\n{TABLE}")
+    return root
+
+
+def test_lists_of_pascal_voc_decide_and_pictures_without_a_map_have_no_labels(tmp_path, caplog):
+    root = write_voc(tmp_path / "voc")
+    with caplog.at_level(logging.INFO):
+        found = prepared(root, tmp_path / "out")
+    assert sorted(found["val"]) == ["JPEGImages/3.jpg", "JPEGImages/4.jpg"]
+    assert sorted(found["train"]) == [f"JPEGImages/{n}.jpg" for n in (0, 1, 2, 6, 7)]
+    for name, sample in found["train"].items():
+        assert sample.segment_class[sample.segments].any() == (name[11] in "012")
+    assert "2 pictures without label map are kept, all void" in caplog.text
+    assert "1 labelled pictures that ImageSets/Segmentation does not list are left out" in caplog.text
+
+
+def test_lists_that_contradict_stop_the_command(tmp_path):
+    root = write_voc(tmp_path / "voc")
+    lists = root / "ImageSets/Segmentation"
+    (lists / "train.txt").write_text("0\n3\n")
+    with pytest.raises(ValueError, match=r"1 names, such as 3, stand in train.txt and in val.txt"):
+        prepared(root, tmp_path / "out")
+    (lists / "val.txt").write_text("4\n9\n")
+    with pytest.raises(ValueError, match=r"9: ImageSets/Segmentation/val.txt lists it, but it has no picture"):
+        prepared(root, tmp_path / "out")
+    (lists / "val.txt").unlink()
+    with pytest.raises(ValueError, match=r"val.txt does not exist; write the official split there"):
+        prepared(root, tmp_path / "out")
+
+
+def test_label_maps_belong_to_the_pixels_as_stored(tmp_path, caplog):
+    root = tmp_path / "own"
+    for split, number in (("train", 0), ("val", 1)):
+        write_pair(root / f"pictures/{split}/{number}.png", root / f"labels/{split}/{number}.png", number)
+    upside_down = Image.Exif()
+    upside_down[0x0112] = 3
+    path = root / "pictures/train/0.jpg"
+    Image.open(root / "pictures/train/0.png").save(path, quality=95, exif=upside_down)
+    (root / "pictures/train/0.png").unlink(), (root / "classes.yaml").write_text(TABLE)
+    with caplog.at_level(logging.INFO):
+        sample = prepared(root, tmp_path / "out")["train"]["pictures/train/0.jpg"]
+    x, sky = decode_jpeg(sample.jpeg), sample.segment_class[sample.segments] == 3
+    assert np.abs(x[sky].mean(0) - (90, 150, 220)).max() < 5  # blue is where the labels say sky
+    assert "keeps its pixels as stored" in caplog.text
