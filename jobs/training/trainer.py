@@ -30,9 +30,9 @@ from jobs.data.stream import training_stream, validation_batches
 from jobs.storage.files import Folder
 from jobs.tracking import store
 from jobs.training import checkpoints, loop
-from jobs.training.memory import keep_freed_memory
 from jobs.training.reports import Reports
 from jobs.training.stage import Components, load_stage
+from jobs.training.worker import keep_freed_memory
 
 log = logging.getLogger(__name__)
 

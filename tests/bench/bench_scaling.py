@@ -29,9 +29,9 @@ from egic.networks.discriminator import Discriminator
 from jobs.config.presets import paper
 from jobs.data.sources.coco_classes import CATEGORIES
 from jobs.training.loop import prepare_training, to_batch
-from jobs.training.memory import keep_freed_memory
 from jobs.training.num_categories import with_categories
 from jobs.training.stage import load_stage
+from jobs.training.worker import keep_freed_memory
 from tests.bench.common import commit
 from tests.integration import hosts
 

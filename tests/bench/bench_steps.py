@@ -41,9 +41,9 @@ from jobs.config import presets  # noqa: E402
 from jobs.data.sources.coco_classes import CATEGORIES  # noqa: E402
 from jobs.training import loop  # noqa: E402
 from jobs.training.cuda_graphs import WARM_UP, QueuedSteps  # noqa: E402
-from jobs.training.memory import keep_freed_memory  # noqa: E402
 from jobs.training.num_categories import with_categories  # noqa: E402
 from jobs.training.stage import load_stage  # noqa: E402
+from jobs.training.worker import keep_freed_memory  # noqa: E402
 from tests.bench.common import commit, device_name, drawing, seconds  # noqa: E402
 from tests.bench.reference import Reference  # noqa: E402
 
