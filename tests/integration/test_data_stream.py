@@ -1,7 +1,6 @@
-"""The Ray Data stream equals the plain loop bit for bit, whatever the workers, the segment, or where it resumes."""
+"""The stream of Ray tasks equals the plain loop bit for bit, whatever the workers, or where it resumes."""
 
 import io
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ import psutil
 import pytest
 import ray
 from PIL import Image
-from ray._private import internal_api
 
 from egic.training.crops import CropConfig, Sample
 from jobs.data import stream as data
@@ -47,12 +45,11 @@ def local(manifest: Manifest, **changes) -> dict[str, np.ndarray]:
     return joined(local_stream(TrainingSequence(manifest=manifest, crop=CROP, **(STEPS | changes))))
 
 
-def test_equals_the_plain_loop_over_several_segments(manifest, monkeypatch):
-    """160 crops = 20 blocks, made in 2 lanes, in segments of 4 blocks and tasks of 3; epochs of 10 end anywhere."""
+@pytest.mark.parametrize("ahead", [1, 6])
+def test_equals_the_plain_loop_over_many_blocks(ahead, manifest, monkeypatch):
+    """160 crops = 20 blocks, two of them made at a time; epochs of 10 end anywhere."""
     monkeypatch.setattr(data, "CROPS_PER_BLOCK", 8)
-    monkeypatch.setattr(data, "BLOCKS_PER_SEGMENT", 4)
-    monkeypatch.setattr(data, "BLOCKS_PER_TASK", 3)
-    monkeypatch.setattr(data, "BLOCKS_AHEAD", 1)
+    monkeypatch.setattr(data, "BLOCKS_AHEAD", ahead)
     batches = list(stream(manifest))
     assert [len(batch["x"]) for batch in batches] == [4] * 40
     assert_equal(joined(batches), local(manifest))
@@ -70,22 +67,32 @@ def test_resuming_equals_the_tail(manifest):
     assert_equal(tail, {name: array[17 * 4 :] for name, array in local(manifest).items()})
 
 
-def test_stopping_early_leaves_no_thread_and_no_task(manifest):
-    def executors() -> list[str]:
-        return [thread.name for thread in threading.enumerate() if "StreamingExecutor" in thread.name]
-
+def test_stopping_early_leaves_no_task(manifest):
     batches = stream(manifest, last_step=4000)
     next(batches)
-    assert executors()
     batches.close()
     deadline = time.monotonic() + 20
-    while executors() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not executors()
-    assert ray.cluster_resources()["CPU"] == 2
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
+
+
+def test_what_a_retry_may_mend_is_tried_again(manifest, monkeypatch, tmp_path):
+    """A disk that fails once, in the task; what a user must mend is raised at once, by the test below."""
+    mark, make_crops = tmp_path / "failed", data.make_crops
+
+    def fails_once(*args):
+        if not mark.exists():
+            mark.touch()
+            raise OSError(5, "input/output error")
+        return make_crops(*args)
+
+    def block(sequence, number):
+        return fails_once(sequence, sequence.positions(number))
+
+    monkeypatch.setattr(data, "_block", block)  # travels by value
+    assert_equal(joined(stream(manifest)), local(manifest))
+    assert mark.exists()
 
 
 @pytest.fixture
@@ -109,10 +116,6 @@ def large(tmp_path, manifest, request) -> Manifest:
     return replace(manifest, folder=str(tmp_path), num_samples=num, shards=tuple(e["file"] for e in entries))
 
 
-def store_stats():
-    return internal_api.get_memory_info_reply(internal_api.get_state_from_address(None)).store_stats
-
-
 def own_memory() -> dict[int, int]:
     """Bytes that this process and each of Ray's workers hold for themselves, without the shared object store."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -123,19 +126,19 @@ def own_memory() -> dict[int, int]:
 @pytest.mark.slow
 @pytest.mark.faults  # measures memory of processes, which a busy machine disturbs
 @pytest.mark.parametrize("large", [100_000_000, 2_000_000_000], ids=["0.1 GB", "2 GB"], indirect=True)
-def test_memory_is_bounded_whatever_the_data(large):
-    """Crops of 256x256 for twice the object store and more, read by a consumer that is the slower part at first."""
+def test_memory_is_bounded_whatever_the_data(large, short_folder):
+    """Crops of 256x256 for twice the object store and more, read by a consumer that is the slower part at first.
+
+    What does not fit into the store Ray would write to its folder."""
     crop, num = CropConfig(), max(1024, large.num_samples)
     batches = training_stream(large, crop, seed=0, global_batch=16, first_step=0, last_step=num // 16)
-    used, memory = [], []
+    memory = []
     for step, _ in enumerate(batches):
         if step % 8 == 0:
             time.sleep(2 if step == 0 else 0.05)  # the tasks run ahead as far as they may
-            used.append(store_stats().object_store_bytes_used)
             memory.append(own_memory())
     assert 256 * 256 * 5 * num > 2 * 150_000_000
-    assert store_stats().spilled_bytes_total == 0
-    assert max(used) < 150_000_000
+    assert not list(short_folder.rglob("ray_spilled_objects*/*"))
     before, after = memory[len(memory) // 2], memory[-1]  # half of the crops are 170 MB and more
     assert sum(after[pid] - before[pid] for pid in before.keys() & after.keys()) < 60_000_000, memory
 
