@@ -130,10 +130,8 @@ def evaluate_folders(argv: Sequence[str]) -> None:
 
 def run_alone(config: AloneConfig | FoldersConfig) -> None:
     """Evaluate `config.model` and print the table, what was left out, and where the rows are."""
-    from jobs.cluster import forks
-
-    forks.start()
-    from jobs.cluster.start import interruptible
+    from jobs.cluster.shutdown import interruptible
+    from jobs.tracking import runs
 
     check_spelling("output", config.output)
     if not config.model:
@@ -158,7 +156,7 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
     anchors = tuple(listed(config.anchors))
     find(anchors)  # an unknown name is an error now, not after hours
     job = replace(job, anchors=anchors, report=True)
-    with interruptible():
+    with interruptible(at_stop=runs.interrupt):
         found = evaluate(job, data=data)
     folder = found["folder"]
     print(tables.text(json.loads(read(join(folder, "sets.json")))))

@@ -21,6 +21,7 @@ from torch import Tensor
 from egic import artifact
 from egic.errors import UserError
 from egic.model import load
+from jobs.cluster.start import start_ray
 
 NAME = "egic-demo"
 
@@ -73,7 +74,8 @@ def replicas(folder: Path, number: int, device: str, precision: str, threads: in
         raise UserError(f"{folder} holds no codec; name an MSE-codec, GAN or ORP model")
     ours = not ray.is_initialized()
     if ours:
-        _start_ray()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        start_ray()
     try:
         options = _resources(number, device, threads)
         deployment = serve.deployment(
@@ -92,12 +94,6 @@ def replicas(folder: Path, number: int, device: str, precision: str, threads: in
         if ours:
             serve.shutdown()
             ray.shutdown()
-
-
-def _start_ray() -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    dashboard = None if os.environ.get("RAY_ADDRESS") else False  # a cluster that is there decides for itself
-    ray.init(logging_level=logging.WARNING, include_dashboard=dashboard)
 
 
 def _resources(number: int, device: str, threads: int | None) -> dict[str, int]:

@@ -11,10 +11,8 @@ jobs/gan.py, jobs/orp.py, jobs/evaluate.py.
 
 import json
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -76,10 +74,7 @@ def start(argv: Sequence[str] | None = None) -> None:
 def main(preset: str, config: Pipeline) -> None:
     """Run the pipeline and print its table; the last line is the path of summary.json."""
     began = time.perf_counter()
-    from jobs.cluster import forks
-
-    forks.start()
-    from jobs.cluster.start import interruptible
+    from jobs.cluster.shutdown import interruptible
     from jobs.commands import summary
     from jobs.storage import files
     from jobs.tracking import runs
@@ -90,7 +85,7 @@ def main(preset: str, config: Pipeline) -> None:
     config, manifests = open_inputs(config)
 
     run_id = runs.start_pipeline(preset, {"preset": preset, "config": config}, {}, experiment=config.experiment)
-    with runs.ending(run_id), interruptible(config.compute.grace_s):
+    with runs.ending(run_id), interruptible(config.compute.grace_s, runs.interrupt):
         rows = run_stages(config, manifests, lpips, run_id)
 
     found = summary.summarise(preset, run_id, rows, time.perf_counter() - began, lpips.name)
@@ -106,6 +101,7 @@ def open_inputs(config: Pipeline) -> tuple[Pipeline, "Mapping[str, Manifest]"]:
     Preparing the data, creating MLflow's database and starting Ray take seconds each: they run side by side.
     Raises UserError for data that the wanted stages cannot use, before anything is started.
     """
+    from jobs.cluster.shutdown import in_background
     from jobs.cluster.start import start_ray
     from jobs.data.datasets import find_prepared
     from jobs.storage import files
@@ -165,20 +161,6 @@ def check_may_train(missing: Sequence[str], start: str) -> None:
             raise UserError(
                 f"{name} is not finished with this configuration, code and data; start --from {name} or earlier"
             )
-
-
-def in_background(work: Callable[[], T]) -> "Future[T]":
-    """The future result of `work()`, called in a daemon thread: an interrupted program does not wait for it to end."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 if __name__ == "__main__":

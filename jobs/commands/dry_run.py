@@ -173,7 +173,7 @@ def onto_cpu(module: nn.Module) -> None:
 
 def text(config: Config, names: Sequence[str]) -> str:
     """Table of the stages, then data, workers and disk."""
-    from jobs.training.trainer import KEPT_CHECKPOINTS, sharing  # imports Ray, but starts nothing
+    from jobs.training.worker import KEPT_CHECKPOINTS, sharing  # imports Ray, but starts nothing
 
     config = foretold(config, find_data(config.data, config.output), names)
     compute = config.compute
@@ -210,7 +210,7 @@ def shown(size: float) -> str:
 
 def workers_line(config: Config) -> str:
     """How many workers a stage has, and what has to be free for it."""
-    from jobs.cluster.start import needed
+    from jobs.cluster.resources import needed
 
     compute = config.compute
     each = f"{compute.cpus_per_worker:g} CPU" + (" and 1 GPU" if compute.use_gpu else "")

@@ -7,7 +7,7 @@ from egic.errors import UserError, quiet, run_main
 from jobs.config import command_line
 from jobs.config.schema import Config
 from jobs.storage import files
-from jobs.tracking import model_registry
+from jobs.tracking import model_registry, runs
 from jobs.tracking.model_registry import Artifact, local_copy
 from jobs.training.stage import MODULES, Stage, load_stage
 
@@ -43,10 +43,7 @@ def start(name: str, argv: list[str] | None) -> None:
 
 def run_alone(name: str, config: StageConfig) -> None:
     """The stage from the artifacts that `init_from` names; prints what it made."""
-    from jobs.cluster import forks  # with Ray, which takes seconds to import: not to print a configuration
-
-    forks.start()
-    from jobs.cluster.start import interruptible
+    from jobs.cluster.shutdown import interruptible  # Ray takes seconds to import: not to print a configuration
     from jobs.training.num_categories import check_parent, open_fitted
     from jobs.training.reuse_or_train import StageInputs, find_lpips, reuse_stage, train_stage
 
@@ -57,7 +54,7 @@ def run_alone(name: str, config: StageConfig) -> None:
     config, manifests = open_fitted(config, (name,))
     for artifact in parents.values():
         check_parent(config, name, artifact.uri, local_copy(artifact, config.output))
-    with interruptible(config.compute.grace_s):
+    with interruptible(config.compute.grace_s, runs.interrupt):
         inputs = StageInputs(stage=stage, config=config, parents=parents, manifests=manifests, lpips=lpips)
         done = reuse_stage(inputs) or train_stage(inputs)
     metrics = done.provenance["metrics"]

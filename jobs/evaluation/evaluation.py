@@ -91,7 +91,8 @@ def code_pictures(
     import ray
     import ray.data
 
-    from jobs.cluster.start import check_shared, start_ray, threads
+    from jobs.cluster.resources import check_shared, threads
+    from jobs.cluster.start import start_ray
 
     start_ray()
     first = join(job.manifest.folder, MANIFEST) if job.manifest else missing[0].path

@@ -127,8 +127,9 @@ def ending(run_id: str) -> Iterator[None]:
     store.patiently(lambda: finish(run_id), f"run {run_id} has finished")
 
 
-def kill_open_runs() -> None:
-    """Mark the runs that `ending` has open as KILLED, before what they do has ended."""
+def interrupt() -> None:
+    """Mark the runs that `ending` has open as KILLED, before what they do has ended, and wait for no server."""
+    store.interrupted.set()
     for run_id in list(_open_runs):
         try:
             finish(run_id, "KILLED")

@@ -15,7 +15,6 @@ from jobs.tracking.metric_log import MetricLog, Value
 log = logging.getLogger(__name__)
 
 UNDELIVERED = "undelivered-metrics.json"
-COORDINATOR = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
 
 
 class Reports(UserCallback):
@@ -28,12 +27,6 @@ class Reports(UserCallback):
         self.run_id, self.last_step, self.place = run_id, last_step, place
         self.uri = store.tracking_uri()
         self.metric_log: MetricLog | None = None
-
-    def __setstate__(self, state: dict) -> None:
-        """In the controller, before it starts anything: a busy machine lets its requests wait, and each wait would be
-        told with a traceback; Ray asks again and says itself that it does not matter."""
-        self.__dict__.update(state)
-        logging.getLogger(COORDINATOR).addFilter(_errors)  # Ray Train's configuration of logging resets levels
 
     def after_report(self, run_context, metrics: list[dict], checkpoint) -> None:
         report = metrics[0]
@@ -70,10 +63,6 @@ class Reports(UserCallback):
         if self.metric_log is not None:
             finish_log(self.metric_log, self.place, timeout_s)
             self.metric_log = None
-
-
-def _errors(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
 
 
 def resumed_log(run_id: str, place: Folder) -> MetricLog:

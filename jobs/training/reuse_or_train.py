@@ -20,7 +20,9 @@ from torch import Tensor
 from egic.artifact import digest, read_config
 from egic.errors import UserError
 from egic.metrics.pretrained import find_backbone
-from jobs.cluster.start import check_resources, check_shared, leave, stages_side_by_side, start_ray, stopping, threads
+from jobs.cluster.resources import check_resources, check_shared, stages_side_by_side, threads
+from jobs.cluster.shutdown import leave, stopping
+from jobs.cluster.start import start_ray
 from jobs.config.schema import Config
 from jobs.data.shards import MANIFEST, Manifest
 from jobs.storage import files, lease
@@ -32,7 +34,8 @@ from jobs.training.code_version import code_tag
 from jobs.training.encoder import find_encoder
 from jobs.training.reports import Reports, deliver_rest
 from jobs.training.stage import MODULES, Stage, ingredients, load_stage, run_params, sources, stage_key
-from jobs.training.trainer import Job, fit
+from jobs.training.trainer import fit
+from jobs.training.worker import TrainJob
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +158,7 @@ def train_and_publish(inputs: StageInputs, place: Folder, parent_run: str | None
     )
     with runs.ending(run_id):
         model_registry.log_parents(run_id, inputs.parents)
-        job = Job(
+        job = TrainJob(
             stage=stage.name, config=config, name=f"{stage.name}-{inputs.key}", place=place,
             train=inputs.manifests["train"], val=inputs.manifests["val"],
             components=parent_components(stage, inputs.parents, config.output), provenance=provenance,

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def summary(rows: list[dict], num: int, pixels: float, pictures: str) -> dict:
         "bench": "data",
         "commit": commit(),
         "device": f"CPU, {CORES} cores",
-        "versions": {"ray": ray.__version__, "torch": torch.__version__, "pillow": PIL.__version__},
+        "versions": {"ray": version("ray"), "torch": torch.__version__, "pillow": PIL.__version__},
         "pictures": pictures,
         "mean_megapixels": round(pixels / 1e6, 3),
         "crop": 256,

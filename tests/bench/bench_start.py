@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
-import ray
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def main() -> None:
         "between_steps": round(summary["between_steps"], 3), "between_steps_of_stage": shares, "stage_s": walls,
         "first_steps_s": {name: round(s, 1) for name, s in first.items()}, "cores": os.cpu_count(),
         "load_before": round(load, 1), "args": sys.argv[1:], "date": date.today().isoformat(),
-        "commit": commit(), "ray": ray.__version__, "torch": torch.__version__, "machine": platform.machine(),
+        "commit": commit(), "ray": version("ray"), "torch": torch.__version__, "machine": platform.machine(),
     }))  # fmt: skip
 
 

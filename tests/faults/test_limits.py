@@ -10,7 +10,7 @@ import pytest
 
 from jobs.config.presets import tiny
 from jobs.tracking import store
-from jobs.training.trainer import MAX_ROLLBACKS
+from jobs.training.worker import MAX_ROLLBACKS
 from tests.faults.injected import ARGS, EVERY, ROOT, STEPS, Run, checkpoints, curves, head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]

@@ -11,19 +11,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs.training import trainer
+from jobs.training import trainer, worker
 
 
-def recording_worker(job: trainer.Job) -> None:
-    """`jobs.training.trainer.train_worker`, its stream of batches written down as the loop takes them."""
+def recording_worker(job: worker.TrainJob) -> None:
+    """`jobs.training.worker.train_worker`, its stream of batches written down as the loop takes them."""
     import json
     import socket
     import time
     from pathlib import Path
 
-    from jobs.training import trainer
+    from jobs.training import worker
 
-    stream = trainer.RaySession.stream
+    stream = worker.RaySession.stream
 
     def recorded(self, *args):
         with Path(job.config.output, f"seen-{job.stage}-{self.rank}.jsonl").open("a", buffering=1) as lines:
@@ -32,8 +32,8 @@ def recording_worker(job: trainer.Job) -> None:
                 lines.write(json.dumps({"time": time.time(), "host": socket.gethostname()} | seen) + "\n")
                 yield batch
 
-    trainer.RaySession.stream = recorded
-    trainer.train_worker(job)
+    worker.RaySession.stream = recorded
+    worker.train_worker(job)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ ROOMS = {
 What stands before a `/` is a floor of its own: the jobs that a user runs.
 """
 KNOWN = {
-    ("jobs.cluster", "jobs.training"),
     ("jobs.commands", "jobs.evaluate"),
     ("jobs.commands", "jobs.prepare"),
     ("jobs.training", "jobs.prepare"),

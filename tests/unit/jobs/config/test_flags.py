@@ -28,7 +28,7 @@ from jobs.config.schema import (
     SegmentationConfig,
 )
 from jobs.config.yaml_file import field_texts
-from jobs.training.trainer import sharing
+from jobs.training.worker import sharing
 from pipelines.full import Pipeline
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -1,40 +1,47 @@
-"""What a worker's session asks of the loop."""
+"""What is tried again when a stage fails, and what is not."""
 
 from types import SimpleNamespace
 
 import pytest
+import ray
 
-from jobs.cluster import start
-from jobs.config.schema import ComputeConfig
-from jobs.storage.files import Folder
-from jobs.training import checkpoints
-from jobs.training.trainer import RaySession
-
-
-@pytest.fixture
-def session(tmp_path) -> RaySession:
-    """Rank 0 of a group of one that may have three workers."""
-    made = RaySession.__new__(RaySession)  # without Ray
-    made.job = SimpleNamespace(config=SimpleNamespace(compute=ComputeConfig(workers="1:3")))
-    made.rank, made.num_workers, made.preemptible, made.elastic, made.room = 0, 1, False, True, 1
-    made.place = Folder(str(tmp_path))
-    return made
+from egic.errors import NonFiniteError, UserError
+from jobs.cluster import shutdown
+from jobs.training import trainer
+from jobs.training.reports import Reports
 
 
-def test_a_group_that_will_grow_writes_a_checkpoint_first(session, monkeypatch):
-    """Once for each node that comes, and not for those that it has no use for."""
-    rooms = {10: 1, 20: 2, 30: 2, 40: 1, 50: 3, 60: 5}
-    step = 0
-    monkeypatch.setattr(start, "places", lambda compute: rooms[step])
-    wishes = {}
-    for step in rooms:
-        wishes[step], next_look = session.look(step, step + 10)
-        assert next_look == step + 10
-    assert [step for step, wish in wishes.items() if wish == "checkpoint"] == [20, 50]
-    assert set(wishes.values()) == {"", "checkpoint"}
+@pytest.mark.parametrize(
+    "stopped, error, tries", [(False, ray.exceptions.ActorDiedError, 3), (True, KeyboardInterrupt, 1)]
+)
+def test_a_controller_that_dies_is_started_again_unless_the_run_ends(stopped, error, tries, monkeypatch):
+    begun = []
+
+    def fit():
+        begun.append(1)
+        raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(trainer, "release_reserved", lambda actor: None)
+    with shutdown.interruptible():  # as a run begins
+        pass
+    if stopped:
+        shutdown.stopping.set()
+    try:
+        with pytest.raises(error):
+            trainer.fit_again(SimpleNamespace(fit=fit), max_failures=2)
+    finally:
+        shutdown.stopping.clear()
+    assert len(begun) == tries
 
 
-def test_the_end_comes_before_growing(session, monkeypatch):
-    monkeypatch.setattr(start, "places", lambda compute: 2)
-    checkpoints.ask_to_stop(session.place)
-    assert session.look(10, 20) == ("stop", 20)
+@pytest.mark.parametrize("error", [UserError("shard 3 is damaged"), NonFiniteError("non-finite seg")])
+def test_what_would_come_again_ends_the_stage(error):
+    with pytest.raises(UserError, match=str(error)):
+        Reports("run", 1, None).after_exception(None, {0: error})
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a fault of ours"), RuntimeError("CUDA"), OSError(5, "input/output error")]
+)
+def test_everything_else_is_left_to_ray_to_try_again(error):
+    Reports("run", 1, None).after_exception(None, {0: error})

@@ -1,0 +1,46 @@
+"""Every use of something private to Ray, each with its reason. `tests/unit/jobs/cluster/test_ray_internals.py` names
+what breaks when Ray changes one of them; `pyproject.toml` bounds the release."""
+
+import os
+
+import ray
+import ray.train.torch
+from ray._private import state
+from ray._raylet import Config  # type: ignore[attr-defined]
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+
+def use_token() -> None:
+    """Have this process and its children authenticate with the token that Ray finds.
+
+    Ray reads RAY_AUTH_MODE once, while it is imported, and for an address that is named `ray.init` does not look for a
+    token unless that variable asks for one. https://github.com/ray-project/ray/pull/64755
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    Config.initialize("")
+
+
+def release_reserved(actor_id: str) -> None:
+    """Remove the placement groups that a dead actor created. Ray does so only when the whole job ends.
+
+    The public table of placement groups does not name their creators. Without this, the next controller's workers
+    wait for resources that nobody uses. https://github.com/ray-project/ray/issues/65881
+    """
+    for content in state.state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(content)
+        if group.creator_actor_id.hex() == actor_id and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+class Trainer(ray.train.torch.TorchTrainer):
+    """TorchTrainer without the actor that removes a dead controller's placement groups.
+
+    That actor is one more process per stage, and asks the dashboard for the controller's state, which a Ray that a
+    command starts does not run; `release_reserved` does its work. https://github.com/ray-project/ray/pull/65447
+    """
+
+    def _create_default_callbacks(self) -> list:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]

@@ -1,0 +1,123 @@
+"""What stages need of a Ray cluster: CPUs, GPUs, threads, and storage that every node reaches."""
+
+import logging
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import joblib
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from egic.errors import UserError
+from jobs.config.schema import ComputeConfig
+from jobs.storage.files import absolute, is_remote, write
+
+log = logging.getLogger(__name__)
+
+
+def of_worker(compute: ComputeConfig) -> dict[str, float]:
+    """Resources that each train worker reserves."""
+    return {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if compute.use_gpu else {})
+
+
+def needed(compute: ComputeConfig) -> dict[str, float]:
+    """Resources that one stage reserves at least: its workers, and one data task for each."""
+    cpus = compute.min_workers * (compute.cpus_per_worker + compute.data_cpus)
+    return {"CPU": cpus} | ({"GPU": float(compute.min_workers)} if compute.use_gpu else {})
+
+
+def places(compute: ComputeConfig) -> int:
+    """How many workers the nodes have room for, each whole on one node."""
+    worker = of_worker(compute)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(name, 0.0) / count + 1e-6) for name, count in worker.items()) for node in nodes)
+
+
+def lacking(compute: ComputeConfig) -> str:
+    """What the cluster lacks for a stage, in words; empty when it has room."""
+    total = ray.cluster_resources()
+    workers = f"{compute.min_workers} workers"
+    for name, count in needed(compute).items():
+        if total.get(name, 0.0) < count:
+            return (
+                f"{workers} and their data tasks need {count:g} {name}, the cluster has {total.get(name, 0.0):g}; "
+                "lower compute.workers, compute.cpus_per_worker or compute.data_cpus"
+                + (", or compute.use_gpu" if name == "GPU" else "")
+            )
+    if (room := places(compute)) < compute.min_workers:
+        return (
+            f"{workers} of {compute.cpus_per_worker:g} CPU{' and 1 GPU' if compute.use_gpu else ''} each do not fit on "
+            f"the cluster's nodes, {room} do; lower compute.workers or compute.cpus_per_worker"
+        )
+    return ""
+
+
+def check_resources(compute: ComputeConfig) -> None:
+    """Raise UserError when the cluster can't place a stage after `wait_s`; Ray itself would wait without a message."""
+    if not (lack := lacking(compute)):
+        return
+    if compute.wait_s:
+        log.warning("waiting %g s for nodes: %s", compute.wait_s, lack)
+        request_resources(bundles=[of_worker(compute)] * compute.max_workers)  # for an autoscaler, if there is one
+        try:
+            deadline = time.monotonic() + compute.wait_s
+            while time.monotonic() < deadline and lacking(compute):
+                time.sleep(1)
+        finally:
+            request_resources(bundles=[])
+    if lack := lacking(compute):
+        raise UserError(lack + ("" if compute.wait_s else "; compute.wait_s waits for nodes that are still to come"))
+
+
+def check_shared(output: str, *files: str) -> None:
+    """Raise UserError naming a node that does not see local output, or one of the local files that stages read."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    local = [absolute(file) for file in files if not is_remote(file)]
+    if len(nodes) < 2 or (is_remote(output) and not local):
+        return
+    mark = None if is_remote(output) else Path(absolute(output), f".egic-{uuid.uuid4().hex}")
+    try:
+        if mark:
+            write(mark, b"")
+            local.append(str(mark))
+        asked = [_looker(node).remote(local) for node in nodes]
+        for node, unseen in zip(nodes, ray.get(asked, timeout=60), strict=True):
+            if unseen:
+                folder = os.path.dirname(unseen[0])
+                raise UserError(
+                    f"node {node['NodeManagerAddress']} does not see what this machine has in {folder}; name storage "
+                    "that every node reaches with --data and --output: a shared folder, s3://bucket/folder or gs://..."
+                )
+    finally:
+        if mark:
+            mark.unlink(missing_ok=True)
+
+
+def _looker(node: dict):
+    where: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)  # Ray's hints forget this one
+    return ray.remote(num_cpus=0, scheduling_strategy=where)(_unseen)
+
+
+def _unseen(files: list[str]) -> list[str]:
+    """The files that this node does not see within 5 s: network disks show new files late."""
+    deadline = time.monotonic() + 5
+    while (unseen := [file for file in files if not os.path.exists(file)]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return unseen
+
+
+def stages_side_by_side(compute: ComputeConfig) -> int:
+    """How many stages the cluster can run at once."""
+    total = ray.cluster_resources()
+    return max(1, min(int(total.get(name, 0.0) // count) for name, count in needed(compute).items()))
+
+
+def threads(compute: ComputeConfig, side_by_side: int) -> int:
+    """A node's cores divided among the workers that share it. The nodes are taken to be like this machine, of which
+    counts what this process may use: its affinity and its container's quota."""
+    nodes = max(1, sum(n["Alive"] and n["Resources"].get("CPU", 0) > 0 for n in ray.nodes()))  # a head often has none
+    return max(1, joblib.cpu_count() // max(1, -(-compute.max_workers * side_by_side // nodes)))

@@ -1,0 +1,71 @@
+"""Each use of something private to Ray still does what it is for. A failure names what breaks with that release."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.train.torch import TorchTrainer
+from ray.util.placement_group import placement_group, placement_group_table
+
+from jobs.cluster.ray_internals import Trainer, release_reserved
+
+ROOT = Path(__file__).resolve().parents[4]
+
+USE_TOKEN = """
+import os, ray
+os.environ.pop("RAY_AUTH_MODE", None)
+from jobs.cluster.ray_internals import use_token
+use_token()
+try:
+    ray.init("127.0.0.1:1")
+except ray.exceptions.AuthenticationError:
+    print("asked for a token")
+"""
+
+
+def test_use_token(tmp_path):
+    """Broken: clusters that ask for a token (all that `ray start` makes) cannot be joined, and local starts warn."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", USE_TOKEN], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "asked for a token", done.stderr
+
+
+def test_trainer():
+    """Broken: each stage starts one more process, which logs a warning every second where no dashboard runs."""
+
+    def kinds(trainer) -> set[str]:
+        return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+
+    assert kinds(TorchTrainer(print)) - kinds(Trainer(print)) == {"PlacementGroupCleanerCallback"}
+
+
+@ray.remote(num_cpus=0)
+class Controller:
+    def reserve(self) -> tuple[str, str]:
+        group = placement_group([{"CPU": 0.5}])
+        ray.get(group.ready())
+        return group.id.hex(), ray.get_runtime_context().get_actor_id()
+
+
+@pytest.mark.ray
+def test_release_reserved(short_folder):
+    """Broken: after a controller's death its workers' CPUs stay reserved, and the next workers wait without end."""
+    ray.init("local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_folder))
+    try:
+        dead, other = Controller.remote(), Controller.remote()
+        (group, actor), (kept, _) = ray.get([dead.reserve.remote(), other.reserve.remote()])
+        ray.kill(dead)
+        deadline = time.monotonic() + 30
+        while placement_group_table()[group]["state"] != "REMOVED" and time.monotonic() < deadline:
+            release_reserved(actor)
+            time.sleep(0.1)
+        states = {name: each["state"] for name, each in placement_group_table().items()}
+        assert states == {group: "REMOVED", kept: "CREATED"}
+    finally:
+        ray.shutdown()

@@ -1,0 +1,21 @@
+"""One stage alone: what it needs of others is named."""
+
+from dataclasses import replace
+
+import pytest
+
+from jobs.commands import one_stage
+from jobs.config.presets import extended, tiny
+from jobs.training.stage import load_stage
+
+
+def test_a_stage_alone_names_the_parents_it_needs():
+    config = extended(tiny, one_stage.StageConfig)()
+    with pytest.raises(ValueError, match="--init-from models:/egic-mse-codec@best models:/egic-segmentation@best"):
+        one_stage.named_parents(load_stage("gan"), config)
+
+
+def test_a_parent_that_is_no_artifact(tmp_path):
+    config = replace(extended(tiny, one_stage.StageConfig)(), init_from=(str(tmp_path),))
+    with pytest.raises(ValueError, match="no EGIC model"):
+        one_stage.named_parents(load_stage("gan"), config)
