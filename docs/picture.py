@@ -1,6 +1,6 @@
-"""The README's picture: drawn scenes, decoded at three alphas from one file each, with JPEG at the size nearest to it.
+"""The README's picture: photographs, decoded at two alphas from one file each, beside JPEG and AVIF of equal bytes.
 
-python docs/picture.py MODEL OUT.webp --seeds 5 7
+    python docs/picture.py MODEL OUT.webp egic/demo/photographs/*.jpg --bpp 0.15
 """
 
 from dataclasses import dataclass
@@ -10,42 +10,54 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import egic
+from egic import pictures
 from egic.cli import model_refs
-from egic.errors import quiet, run_main
+from egic.errors import UserError, quiet, run_main
+from egic.metrics.distortion import bpp
+from egic.model import Model
 from egic.report import anchors
 from jobs.config.flags import parse_config
-from jobs.data.sources.scenes.scenes import SceneConfig, draw_scene
 
 HEAD, GAP = 44, 8  # pixels; the page shows the picture at about a third of its size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Decoded drawn scenes side by side, with JPEG."""
+    """Decoded photographs side by side, with other codecs at the size of the model's file."""
 
     model: str
-    """Artifact folder, or an MLflow URI, of a model with ORP."""
+    """Model with ORP: a folder, or a name that `egic compress -m` takes."""
     out: Path
     """Picture file to write."""
-    seeds: tuple[int, ...] = (5, 7)
-    """Scenes to draw, one per row; those of training come from other seeds."""
+    images: tuple[Path, ...]
+    """Photographs, one per row."""
+    bpp: float = 0.15
+    """Highest rate of the model's files, for a model that codes at any rate."""
+    anchors: tuple[str, ...] = ("jpeg", "avif")
+    """Other codecs."""
     quality: int = 80
-    """Of the picture file, where its format has one."""
+    """Quality of the picture file."""
 
 
-def row(model, seed: int) -> list[tuple[str, np.ndarray]]:
-    """(caption, picture) of a scene, from the original to JPEG."""
-    x = draw_scene(np.random.default_rng(seed), SceneConfig())[0]
-    data = model.compress(x)
-    found = [(f"alpha {alpha:g}: {len(data):,} bytes", model.decompress(data, alpha)) for alpha in (0.0, 0.5, 1.0)]
-    jpeg = anchors.Matcher(anchors.find(["jpeg"])[0][0], x).nearest(len(data))
-    found.append((f"JPEG: {jpeg.num_bytes:,} bytes", jpeg.picture))
-    psnr = [10 * np.log10(255**2 / ((y - x.astype(float)) ** 2).mean()) for _, y in found]
-    return [("original", x), *((f"{text}, {db:.1f} dB", y) for (text, y), db in zip(found, psnr, strict=True))]
+def row(model: Model, path: Path, options: Options) -> list[tuple[str, np.ndarray]]:
+    """(caption, picture) of a photograph, from the original to the other codecs."""
+    x, _ = pictures.read(path.read_bytes())
+    data = model.compress(x, bpp=options.bpp) if model.codec.gains is not None else model.compress(x)
+    rate = bpp(len(data), *x.shape[:2])
+    found = [("original", x)]
+    for alpha in (0.0, 1.0):
+        found.append((f"alpha {alpha:g}: {len(data):,} bytes, {rate:.3f} bpp", model.decompress(data, alpha)))
+    codecs, missing = anchors.find(options.anchors)
+    if missing:
+        raise UserError(f"not installed: {missing}; leave them out of --anchors")
+    for codec in codecs:
+        coded = anchors.Matcher(codec, x).nearest(len(data))
+        found.append((f"{codec.label}: {coded.num_bytes:,} bytes, {coded.bpp:.3f} bpp", coded.picture))
+    return found
 
 
 def sheet(rows: list[list[tuple[str, np.ndarray]]]) -> Image.Image:
-    """Rows of captioned pictures on white, cut at the right and below to the smallest picture's size."""
+    """Rows of captioned pictures on white, cropped at the right and below to the smallest picture's size."""
     height, width = (min(y.shape[i] for r in rows for _, y in r) for i in (0, 1))
     size = (len(rows[0]) * (width + GAP) - GAP, len(rows) * (height + HEAD + GAP) - GAP)
     whole, font = Image.new("RGB", size, "white"), ImageFont.load_default(size=27)
@@ -60,7 +72,7 @@ def sheet(rows: list[list[tuple[str, np.ndarray]]]) -> Image.Image:
 def main() -> None:
     options = parse_config(Options, prog="docs/picture.py")
     model = egic.load(model_refs.folder_of(options.model))
-    sheet([row(model, seed) for seed in options.seeds]).save(options.out, quality=options.quality)
+    sheet([row(model, path, options) for path in options.images]).save(options.out, quality=options.quality)
     print(f"{options.out}: {options.out.stat().st_size:,} bytes")
 
 

@@ -38,8 +38,8 @@ class Options:
     """What the command line adds."""
 
     model: tuple[str, ...] = ()
-    """Models to compare: folders, models:/egic-orp@best, models:/name/3 or runs:/ID. Each is called by the last part of
-    its name in tables and plots, or as you say: --model mine=outputs/orp theirs=models:/egic-orp@best."""
+    """Models to compare: folders, models:/egic-orp@best, models:/name/3 or runs:/ID. In tables and plots each is called
+    by the last part of its name, or by a name of yours: --model mine=outputs/orp theirs=models:/egic-orp@best."""
     images: tuple[str, ...] = ()
     """Folders with pictures, or picture files, on storage that every node reaches."""
     alphas: str = ""
@@ -141,7 +141,7 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
     models = {name: model_registry.resolve(ref) for name, ref in refs.items()}
     for name, artifact in models.items():
         if "codec" not in read_config(local_copy(artifact, output)):
-            raise UserError(f"--model {refs[name]} holds no codec; name an MSE-codec, GAN or ORP model")
+            raise UserError(f"--model {refs[name]} has no codec; name an MSE-codec, GAN or ORP model")
     if config.images:
         pictures, skipped = of_folders(config.images)
         data = hashlib.sha256(json.dumps([(p.name, p.digest) for p in pictures]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Measures of pictures and label maps. Pictures are judged as they are stored: 8 bits, clipped and rounded."""
+"""Measures of pictures and label maps. Pictures are measured as they are stored: 8 bits, clipped and rounded."""
 
 import torch
 from torch import Tensor

@@ -4,8 +4,8 @@ As in HiFiC (arXiv 2006.09965): every patch of a grid, and of the grid shifted b
 pictures; patches of 256 pixels for FID/256 and KID/256, of 64 pixels for FID/64 and KID/64, of which small sets of
 pictures have enough (24 Kodak pictures: 4,152).
 
-Features (2048 numbers a patch, 8 KB) are made picture by picture and kept,
-since KID needs them all; pictures are not. Network and both formulas are torch-fidelity's.
+Features (2048 numbers a patch, 8 KB) are computed picture by picture and kept, since KID needs them all; pictures are
+not. The network and both formulas are torch-fidelity's.
 """
 
 import io
@@ -43,13 +43,14 @@ class Features:
 
     def __init__(self, state: dict[str, Tensor], device: str | torch.device = "cpu"):
         self.device = torch.device(device)
-        self.network = _inception(state).to(self.device, memory_format=torch.channels_last)  # a third faster on CPUs
+        network = _inception(state).to(memory_format=torch.channels_last)  # a third faster on CPUs
+        self.network = network.to(self.device)
 
     @torch.inference_mode()
     def __call__(self, x: np.ndarray, patch: int, batch: int = 8) -> np.ndarray:
         """uint8 (H, W, 3) -> float32 (patches, 2048) of patches with `patch` pixels a side."""
         found = [np.zeros((0, 2048), np.float32)]
-        places = corners(*x.shape[:2], patch)
+        places = corners(x.shape[0], x.shape[1], patch)
         for i in range(0, len(places), batch):
             patches = np.stack([x[top : top + patch, left : left + patch] for top, left in places[i : i + batch]])
             (features,) = self.network(torch.from_numpy(patches).permute(0, 3, 1, 2).to(self.device))

@@ -35,12 +35,12 @@ def _convolutions(kernels: Mapping[int, tuple[int, ...]]) -> dict[str, tuple[int
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network's file and the tensors that tell it from others."""
+    """A network's file, and tensors by which it is recognised."""
 
     what: str
     url: str
     names: tuple[str, ...]
-    """Names of files that are taken in place of the one that `url` names."""
+    """Names of files that are accepted in place of the one that `url` names."""
     shapes: Mapping[str, tuple[int, ...]]
     """Tensors it must have; a leading `features.` in their names is ignored."""
     whole: bool = False
@@ -101,7 +101,7 @@ def find(kind: str, folder: str = "", url: str = "") -> tuple[str, dict[str, Ten
 
 
 def find_backbone(source: str, url: str = "") -> tuple[str, dict[str, Tensor] | None]:
-    """Name and weights of the AlexNet that LPIPS runs on in training; None stands for random weights of seed 0.
+    """Name and weights of the AlexNet that LPIPS runs on in training; None means random weights of seed 0.
 
     source: a file (torchvision's AlexNet, or its `features` alone); "" for what `find` finds; "local" for the same
     where $EGIC_WEIGHTS is set, else random weights; "random". Raises UserError as `find` does.
@@ -144,7 +144,7 @@ def _prefix(name: str) -> str | None:
 
 
 def _from_file(network: Network, path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Name and tensors of a file; a name that carries the file's hash stands for itself, others get the hash."""
+    """Name and tensors of a file. The hash is added to names that do not carry it."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     prefix = _prefix(path.name)

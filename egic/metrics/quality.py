@@ -85,7 +85,8 @@ def _network(name: str, backbone: dict[str, Tensor], device: torch.device) -> Ca
 
 def _remembering(features: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     """The function with a memory of its last two inputs: many versions of a picture are compared with one original,
-    whose features are half of the work. Inputs of more than 4 M pixels are not remembered, their features take GBs."""
+    whose features are half of the work. Inputs of more than 4 million pixels are not remembered: their features take
+    gigabytes."""
     last: list[tuple[Tensor, Any]] = []
 
     def remembered(x: Tensor) -> Any:

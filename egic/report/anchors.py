@@ -164,7 +164,7 @@ def _vtm() -> Anchor:
     folder = _binary("EncoderAppStatic").parent
     settings = folder.parent / "cfg" / "encoder_intra_vtm.cfg"  # as in VTM's own tree: bin/ beside cfg/
     if not (folder / "DecoderAppStatic").is_file() or not settings.is_file():
-        raise LookupError(f"beside EncoderAppStatic there must be DecoderAppStatic and {settings}")
+        raise LookupError(f"EncoderAppStatic needs DecoderAppStatic in the same folder, and {settings}")
     run = _compressai("VTM", ["--build-dir", str(folder), "--config", str(settings)])
     return Anchor(label="VTM", codec="vtm", low=63, high=0, run=run)
 

@@ -9,7 +9,7 @@ import numpy as np
 from egic.errors import UserError
 
 MIN_POINTS = 3
-"""Piecewise cubics bend from three points on; Bjontegaard's own fit (VCEG-M33) took four."""
+"""Piecewise cubics need three points; Bjontegaard's own fit (VCEG-M33) took four."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def curves(sets: Iterable[Mapping], metric: str) -> list[Curve]:
     Raises UserError for a metric that is unknown.
     """
     if metric not in METRICS:
-        raise UserError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+        raise UserError(f"unknown metric {metric!r}; the metrics are {', '.join(METRICS)}")
     points: dict[str, dict[float, float]] = {}
     for entry in sets:
         bpp, value = number(entry, "bpp"), number(entry, metric)

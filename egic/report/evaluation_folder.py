@@ -162,7 +162,7 @@ def interval(values: Iterable[float | None]) -> list[float] | None:
 
 
 def point(quality: int | None, alpha: float | None) -> str:
-    """The name of an EGIC model's point: "quality 50, alpha 0.5", or what there is of it."""
+    """The name of an EGIC model's point: "quality 50, alpha 0.5", without the part that is None."""
     parts = [] if quality is None else [f"quality {quality}"]
     parts += [] if alpha is None else [f"alpha {alpha:g}"]
     return ", ".join(parts) or ONLY

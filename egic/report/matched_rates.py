@@ -100,7 +100,7 @@ def add(
                 if step not in made:
                     made[step] = measure(coded.picture, x), features(coded.picture)
                 times = (coded.num_bytes, coded.encode_s, coded.decode_s)
-                rows.append(row(anchor, point, name, x.shape[:2], *times, made[step][0]))
+                rows.append(row(anchor, point, name, (x.shape[0], x.shape[1]), *times, made[step][0]))
                 decoded.setdefault((anchor.label, point), []).append(made[step][1])
                 if kept.is_dir():
                     png = panels.png(coded.picture)

@@ -17,7 +17,7 @@ from egic.report.published import POINTS, SAVINGS
 
 NAME = "report.html"
 PICTURE_BYTES = 6_500_000
-"""Of all embedded pictures together, before base64 adds a third: the file stays below 10 MB."""
+"""Bytes of all embedded pictures together, before base64 adds a third: the file stays below 10 MB."""
 
 
 def write_report(folder: Path) -> Path:
@@ -64,7 +64,7 @@ def text(value: float | None, digits: int) -> str:
 
 
 def columns(sets: Sequence[Mapping]) -> list[Metric]:
-    """The metrics of which there is any value."""
+    """The metrics that have at least one value."""
     return [m for m in METRICS.values() if any(number(e, m.name) is not None for e in sets)]
 
 
@@ -131,7 +131,7 @@ def models(found: Evaluation) -> Iterator[dict]:
 
 
 def short_point(entry: Mapping) -> str:
-    """A point's alpha, where its quality stands elsewhere."""
+    """A point's alpha, for tables that show its quality elsewhere."""
     alpha = number(entry, "alpha")
     return entry["point"] if alpha is None else f"alpha {alpha:g}"
 
@@ -140,8 +140,8 @@ def bd_tables(found: Evaluation) -> list[dict]:
     """Tables of BD-rate and BD-metric of every curve against a reference, per metric.
 
     The first reference is the curve with which most others can be compared, another codec rather than a model. The
-    second is the first model at its lowest alpha, against which its other alphas stand. Curves and metrics without any
-    value are left out; `reasons` says why.
+    second is the first model at its lowest alpha, with which its other alphas are compared. Curves and metrics without
+    any value are left out; `reasons` says why.
     """
     kinds = {e["label"]: e["codec"] for e in found.sets}
     of_metric = {m: {c.label: c for c in curves.curves(found.sets, m.name)} for m in columns(found.sets)}
@@ -206,7 +206,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def _bd(of_label: Mapping[str, curves.Curve], reference: str, test: str) -> tuple[dict | None, str]:
-    """BD-rate and BD-metric as text, or the reason why there is neither."""
+    """BD-rate and BD-metric as text, or None and the reason."""
     if reference not in of_label or test not in of_label:
         return None, ""
     a, b = of_label[reference], of_label[test]

@@ -58,7 +58,7 @@ def _lowest_alpha(rows: Sequence[Mapping], row: Mapping) -> str:
 def _difference(
     label: str, point: str, other: str, metric: Metric, a: Mapping[str, Mapping], b: Mapping[str, Mapping]
 ) -> list[Difference]:
-    """The difference of two points, by picture, or [] where there is none."""
+    """The difference of two points over the pictures that both have; [] when these are fewer than two."""
     pairs = [(number(a[name], metric.name), number(b[name], metric.name)) for name in a if name in b]
     deltas = [x - y for x, y in pairs if x is not None and y is not None]
     found, ends = mean(deltas), interval(deltas)

@@ -1,4 +1,4 @@
-"""Pictures to look at: panels of a training run, and a strip over alpha. numpy and PIL."""
+"""Panels of pictures with titles: samples of a training run, and the sheet of an evaluation."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 
 def label_colours(label: np.ndarray) -> np.ndarray:
-    """Class ids (H, W) -> RGB (H, W, 3) uint8, void black, every class its own fixed colour."""
+    """Class ids (H, W) -> RGB (H, W, 3) uint8, void black, each class in a fixed colour."""
     rng = np.random.default_rng(7)
     palette = rng.integers(40, 256, (256, 3), dtype=np.uint8)
     palette[0] = 0
@@ -29,8 +29,8 @@ def panel(
 ) -> Image.Image:  # fmt: skip
     """Rows of RGB uint8 pictures -> one picture on white.
 
-    titles: one per column, or one per picture as a list of rows, larger on wide columns. Pictures of a row share its
-    height; columns are as wide as their widest. key: what colours mean, shown below.
+    titles: one per column, or one per picture as a list of rows, in larger letters on wide columns. Pictures of a row
+    share its height; columns are as wide as their widest. key: what colours mean, shown below.
     """
     per_picture = titles if isinstance(titles[0], list) else [titles] + [[""] * len(titles)] * (len(rows) - 1)
     widths = [max(row[i].shape[1] for row in rows) for i in range(len(rows[0]))]

@@ -9,7 +9,7 @@ from egic.report.curves import METRICS, Metric, is_reliable, number
 from egic.report.published import POINTS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, which colour-blind readers tell apart; markers differ, too."""
+"""Okabe and Ito's, which colour-blind readers can distinguish; markers differ as well."""
 MARKERS = ("o", "s", "D", "^", "v", "P")
 PUBLISHED_MARKERS = ("*", "X", "d", "p", "h", "<", ">", "8")
 
@@ -33,7 +33,7 @@ THEMES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A plot's name (its file's), what it shows in words, and its PNG by theme."""
+    """A plot's name (of its file), title, description, and PNG by theme."""
 
     name: str
     title: str
@@ -42,7 +42,7 @@ class Plot:
 
 
 def all_plots(sets: Sequence[Mapping]) -> list[Plot]:
-    """Distortion against realism, then every metric but KID against the rate; what has no values has no plot."""
+    """Distortion against realism, then every metric but KID against the rate; a metric without values has no plot."""
     plots: list[Plot] = []
     for name in ("fid256", "fid64", "lpips_vgg", "dists", "lpips_alex"):
         models = [e for e in sets if number(e, "alpha") is not None and _has(e, "psnr_db", name)]
@@ -106,7 +106,7 @@ def _plot(name: str, title: str, text: str, draw: Callable, sets: Sequence[Mappi
 
 
 def _legend(figure, axes) -> None:
-    """Below the axes, in as many columns as fit; the figure grows with its lines."""
+    """The legend below the axes, in as many columns as fit; the figure grows with its lines."""
     handles, labels = axes.get_legend_handles_labels()
     labels = [label if len(label) <= 60 else label[:59] + "…" for label in labels]
     if labels:
@@ -222,7 +222,7 @@ def _line(axes, points: Sequence[Mapping], x: str, metric: Metric, style: Mappin
 
 
 def _published(axes, x: str, metric: Metric, theme: Theme) -> None:
-    """Published points in grey; they are of their own data sets."""
+    """Published points in grey; each is of its own data set."""
     kinds: dict[tuple[str, str], list] = {}
     for point in POINTS:
         if getattr(point, metric.name, None) is not None:

@@ -2,8 +2,8 @@
 
     egic compare --experiment egic
 
-Evaluation's runs keep their rows, means and pictures in MLflow. Put together they are an evaluation folder again, for
-which `egic.report.page` draws the plots. Results on other pictures do not compare: they get a report of their own.
+Evaluation's runs keep their rows, means and pictures in MLflow. Together they make an evaluation folder,
+for which `egic.report.page` writes a report. Results on other pictures do not compare and get a report of their own.
 """
 
 import hashlib
@@ -32,7 +32,8 @@ FILES = ("rows.parquet", "sets.json", "skipped.json", "pictures")
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
     """Put all models that an MLflow experiment has evaluated into one report: plots of rate, distortion and realism,
-    tables, pictures. Evaluations of other pictures get a report of their own; of one model's, the newest is taken."""
+    tables, pictures. Evaluations of other pictures get a report of their own; the newest evaluation of each model
+    counts."""
 
     experiment: str = "egic"
     """MLflow experiment."""
@@ -42,18 +43,18 @@ class CompareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a finished evaluation has left in MLflow."""
+    """The files of a finished evaluation in MLflow."""
 
     run_id: str
     data: str
     """Digest of the pictures."""
     pipeline: str
-    """Name of the pipeline's run, empty where there was none."""
+    """Name of the pipeline's run, empty without one."""
     found: Evaluation
 
     @property
     def pictures(self) -> str:
-        """Names what was evaluated: the same for the same pictures."""
+        """An identifier of the evaluated pictures: the same for the same pictures."""
         names = sorted({row["name"] for row in self.found.rows})
         return hashlib.sha256(json.dumps([self.data, names]).encode()).hexdigest()[:12]
 
@@ -94,7 +95,7 @@ def compare(config: CompareConfig) -> list[Path]:
 
 
 def results(experiment: str, scratch: Path) -> Iterator[Result]:
-    """Finished evaluations, newest first; one whose files are gone is named and left out."""
+    """Finished evaluations, newest first; one whose files are missing is left out with a warning."""
     client, names = store.client(), {}
     if client.get_experiment_by_name(experiment) is None:
         return
@@ -122,7 +123,7 @@ def write_together(members: Sequence[Result], folder: Path) -> list[str]:
 
     Of one model, known by its digest, and of one other codec the newest result counts.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # what an earlier comparison put there
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier comparison's
     (folder / "pictures").mkdir(parents=True)
     rows: list[dict] = []
     sets: list[dict] = []
@@ -148,14 +149,15 @@ def renamed(entries: Sequence[Mapping], names: Mapping[str, str]) -> list[dict]:
 
 
 def identity(row: Mapping) -> str:
-    """What a row is of: a model's digest, or another codec's label."""
+    """What a row measures: a model's digest, or another codec's label."""
     return row.get("model_digest") or row["label"]
 
 
 def new_names(result: Result, seen: Collection[str], taken: Collection[str]) -> dict[str, str]:
-    """Labels of what is not `seen` yet -> what they are called beside those already `taken`.
+    """Labels of what is not `seen` yet -> their names in the comparison, which differ from those in `taken`.
 
-    A pipeline's model carries the pipeline's name; an alias that has moved, the run in which it was another model.
+    A pipeline's model gets the pipeline's name in front. A name that another model has as well (an alias that has
+    moved) gets the run's id.
     """
     names = {}
     for row in result.found.rows:
@@ -169,7 +171,7 @@ def new_names(result: Result, seen: Collection[str], taken: Collection[str]) -> 
 
 
 def copy_pictures(found: Evaluation, names: Mapping[str, str], place: Path) -> None:
-    """The pictures that the evaluation kept of what is in `names`, with their originals."""
+    """Copy the decoded pictures of the codecs in `names`, with their originals."""
     for picture, (original, shown) in evaluation_folder.shown(found).items():
         folder = place / evaluation_folder.picture_folder(picture)
         for s in shown:

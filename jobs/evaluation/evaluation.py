@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,9 +36,6 @@ from jobs.training.code_version import code_digest, code_tag
 from jobs.training.stage import EVALUATE as NAME
 from jobs.training.stage import sources, stage_key
 
-if TYPE_CHECKING:
-    pass  # takes seconds to import: not to print a configuration
-
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +51,7 @@ class EvaluationJob:
     output: str
     experiment: str
     skipped: Sequence[Mapping[str, str]] = ()
-    """Pictures that could not even be opened."""
+    """Pictures that could not be opened: name and reason."""
     manifest: Manifest | None = None
     anchors: Sequence[str] = ()
     """Other codecs to compare the models with, at the sizes of their files."""
@@ -64,7 +60,7 @@ class EvaluationJob:
 
 
 def task_of(job: EvaluationJob, measures: Measures) -> tuple[Task, dict[str, int]]:
-    """What has to be known of every picture, and the `rates` of each model by its digest."""
+    """What has to be computed for every picture, and the `rates` of each model by its digest."""
     codecs = {a.sha256: read_config(local_copy(a, job.output))["codec"] for a in job.models.values()}
     rates = {digest: getattr(codec, "rates", 0) for digest, codec in codecs.items()}
     task = Task(
@@ -79,8 +75,8 @@ def task_of(job: EvaluationJob, measures: Measures) -> tuple[Task, dict[str, int
 def code_pictures(
     job: EvaluationJob, parts: Parts, task: Task, measures: Measures, shown: frozenset[str]
 ) -> tuple[list[dict], float]:
-    """Make the parts that are missing; returns {name, reason} of the pictures that could not be finished, and seconds
-    of work per worker."""
+    """Compute the parts that are missing; returns {name, reason} of the pictures that could not be finished, and
+    seconds of work per worker."""
     digests = {artifact.sha256: artifact for artifact in job.models.values()}
     with fetched(parts.folder) as folder:
         near = Parts(folder=folder)
@@ -127,12 +123,12 @@ def code_pictures(
 
 
 def run(config: Config, artifact: Artifact, manifest: Manifest, *, parent_run: str | None = None) -> dict:
-    """Evaluate an artifact on validation pictures, or take what an earlier run with the same key found."""
+    """Evaluate an artifact on validation pictures, or reuse an earlier run with the same key."""
     return evaluate(pipeline_job(config, artifact, manifest), data=manifest.digest, parent_run=parent_run)
 
 
 def pipeline_job(config: Config, artifact: Artifact, manifest: Manifest) -> EvaluationJob:
-    """The job of a pipeline on what it trained."""
+    """The evaluation of the model that a pipeline trained."""
     label = f"egic-orp/{artifact.model_version}" if artifact.model_version else short_name(artifact.uri)
     return data_job(config, {label: artifact}, manifest)
 
@@ -161,7 +157,7 @@ def ingredients(job: EvaluationJob, measures: Measures, data: str) -> dict:
 
 
 def evaluate(job: EvaluationJob, *, data: str, parent_run: str | None = None) -> dict:
-    """Evaluate, or take what an earlier run with the same key found. data: digest of the pictures.
+    """Evaluate, or reuse an earlier run with the same key. data: digest of the pictures.
 
     Writes rows.parquet, sets.json, skipped.json, pictures/, sheet.png and summary.json to <output>/evaluate/<key>/ and
     logs them; returns the summary with `folder`, `run_id` and `reused`. A picture that one model fails on is left out
@@ -174,7 +170,7 @@ def evaluate(job: EvaluationJob, *, data: str, parent_run: str | None = None) ->
     folder = join(output, NAME, key)
     with lease.held(Folder(folder), NAME):
         found = reused(job, key, folder, parent_run) or measure(job, measures, facts, folder, parent_run)
-    if parent_run:  # MLflow's list shows pipelines and hides their stages: their curves are to be compared there
+    if parent_run:  # MLflow's list of runs shows pipelines and folds their stages: it compares curves of pipelines
         runs.log_rows(parent_run, curve_of(folder))
     return found
 
@@ -185,7 +181,7 @@ def curve_of(folder: Place) -> list[dict]:
 
 
 def reused(job: EvaluationJob, key: str, folder: str, parent_run: str | None) -> dict | None:
-    """What a finished evaluation with this key found."""
+    """The summary of a finished evaluation with this key, or None."""
     done = [r for r in runs.runs_of(NAME, key, experiment=job.experiment) if r.info.status == "FINISHED"]
     if done and exists(join(folder, "summary.json")):
         if parent_run:
@@ -196,7 +192,7 @@ def reused(job: EvaluationJob, key: str, folder: str, parent_run: str | None) ->
 
 
 def measure(job: EvaluationJob, measures: Measures, facts: dict, folder: str, parent_run: str | None) -> dict:
-    """Measure what is missing and write everything to `folder`; returns the summary."""
+    """Compute what is missing and write everything to `folder`; returns the summary."""
     key, output = stage_key(facts), absolute(job.output)
     content = {"alphas": job.evaluate.alphas, "measures": measures.names, "sources": measures.sources}
     parts_key = stage_key(content | {"code": facts["code"]})

@@ -1,4 +1,4 @@
-"""The small files that keep what evaluation has done with a picture, so that a killed run continues where it was.
+"""The small files that keep evaluation's results of each picture, so that a killed run continues where it was.
 
     parts/<key>/<model digest>/<picture>_quality_50.json              sizes, times, measures at every alpha
     parts/<key>/<model digest>/<picture>_quality_50_alpha_0.5.png     the decoded picture, of those that are shown
@@ -26,13 +26,13 @@ ORIGINAL = "original"
 
 
 def alpha_mark(alpha: float | None) -> str:
-    """The part of a file's name that says the alpha."""
+    """The part of a file's name that names the alpha."""
     return "" if alpha is None else f"_alpha_{alpha:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What has to be known of every picture: the files of models, and other codecs at their sizes."""
+    """What has to be computed for every picture: the files of models, and other codecs at their sizes."""
 
     labels: Mapping[str, str]
     """Digests of models by label."""
@@ -64,7 +64,7 @@ class Parts:
         return files.join(self.folder, ORIGINAL, picture.digest[:32])
 
     def targets(self, task: Task, picture: Picture) -> dict[str, int] | None:
-        """The points of other codecs and their sizes, or None until every model's file is known."""
+        """The points of other codecs and their sizes, or None until every model's file exists."""
         sizes: dict[str, int] = {}
         for label, digest in sorted(task.labels.items()):
             for quality in task.qualities[digest]:

@@ -30,7 +30,8 @@ SCHEMA = pa.schema(
 
 
 def is_interpolated(quality: int | None, rates: int) -> bool | None:
-    """Whether a quality lies between two of the `rates` that the model's gains were trained for; None without any."""
+    """Whether a quality lies between two of the `rates` that the model's gains were trained for; None for a model of
+    one rate."""
     return None if quality is None else (quality * (rates - 1)) % 100 != 0
 
 
@@ -63,9 +64,8 @@ def rows(parts: Parts, task: Task, rates: Mapping[str, int], anchors: Sequence[A
                 path = parts.anchor(anchor.codec, picture, wanted)
                 part = _finished(path)
                 values = {name: value for name, value in part["points"][0].items() if name != "alpha"}
-                size = (part["height"], part["width"])
-                times = (part["bytes"], part["encode_s"], part["decode_s"])
-                found.append((matched_rates.row(anchor, point, picture.name, size, *times, values), path))
+                sides, times = (part["height"], part["width"]), (part["bytes"], part["encode_s"], part["decode_s"])
+                found.append((matched_rates.row(anchor, point, picture.name, sides, *times, values), path))
     return found
 
 

@@ -69,7 +69,7 @@ def test_curves_are_grouped_by_label_and_alpha_and_sorted_by_rate():
         "EGIC, alpha 0": ((0.1,), (32.0,)),
         "JPEG": ((0.4,), (29.0,)),
     }
-    with pytest.raises(ValueError, match="no metric 'vmaf'"):
+    with pytest.raises(ValueError, match="unknown metric 'vmaf'"):
         curves(sets, "vmaf")
 
 
