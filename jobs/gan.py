@@ -8,29 +8,29 @@ from torch import Tensor
 from egic.metrics import distortion
 from egic.report import panels
 from egic.training import losses, steps
-from egic.training.steps import Batch, Nets
+from egic.training.steps import Batch, GanNets
 from jobs.config.schema import Config
 from jobs.segmentation import as_image
 from jobs.training import rates
 from jobs.training.stage import Components, Stage, means
 
 
-def build(config: Config, components: Components) -> Nets:
-    return Nets(codec=components["codec"], discriminator=components["discriminator"], lpips=components["lpips"])
+def build(config: Config, components: Components) -> GanNets:
+    return GanNets(codec=components["codec"], discriminator=components["discriminator"], lpips=components["lpips"])
 
 
-def phase(config: Config, step: int) -> str:
-    return "warm-up" if step < config.gan.warmup_steps else "adversarial"
+def phases(config: Config) -> dict[str, int]:
+    return {"warm-up": config.gan.warmup_steps, "adversarial": config.gan.steps - config.gan.warmup_steps}
 
 
-def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
+def step(nets: GanNets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
     c = config.gan
-    if phase(config, step) == "warm-up":
+    if step < c.warmup_steps:
         return steps.warmup_step(nets, optimizers, batch, loss=c.loss, clip_norm=c.clip_norm, seed=config.seed)
     return steps.gan_step(nets, optimizers, batch, loss=c.loss, clip_norm=c.clip_norm, seed=config.seed)
 
 
-def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
+def validate(nets: GanNets, batch: Batch, config: Config) -> dict[str, Tensor]:
     """Distortion, LPIPS, bpp, and how well D labels the reconstruction (`seg`)."""
     x, n = distortion.to_uint8(batch.x), len(batch.position)
 
@@ -49,7 +49,7 @@ def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     return rates.over_anchors(nets.codec, x, measure) | {"count": torch.tensor(n, device=x.device)}
 
 
-def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
+def pictures(nets: GanNets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
     grid = rates.anchors(nets.codec)
     with nets.autocast(batch.x.device):
         coded = nets.codec(batch.x, q=rates.quality_of(grid[len(grid) // 2], batch.x))
@@ -73,7 +73,7 @@ STAGE = Stage(
     reads=("gan", "codec", "discriminator", "crop", "seed", "precision", "lpips_weights"),
     settings=lambda config: config.gan,
     build=build,
-    phase=phase,
+    phases=phases,
     step=step,
     validate=validate,
     summarise=means,

@@ -9,23 +9,23 @@ from egic.metrics import distortion
 from egic.networks.codec import Codec
 from egic.report import panels
 from egic.training import steps
-from egic.training.steps import Batch, Nets
+from egic.training.steps import Batch, CodecNets
 from jobs.config.schema import Config
 from jobs.segmentation import as_image
 from jobs.training import rates
 from jobs.training.stage import Components, Stage, means
 
 
-def build(config: Config, components: Components) -> Nets:
-    return Nets(codec=components.get("codec") or Codec(config.codec))
+def build(config: Config, components: Components) -> CodecNets:
+    return CodecNets(codec=components.get("codec") or Codec(config.codec))
 
 
-def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
+def step(nets: CodecNets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
     c = config.mse_codec
     return steps.mse_codec_step(nets, optimizers, batch, beta=c.beta, clip_norm=c.clip_norm, seed=config.seed)
 
 
-def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
+def validate(nets: CodecNets, batch: Batch, config: Config) -> dict[str, Tensor]:
     """PSNR of 8-bit pictures, estimated bpp, and the PSNR of each crop's mean colour to compare with."""
     x = distortion.to_uint8(batch.x)
     flat = distortion.to_uint8(batch.x.mean((2, 3), keepdim=True).expand_as(batch.x))
@@ -44,7 +44,7 @@ def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     }
 
 
-def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
+def pictures(nets: CodecNets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
     grid = rates.anchors(nets.codec)
     shown = [grid[0], grid[len(grid) // 2], grid[-1]] if len(grid) > 1 else grid
     with nets.autocast(batch.x.device):

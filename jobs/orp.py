@@ -9,7 +9,7 @@ from egic.metrics import distortion
 from egic.networks.orp import ResidualHead, blend
 from egic.report import panels
 from egic.training import steps
-from egic.training.steps import Batch, Nets
+from egic.training.steps import Batch, OrpNets
 from jobs.config.schema import Config
 from jobs.segmentation import as_image
 from jobs.training import rates
@@ -18,27 +18,27 @@ from jobs.training.stage import Components, Stage, means
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def build(config: Config, components: Components) -> Nets:
+def build(config: Config, components: Components) -> OrpNets:
     codec = components["codec"]
     head = components.get("orp")
     if head is None:
         head = ResidualHead(codec.config)
         head.start_from(codec.g_s)
-    return Nets(codec=codec, orp=head)
+    return OrpNets(codec=codec, orp=head)
 
 
-def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
+def step(nets: OrpNets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
     return steps.orp_step(nets, optimizers, batch, clip_norm=config.orp.clip_norm, seed=config.seed)
 
 
-def both(nets: Nets, x: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor]:
+def both(nets: OrpNets, x: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor]:
     """x_gan and x_mse of pictures (B, 3, H, W) at quality q, from one pass over all but the last stage."""
     with nets.autocast(x.device):
         h = nets.codec.g_s.last_features(nets.codec.encode(x, q))
         return nets.codec.g_s.last_stage(h).float() * 255, nets.orp(h)
 
 
-def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
+def validate(nets: OrpNets, batch: Batch, config: Config) -> dict[str, Tensor]:
     """PSNR at alpha 0 and 1."""
     x = distortion.to_uint8(batch.x)
 
@@ -53,7 +53,7 @@ def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
     return rates.over_anchors(nets.codec, x, measure) | {"count": count}
 
 
-def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
+def pictures(nets: OrpNets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
     grid = rates.anchors(nets.codec)
     x_gan, x_mse = both(nets, batch.x, rates.quality_of(grid[len(grid) // 2], batch.x))
     rows = [
@@ -77,6 +77,7 @@ STAGE = Stage(
     validate=validate,
     summarise=means,
     pictures=pictures,
+    shown_loss="mse255",
     headline="val/psnr_db",
 )
 

@@ -10,21 +10,21 @@ from egic.metrics import distortion
 from egic.networks.discriminator import Discriminator
 from egic.report import panels
 from egic.training import losses, steps
-from egic.training.steps import Batch, Nets
+from egic.training.steps import Batch, SegmentationNets
 from jobs.config.schema import Config
 from jobs.training.stage import Components, Stage
 
 
-def build(config: Config, components: Components) -> Nets:
+def build(config: Config, components: Components) -> SegmentationNets:
     fresh = components.get("discriminator") or Discriminator(config.discriminator, components.get("encoder"))
-    return Nets(discriminator=fresh)
+    return SegmentationNets(discriminator=fresh)
 
 
-def step(nets: Nets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
+def step(nets: SegmentationNets, optimizers: Mapping, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
     return steps.segmentation_step(nets, optimizers, batch, clip_norm=config.segmentation.clip_norm)
 
 
-def validate(nets: Nets, batch: Batch, config: Config) -> dict[str, Tensor]:
+def validate(nets: SegmentationNets, batch: Batch, config: Config) -> dict[str, Tensor]:
     with nets.autocast(batch.x.device):
         logits = nets.discriminator(batch.x).float()
     hit, union = distortion.overlap(logits.argmax(1), batch.label, nets.discriminator.config.num_classes)
@@ -43,7 +43,7 @@ def summarise(sums: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
-def pictures(nets: Nets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
+def pictures(nets: SegmentationNets, batch: Batch, config: Config, names: Sequence[str]) -> dict[str, bytes]:
     with nets.autocast(batch.x.device):
         predicted = nets.discriminator(batch.x).argmax(1)
     label = torch.stack((batch.label, predicted)).cpu().numpy()
@@ -73,6 +73,7 @@ STAGE = Stage(
     validate=validate,
     summarise=summarise,
     pictures=pictures,
+    shown_loss="seg",
     headline="val/miou",
 )
 

@@ -19,6 +19,7 @@ from egic.errors import UserError, quiet, run_main
 from jobs.config import command_line
 from jobs.config.schema import Config
 from jobs.data.sources.coco_classes import CATEGORIES
+from jobs.training.stage import MODULES, Phase, load_stage, phases_of
 
 HEAD = ("stage", "steps", "batch", "TFLOP/step", "EFLOP", "GPU-hours", "price")
 
@@ -39,26 +40,11 @@ class Priced(Config):
                 raise UserError(f"{name} is {getattr(self, name)}; give a positive number")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """Steps of a stage that all do the same work."""
-
-    name: str
-    first: int
-    """The phase's first step."""
-    steps: int
-    batch: int
-
-
 def phases(config: Config) -> Iterator[tuple[str, Phase]]:
-    """(stage, phase) in the order of training; the GAN stage has two."""
-    for name in ("segmentation", "mse-codec", "gan", "orp"):
-        settings = getattr(config, name.replace("-", "_"))
-        warm = getattr(settings, "warmup_steps", 0)
-        parts = [("gan, warm-up", 0, warm), ("gan, adversarial", warm, settings.steps - warm)] if warm else []
-        for label, first, steps in parts or [(name, 0, settings.steps)]:
-            if steps:
-                yield name, Phase(name=label, first=first, steps=steps, batch=settings.batch)
+    """Each stage's name with each of its phases, in the order of training; the GAN stage has two."""
+    for name in MODULES:
+        for phase in phases_of(load_stage(name), config):
+            yield name, phase
 
 
 def flop_per_picture(stage_name: str, config: Config, step: int) -> float:
@@ -67,30 +53,15 @@ def flop_per_picture(stage_name: str, config: Config, step: int) -> float:
     Matrix products, convolutions and attention are counted (two per multiply-add), in a step on tensors without values;
     what is left out (norms, activations, Adam) takes memory bandwidth rather than arithmetic.
     """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from egic.training.steps import Batch
-    from jobs.commands import dry_run
-    from jobs.training import loop
-    from jobs.training.stage import load_stage
+    from jobs.training import fake_step
 
     stage, batch = load_stage(stage_name), 2  # the adversarial step halves its batch
-    size = config.crop_of(stage.settings(config)).size
-    with torch.device("meta"):
-        nets = dry_run.networks(stage, config)
-    with FakeTensorMode(), dry_run.Finite(), sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted on CPUs
-        for part in (nets.codec, nets.discriminator, nets.orp, nets.lpips):
-            if part is not None:
-                dry_run.onto_cpu(part)
-        optimizers = loop.make_optimizers(stage, nets, stage.settings(config))
-        nets.trained |= {name: loop.parts_of(nets)[name] for name in stage.trains}
-        x, label = torch.zeros(batch, 3, size, size), torch.zeros(batch, size, size, dtype=torch.long)
-        drawn = Batch(x, label, torch.zeros(batch, size, size), list(range(batch)))
-        with FlopCounterMode(display=False) as counter:
-            stage.step(nets, optimizers, drawn, config, step)
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted on CPUs
+        fake_step.take_steps(stage, config, fake_step.networks(stage, config), batch, [step], counter)
     return counter.get_total_flops() / batch
 
 
@@ -102,11 +73,13 @@ def text(config: Priced) -> str:
         config = with_categories(config, len(CATEGORIES))
     rows: list[tuple[str, ...]] = [HEAD]
     total = 0.0
-    for stage, phase in phases(config):
-        per_step = flop_per_picture(stage, config, phase.first) * phase.batch
+    for name, phase in phases(config):
+        batch = load_stage(name).settings(config).batch
+        per_step = flop_per_picture(name, config, phase.first) * batch
         total += per_step * phase.steps
-        counts = (f"{phase.steps:,}", str(phase.batch), f"{per_step / 1e12:.3g}")
-        rows.append((phase.name, *counts, *_priced(per_step * phase.steps, config)))
+        counts = (f"{phase.steps:,}", str(batch), f"{per_step / 1e12:.3g}")
+        label = f"{name}, {phase.name}" if phase.steps < load_stage(name).settings(config).steps else name
+        rows.append((label, *counts, *_priced(per_step * phase.steps, config)))
     rows.append(("all", "", "", "", *_priced(total, config)))
     align = ("left", *["right"] * (len(HEAD) - 1))
     return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align)

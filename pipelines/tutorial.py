@@ -88,13 +88,16 @@ fitting = replace(tiny().discriminator, latent_channels=codec.config.dims[-1], n
 discriminator = Discriminator(fitting)
 parts = {"codec": codec, "g_s": codec.g_s, "discriminator": discriminator, "orp": orp}
 adam = {name: torch.optim.Adam(part.parameters(), 1e-4) for name, part in parts.items()}
-nets = steps.Nets(codec=codec, discriminator=discriminator, orp=orp, lpips=lpips, trained=parts)
+for_d = steps.SegmentationNets(discriminator=discriminator, trained=parts)
+for_codec = steps.CodecNets(codec=codec, trained=parts)
+for_gan = steps.GanNets(codec=codec, discriminator=discriminator, lpips=lpips, trained=parts)
+for_orp = steps.OrpNets(codec=codec, orp=orp, trained=parts)
 losses = {
-    "segmentation": steps.segmentation_step(nets, adam, batch, clip_norm=0),
-    "mse-codec": steps.mse_codec_step(nets, adam, batch, beta=0.01, clip_norm=10, seed=0),
-    "gan, warm-up": steps.warmup_step(nets, adam, batch, loss=steps.GanLoss(), clip_norm=0, seed=0),
-    "gan, adversarial": steps.gan_step(nets, adam, batch, loss=steps.GanLoss(), clip_norm=0, seed=0),
-    "orp": steps.orp_step(nets, adam, batch, clip_norm=0, seed=0),
+    "segmentation": steps.segmentation_step(for_d, adam, batch, clip_norm=0),
+    "mse-codec": steps.mse_codec_step(for_codec, adam, batch, beta=0.01, clip_norm=10, seed=0),
+    "gan, warm-up": steps.warmup_step(for_gan, adam, batch, loss=steps.GanLoss(), clip_norm=0, seed=0),
+    "gan, adversarial": steps.gan_step(for_gan, adam, batch, loss=steps.GanLoss(), clip_norm=0, seed=0),
+    "orp": steps.orp_step(for_orp, adam, batch, clip_norm=0, seed=0),
 }
 for stage, terms in losses.items():
     print(f"{stage}: " + ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items()))

@@ -1,4 +1,4 @@
-"""A `loop.Session` in this process: drawn batches that depend on the position alone, checkpoints in a folder."""
+"""A `Session` in this process: drawn batches that depend on the position alone, checkpoints in a folder."""
 
 import gc
 import json

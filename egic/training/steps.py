@@ -1,24 +1,23 @@
 """One optimizer step per stage, plain PyTorch (EGIC sections 3 and 4).
 
-A step gets networks, optimizers, a batch and settings, and returns its losses as 0-d tensors. `Nets.trained` holds the
-modules to call where gradients flow to weights: the network itself, or its DistributedDataParallel wrapper.
+A step takes networks, optimizers, a batch and settings, and returns its losses as 0-d tensors.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from egic.errors import NonFiniteError
 from egic.metrics.perceptual import LPIPS
 from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
 from egic.networks.orp import ResidualHead
 from egic.training import losses
+from egic.training.update import Guard, update
 
 MAX_SEED = 2**63 - 1
 
@@ -49,21 +48,56 @@ class Batch:
         return Batch(self.x[which], self.label[which], self.weight[which], self.position[which])
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Nets:
-    """The networks of a stage; absent ones are None."""
+    """How the networks of a stage are run. Each stage has a subclass with its networks as fields."""
 
-    # declared as if they were there: a step reads those that its stage builds, and no others
-    codec: Codec = None  # type: ignore[assignment]
-    discriminator: Discriminator = None  # type: ignore[assignment]
-    orp: ResidualHead = None  # type: ignore[assignment]
-    lpips: LPIPS = None  # type: ignore[assignment]
     trained: dict[str, nn.Module] = field(default_factory=dict)
+    """The modules to call where gradients flow to weights, by the name of their optimizer: the network itself, or its
+    DistributedDataParallel wrapper."""
     precision: torch.dtype = torch.float32
+    guard: Guard | None = None
+    """Decides on the device whether updates are made; None: a step raises NonFiniteError instead."""
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """Mixed precision of transforms, D and LPIPS; rates stay float32 inside."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by the names of their fields: codec, discriminator, orp, lpips."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, nn.Module)}
+
+
+@dataclass(kw_only=True)
+class SegmentationNets(Nets):
+    """Networks of `segmentation_step`."""
+
+    discriminator: Discriminator
+
+
+@dataclass(kw_only=True)
+class CodecNets(Nets):
+    """Networks of `mse_codec_step`."""
+
+    codec: Codec
+
+
+@dataclass(kw_only=True)
+class GanNets(Nets):
+    """Networks of `warmup_step` and `gan_step`."""
+
+    codec: Codec
+    discriminator: Discriminator
+    lpips: LPIPS
+
+
+@dataclass(kw_only=True)
+class OrpNets(Nets):
+    """Networks of `orp_step`."""
+
+    codec: Codec
+    orp: ResidualHead
 
 
 def per_sample(batch: Batch, seed: int, draw: int) -> Iterable[torch.Generator]:
@@ -99,42 +133,19 @@ def drawn_quality(codec: Codec, batch: Batch, seed: int) -> Tensor | None:
     return batch.draw(qualities, codec.config.rates, seed) if codec.gains is not None else None
 
 
-def not_finite(terms: Mapping[str, Tensor], values: str) -> NonFiniteError:
-    """What to raise: names those of the 0-d terms that are not finite; the gradient, if all are. `values` follow."""
-    bad = [name for name, term in terms.items() if not torch.isfinite(term)] or ["gradient"]
-    return NonFiniteError(f"non-finite {', '.join(bad)} ({values})")
-
-
-def update(opt: Optimizer, loss: Tensor, clip_norm: float, **terms: Tensor) -> Tensor:
-    """Backward pass, gradient clipping (0 = off) and one optimizer step; returns the gradient norm before clipping.
-
-    Raises NonFiniteError before anything is changed, naming the term; but if `opt.found_inf` is there, nothing is asked
-    of the device: it becomes 1 and stays so, and Adam itself leaves out the update (see jobs/training/cuda_graphs.py).
-    """
-    opt.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for group in opt.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm if clip_norm > 0 else float("inf"), foreach=True)
-    finite = torch.isfinite(norm + loss.detach())
-    if (found_inf := getattr(opt, "found_inf", None)) is not None:
-        found_inf.logical_or_(~finite)
-    elif not finite:
-        raise not_finite(terms, f"loss {loss.item():g}, gradient norm {norm.item():g}")
-    opt.step()
-    return norm
-
-
-def segmentation_step(nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *, clip_norm: float) -> dict[str, Tensor]:
+def segmentation_step(
+    nets: SegmentationNets, opt: Mapping[str, Optimizer], batch: Batch, *, clip_norm: float
+) -> dict[str, Tensor]:
     """Teach D to label real photographs; it sees no fake pixel, and its latent branch rests (EGIC, section 4.1)."""
     with nets.autocast(batch.x.device):
         logits = nets.trained["discriminator"](batch.x)
     loss = losses.seg(logits, batch.label, batch.weight)
-    norm = update(opt["discriminator"], loss, clip_norm, seg=loss)
+    norm = update(opt["discriminator"], loss, clip_norm, nets.guard, seg=loss)
     return {"seg": loss.detach(), "grad_norm": norm}
 
 
 def mse_codec_step(
-    nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *, beta: float, clip_norm: float, seed: int
+    nets: CodecNets, opt: Mapping[str, Optimizer], batch: Batch, *, beta: float, clip_norm: float, seed: int
 ) -> dict[str, Tensor]:
     """Rate and distortion: mse255 + beta * bits per image, with noisy rates (SwinT-ChARM, section 3).
 
@@ -148,7 +159,7 @@ def mse_codec_step(
         coded = nets.trained["codec"](batch.x, noise_y, noise_z, q)
     mse, bits = losses.mse255(coded.x_hat, batch.x), coded.bits.mean()
     loss = mse + beta * bits if q is None else losses.rate_distortion(coded.x_hat, batch.x, coded.bits, q)
-    norm = update(opt["codec"], loss, clip_norm, mse255=mse, bits=bits)
+    norm = update(opt["codec"], loss, clip_norm, nets.guard, mse255=mse, bits=bits)
     return {"loss": loss.detach(), "mse255": mse.detach(), "bpp": bits.detach() / (h * w), "grad_norm": norm}
 
 
@@ -171,7 +182,7 @@ class GanLoss:
     """lambda_LM, weight of LabelMix in D's loss (OASIS). Default: OASIS's."""
 
 
-def frozen_picture(nets: Nets, x: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor]:
+def frozen_picture(nets: GanNets, x: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor]:
     """Restored y_hat and bits per pixel of the frozen encoder at quality q, both without gradients."""
     with torch.no_grad():
         y = nets.codec.analyse(x, q).float()
@@ -183,14 +194,14 @@ def frozen_picture(nets: Nets, x: Tensor, q: Tensor | None) -> tuple[Tensor, Ten
     return y_hat, bits.mean() / (x.shape[2] * x.shape[3])
 
 
-def distortion(nets: Nets, x_hat: Tensor, x: Tensor, w: GanLoss) -> dict[str, Tensor]:
+def distortion(nets: GanNets, x_hat: Tensor, x: Tensor, w: GanLoss) -> dict[str, Tensor]:
     """The generator's reconstruction terms, unweighted, and their weighted sum `rec`."""
     mse, lpips = losses.mse255(x_hat, x), nets.lpips(x_hat, x).float()
     return {"mse255": mse, "lpips": lpips, "rec": w.k_m * w.c_d * mse + w.k_p * lpips}
 
 
 def warmup_step(
-    nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *, loss: GanLoss, clip_norm: float, seed: int
+    nets: GanNets, opt: Mapping[str, Optimizer], batch: Batch, *, loss: GanLoss, clip_norm: float, seed: int
 ) -> dict[str, Tensor]:
     """Train g_s for distortion and LPIPS; encoder, hyper-codec and priors are frozen."""
     with nets.autocast(batch.x.device):
@@ -198,12 +209,12 @@ def warmup_step(
         x_hat = nets.trained["g_s"](y_hat).float() * 255
         terms = distortion(nets, x_hat, batch.x, loss)
     total = terms.pop("rec") + loss.lam * bpp
-    norm = update(opt["g_s"], total, clip_norm, **terms)
+    norm = update(opt["g_s"], total, clip_norm, nets.guard, **terms)
     return {"loss": total.detach(), "bpp": bpp, "grad_norm": norm} | {k: v.detach() for k, v in terms.items()}
 
 
 def discriminator_step(
-    nets: Nets,
+    nets: GanNets,
     opt: Optimizer,
     batch: Batch,
     y_hat: Tensor,
@@ -225,12 +236,12 @@ def discriminator_step(
         "d_labelmix": losses.labelmix(mix, real, fake, mask),
     }
     total = terms["d_seg_real"] + terms["d_seg_fake"] + loss.lam_lm * terms["d_labelmix"]
-    norm = update(opt, total, clip_norm, **terms)
+    norm = update(opt, total, clip_norm, nets.guard, **terms)
     return {"d_loss": total.detach(), "d_grad_norm": norm} | {k: v.detach() for k, v in terms.items()}
 
 
 def gan_step(
-    nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *, loss: GanLoss, clip_norm: float, seed: int
+    nets: GanNets, opt: Mapping[str, Optimizer], batch: Batch, *, loss: GanLoss, clip_norm: float, seed: int
 ) -> dict[str, Tensor]:
     """One update of D on the first half of the batch, then one of g_s on the second (EGIC, section 4.2).
 
@@ -254,7 +265,7 @@ def gan_step(
             logits = nets.discriminator(x_hat, y_hat[half:])
         terms["seg"] = losses.seg(logits, for_g.label, for_g.weight)
         total = terms.pop("rec") + loss.lam * bpp + loss.beta * terms["seg"]
-        norm = update(opt["g_s"], total, clip_norm, **terms)
+        norm = update(opt["g_s"], total, clip_norm, nets.guard, **terms)
     finally:
         nets.discriminator.requires_grad_(True)
     logs |= {"loss": total.detach(), "bpp": bpp, "grad_norm": norm}
@@ -262,7 +273,7 @@ def gan_step(
 
 
 def orp_step(
-    nets: Nets, opt: Mapping[str, Optimizer], batch: Batch, *, clip_norm: float, seed: int
+    nets: OrpNets, opt: Mapping[str, Optimizer], batch: Batch, *, clip_norm: float, seed: int
 ) -> dict[str, Tensor]:
     """Train only the residual head, so that alpha = 0 returns the MSE picture (EGIC, section 3.3)."""
     with nets.autocast(batch.x.device):
@@ -270,5 +281,5 @@ def orp_step(
             q = drawn_quality(nets.codec, batch, seed)
             h = nets.codec.g_s.last_features(nets.codec.encode(batch.x, q))
         loss = losses.mse255(nets.trained["orp"](h), batch.x)
-    norm = update(opt["orp"], loss, clip_norm, mse255=loss)
+    norm = update(opt["orp"], loss, clip_norm, nets.guard, mse255=loss)
     return {"mse255": loss.detach(), "grad_norm": norm}

@@ -1,35 +1,25 @@
 """What a run would take, before anything is started: steps, sizes on disk, memory of a worker, data, resources."""
 
 import logging
-import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tabulate import tabulate
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
-from egic.metrics.perceptual import LPIPS
-from egic.networks import swin
-from egic.networks.codec import Codec
-from egic.networks.discriminator import Discriminator
+from egic.networks.frozen_features import FrozenFeatures
 from egic.pictures import READ_SUFFIXES
-from egic.training.steps import Batch, Nets
-from jobs.config.schema import Config, Training
+from jobs.config.schema import Config
 from jobs.data.datasets import find_data
 from jobs.data.sources.coco import file_sizes
 from jobs.data.sources.folders import COCO, SPLITS, folders_of, kind_of, read_splits
 from jobs.storage.files import absolute, is_remote, join
-from jobs.training import loop
+from jobs.training import fake_step
 from jobs.training.num_categories import foretold
-from jobs.training.stage import EVALUATE, Components, Stage, load_stage
+from jobs.training.stage import EVALUATE, Stage, load_stage, phases_of
+from jobs.training.train_state import trained_weights
 
 log = logging.getLogger(__name__)
 
@@ -52,45 +42,6 @@ class Cost:
     """Largest sum of a worker's tensors at any moment of a step."""
 
 
-@contextmanager
-def in_few_operations() -> Iterator[None]:
-    """Attention goes back over more scores at a time: without values it is the number of operations that takes time."""
-    before, swin.SCORES = swin.SCORES, 2**22
-    try:
-        yield
-    finally:
-        swin.SCORES = before
-
-
-class Finite(TorchFunctionMode):
-    """Tensors without values are taken to be finite: a step looks before it makes its update."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        return True if func is torch.isfinite else func(*args, **(kwargs or {}))
-
-
-class Living(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, and the most there were."""
-
-    def __init__(self):
-        super().__init__()
-        self.now, self.most, self.known = 0, 0, set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and (key := (storage := leaf.untyped_storage())._cdata) not in self.known:
-                self.known.add(key)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._forget, key, storage.nbytes())
-        self.most = max(self.most, self.now)
-        return result
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
 def cost_of(name: str, config: Config, world_size: int = 1) -> Cost:
     """What a stage takes on each of the `world_size` workers that share its batch.
 
@@ -102,21 +53,24 @@ def cost_of(name: str, config: Config, world_size: int = 1) -> Cost:
     """
     stage = load_stage(name)
     settings = stage.settings(config)
-    with torch.device("meta"):
-        nets = networks(stage, config)
-    modules = [m for part in ("codec", "discriminator", "orp", "lpips") if (m := getattr(nets, part)) is not None]
-    parameters = sum(p.numel() for m in modules for p in m.parameters())
-    if nets.discriminator is not None and nets.discriminator.encoder is not None:
-        parameters += sum(b.numel() for b in nets.discriminator.encoder.net.buffers())
-    trained = {k: p.numel() * p.element_size() for k, p in loop.trained_weights(stage, nets).items()}
+    nets = fake_step.networks(stage, config)
+    networks = nets.networks()
+    modules = [module for network in networks.values() for module in network.modules()]
+    frozen = [module.net for module in modules if isinstance(module, FrozenFeatures)]  # its weights are buffers
+    parameters = sum(p.numel() for network in networks.values() for p in network.parameters())
+    parameters += sum(b.numel() for features in frozen for b in features.buffers())
+    weights = trained_weights(stage, nets)
+    trained = {name: _bytes(weight) for name, weight in weights.items()}
     averaged = sum(v for k, v in trained.items() if k.startswith(stage.averages)) if settings.ema else 0
-    artifact = sum(_bytes(v) for part in stage.publishes for v in getattr(nets, part).state_dict().values())
-    memory = peak_memory(stage, config, nets, settings.batch // world_size) + averaged
+    artifact = sum(_bytes(v) for part in stage.publishes for v in networks[part].state_dict().values())
+    num_trained = sum(weight.numel() for weight in weights.values())
+    living = fake_step.Living()
+    fake_step.take_steps(stage, config, nets, settings.batch // world_size, first_steps(stage, config), living)
+    memory = living.most + averaged
     if world_size > 1:
         memory += sum(trained.values())  # DistributedDataParallel's buckets
     return Cost(
-        steps=settings.steps, batch=settings.batch, parameters=parameters,
-        trained=sum(p.numel() for p in loop.trained_weights(stage, nets).values()),
+        steps=settings.steps, batch=settings.batch, parameters=parameters, trained=num_trained,
         checkpoint=3 * sum(trained.values()) + averaged, artifact=artifact, memory=memory,
     )  # fmt: skip
 
@@ -125,50 +79,9 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def networks(stage: Stage, config: Config) -> Nets:
-    """The stage's networks, as they would come from its parents."""
-    takes = set(stage.takes) | ({"lpips"} if "lpips_weights" in stage.reads else set())
-    components: Components = {}
-    if "codec" in takes:
-        components["codec"] = Codec(config.codec)
-    if "discriminator" in takes:
-        components["discriminator"] = Discriminator(config.discriminator)
-    if "lpips" in takes:
-        components["lpips"] = LPIPS(None)
-    nets = stage.build(config, components)
-    nets.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
-    return nets
-
-
-def peak_memory(stage: Stage, config: Config, nets: Nets, batch: int) -> int:
-    """Bytes that tensors take at most in steps with `batch` pictures; see `cost_of`. nets: on the meta device."""
-    settings, size = stage.settings(config), config.crop_of(stage.settings(config)).size
-    with FakeTensorMode(), Living() as living, Finite(), in_few_operations():
-        for part in (nets.codec, nets.discriminator, nets.orp, nets.lpips):
-            if part is not None:
-                onto_cpu(part)
-        optimizers = loop.make_optimizers(stage, nets, settings)
-        nets.trained |= {name: loop.parts_of(nets)[name] for name in stage.trains}
-        for step in first_steps(settings):
-            x, label = torch.zeros(batch, 3, size, size), torch.zeros(batch, size, size, dtype=torch.long)
-            drawn = Batch(x, label, torch.zeros(batch, size, size), list(range(batch)))
-            stage.step(nets, optimizers, drawn, config, step)
-    return living.most
-
-
-def first_steps(settings: Training) -> list[int]:
+def first_steps(stage: Stage, config: Config) -> list[int]:
     """The first two steps of every phase: in the second one there are gradients and moments from the start."""
-    begins = {0, getattr(settings, "warmup_steps", 0)}
-    return sorted({step + i for step in begins for i in (0, 1) if step + i < settings.steps})
-
-
-def onto_cpu(module: nn.Module) -> None:
-    """Replace a meta module's tensors by new ones on the CPU (`Module.to_empty` fails on modules held twice)."""
-    for each in module.modules():
-        for name, p in each._parameters.items():
-            each._parameters[name] = p if p is None else nn.Parameter(torch.empty(p.shape, dtype=p.dtype))
-        for name, b in each._buffers.items():
-            each._buffers[name] = b if b is None else torch.empty(b.shape, dtype=b.dtype)
+    return [phase.first + i for phase in phases_of(stage, config) for i in range(min(2, phase.steps))]
 
 
 def text(config: Config, names: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """Everything a run can be told: a frozen dataclass per stage, and `Config` with all of them (presets: jobs.presets)."""
 
 import re
-from dataclasses import dataclass, field, replace
-from typing import Annotated
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, ClassVar
 
 from egic.errors import UserError
 from egic.metrics import measures
@@ -22,6 +22,9 @@ def _check(ok: bool, message: str) -> None:
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """Length, learning rate and rhythm of one stage."""
+
+    batch_parts: ClassVar[int] = 1
+    """Parts into which a step divides its batch, each of which is shared among all workers."""
 
     steps: int
     """Optimizer steps of the stage, the only clock."""
@@ -115,6 +118,9 @@ class MseCodecConfig(Training):
 @dataclass(frozen=True, kw_only=True)
 class GanConfig(Training):
     """g_s alone, first for distortion and LPIPS (warm-up), then also against OASIS-C. Steps count both phases."""
+
+    batch_parts: ClassVar[int] = 2
+    """Half of a batch is for D, half for g_s."""
 
     warmup_steps: int
     """Steps of the warm-up; the rest is adversarial, each step with half a batch for D and half for g_s."""
@@ -293,17 +299,21 @@ class Config:
         wanted, given = self.codec.dims[-1], self.discriminator.latent_channels
         _check(given == wanted, f"discriminator.latent_channels is {given}; the codec has {wanted}")
         multiple = max(self.codec.multiple, 2 ** len(self.discriminator.down))
-        for name in ("segmentation", "mse_codec", "gan", "orp"):
-            own, size = getattr(self, name).crop_size, self.crop_of(getattr(self, name)).size
-            field_name = f"{name}.crop_size" if own else "crop.size"
+        for name, settings in self.training().items():
+            size = self.crop_of(settings).size
+            field_name = f"{name}.crop_size" if settings.crop_size else "crop.size"
             _check(size % multiple == 0, f"{field_name} is {size}; these networks need a multiple of {multiple}")
         _check(self.on_nan in ("stop", "rollback"), f"on_nan is {self.on_nan!r}; give stop or rollback")
         workers = self.compute.max_workers
         if self.compute.min_workers == workers:  # a group whose size changes leaves out workers that are too many
-            for name in ("segmentation", "mse_codec", "gan", "orp"):
-                batch = getattr(self, name).batch
-                unit = 2 * workers if name == "gan" else workers
+            for name, settings in self.training().items():
+                batch, unit = settings.batch, settings.batch_parts * workers
                 _check(batch % unit == 0, f"{name}.batch is {batch}; {workers} workers need a multiple of {unit}")
+
+    def training(self) -> dict[str, Training]:
+        """The settings of every stage that trains, by the name of the field."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Training)}
 
     def crop_of(self, settings: Training) -> CropConfig:
         """How the crops of a stage with these settings are made."""

@@ -16,6 +16,7 @@ TAG = "egic.code"
 LEARNING = (
     "egic/networks", "egic/training", "egic/metrics/perceptual.py", "jobs/config/schema.py", "jobs/data/shards.py",
     "jobs/data/stream.py", "jobs/training/cuda_graphs.py", "jobs/training/loop.py",
+    "jobs/training/train_state.py",
 )  # fmt: skip
 """Folders and files that decide what a stage learns, beside the stage's own module."""
 MEASURING = (

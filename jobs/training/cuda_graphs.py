@@ -1,22 +1,26 @@
-"""Training steps that are queued on a GPU, which is asked for nothing in between; as CUDA graphs where that can be.
+"""Training steps that are queued on a GPU without waiting for results in between; as CUDA graphs where possible.
 
-A step of the full-size networks is some 5,000 kernels, most of them over in microseconds: starting them one by one from
-Python takes twice as long as they run. Captured once, a step starts with one call. A captured step reads its batch
-from the same memory every time, so batches are copied there.
+A step of the full-size networks is some 5,000 kernels, most of which run for microseconds: launching them one by one
+from Python takes twice as long as they run. Captured once, a step is launched with one call. A captured step reads its
+batch and its learning rate from the same memory every time, so both are copied there.
 
-Whether a loss was finite is not asked after each step: no update is made from one on that was not, and `check` raises.
+Whether a loss is finite is not read after each step: `egic.training.update.Guard` leaves out all updates from the first
+non-finite one on, and `check` raises. Captured optimizers are made with the options that torch documents for this
+(`fused`, `capturable`, a tensor as learning rate; jobs/training/train_state.py).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from egic.training.steps import Batch, Nets, not_finite
+from egic.training.steps import Batch
+from egic.training.update import Guard, not_finite
 from jobs.config.schema import Config
-from jobs.training.stage import Stage
+from jobs.training.stage import Stage, phase_at
+from jobs.training.train_state import TrainState
 
 WARM_UP = 3
 """Steps of a phase that run as they are before one is captured: they make Adam's state, and let compilers choose."""
@@ -44,19 +48,17 @@ class QueuedSteps:
     def __init__(
         self,
         stage: Stage,
-        nets: Nets,
-        optimizers: Mapping[str, Optimizer],
+        state: TrainState,
         config: Config,
         device: torch.device,
         capture: Callable[[Function], Function] = cuda_graph,
     ):
-        self.stage, self.nets, self.optimizers, self.config, self.capture = stage, nets, optimizers, config, capture
-        self.lr = {name: torch.zeros((), device=device) for name in optimizers}
-        self.stopped = torch.zeros((), device=device)
-        """1 from the first step on whose loss or gradient was not finite."""
+        self.stage, self.state, self.config, self.capture = stage, state, config, capture
+        self.guard = Guard(device)
         self.sound = torch.zeros((), dtype=torch.int64, device=device)
-        """Steps replayed before that."""
-        self.phase, self.warm, self.first = "", 0, 0
+        """Steps replayed before the guard stopped updates."""
+        self.phase: str | None = None
+        self.warm, self.first = 0, 0
         self.batch: Batch
         self.losses: dict[str, Tensor] = {}
         self.replay: Function | None = None
@@ -64,19 +66,21 @@ class QueuedSteps:
 
     def __call__(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """One step, queued. Raises NonFiniteError for the first steps of a phase; for others, `check` does."""
-        phase = self.stage.phase(self.config, number)
+        phase = phase_at(self.stage, self.config, number).name
         if phase != self.phase:
             self.check()
             self.phase, self.warm, self.replay = phase, 0, None
         if self.warm < WARM_UP:
             self.warm += 1
             self.batch = batch
-            return self.stage.step(self.nets, self.optimizers, batch, self.config, number)
+            with warnings.catch_warnings():  # Adam warns that it is capturable while nothing is captured
+                warnings.filterwarnings("ignore", message=".*capturable=True")
+                return self.stage.step(self.state.nets, self.state.optimizers, batch, self.config, number)
         if self.replay is None:
             self.capture_step(batch, number)
         self.fill(batch)
         assert self.replay is not None
-        with self.asking_nothing():
+        with self.guarded():
             self.replay()
         self.wait_for_the_last()
         return self.losses
@@ -87,32 +91,26 @@ class QueuedSteps:
             batch.draw(*draw)
         self.batch, self.first, self.losses = batch, number, {}
         self.sound.zero_()
-        with self.asking_nothing():
+        with self.guarded():
             self.replay = self.capture(self.step)
 
     @contextmanager
-    def asking_nothing(self) -> Iterator[None]:
-        """As long as this lasts, optimizers find in tensors what they are told, and leave out updates by themselves."""
-        for name, opt in self.optimizers.items():
-            opt.found_inf = self.stopped  # type: ignore[attr-defined]
-            for group in opt.param_groups:
-                group["kept"], group["lr"], group["capturable"] = group["lr"], self.lr[name], True
+    def guarded(self) -> Iterator[None]:
+        """While the block runs, steps decide on the device whether their updates are made."""
+        self.state.nets.guard = self.guard
         try:
             yield
         finally:
-            for opt in self.optimizers.values():
-                del opt.found_inf  # type: ignore[attr-defined]
-                for group in opt.param_groups:
-                    group["lr"], group["capturable"] = group.pop("kept"), False
+            self.state.nets.guard = None
 
     def step(self) -> None:
         """What is captured: a step, and what `check` reads."""
-        before = self.stopped.clone()
-        losses = self.stage.step(self.nets, self.optimizers, self.batch, self.config, self.first)
+        before = self.guard.stopped.clone()
+        losses = self.stage.step(self.state.nets, self.state.optimizers, self.batch, self.config, self.first)
         for name, value in losses.items():
             kept = self.losses.setdefault(name, torch.empty_like(value))
             kept.copy_(torch.where(before > 0, kept, value))
-        self.sound += 1 - self.stopped.long()
+        self.sound += 1 - self.guard.stopped.long()
 
     def fill(self, batch: Batch) -> None:
         """Copy what a step reads to where the captured one reads it."""
@@ -120,12 +118,10 @@ class QueuedSteps:
             getattr(self.batch, name).copy_(getattr(batch, name))
         for draw, numbers in self.batch.drawn.items():
             numbers.copy_(batch.draw(*draw))
-        for name, opt in self.optimizers.items():
-            self.lr[name].fill_(opt.param_groups[0]["lr"])
 
     def wait_for_the_last(self) -> None:
         """Wait for the step before the one just queued, so that the GPU never waits and the queue stays short."""
-        if self.stopped.device.type == "cuda":
+        if self.guard.stopped.device.type == "cuda":
             self.running.append(torch.cuda.Event())
             self.running[-1].record()
             if len(self.running) > 1:
@@ -133,7 +129,7 @@ class QueuedSteps:
 
     def check(self) -> None:
         """Raise NonFiniteError for the first step that was not finite, if one was: no update was made from it on."""
-        if self.stopped.item():
+        if self.guard.stopped.item():
             terms = {name: value for name, value in self.losses.items() if not name.endswith(("loss", "norm"))}
             error = not_finite(terms, ", ".join(f"{name} {value.item():g}" for name, value in self.losses.items()))
             error.step = self.first + int(self.sound.item())

@@ -153,9 +153,7 @@ def train_and_publish(inputs: StageInputs, place: Folder, parent_run: str | None
     stage, config, facts = inputs.stage, inputs.config, inputs.facts
     provenance = provenance_of(inputs)
     tags = code_tag(sources(stage.name))
-    run_id = runs.start_stage(
-        parent_run, stage.name, inputs.key, run_params(facts), tags, experiment=config.experiment
-    )
+    run_id = runs.start_stage(parent_run, stage.name, inputs.key, run_params(facts), tags, experiment=config.experiment)
     with runs.ending(run_id):
         model_registry.log_parents(run_id, inputs.parents)
         job = TrainJob(

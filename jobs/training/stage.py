@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from egic import artifact
 from egic.metrics.perceptual import LPIPS
@@ -39,9 +40,23 @@ class Components(artifact.Components, total=False):
     encoder: Mapping[str, Tensor]
 
 
+N = TypeVar("N", bound=Nets)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage as plain functions; the worker loop (`jobs.training.loop`) knows nothing else about it."""
+class Phase:
+    """Consecutive steps of a stage that all do the same, with other numbers."""
+
+    name: str
+    """Empty where a stage has one phase."""
+    first: int
+    """Index of its first step (0-based)."""
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[N]):
+    """One stage as plain functions on its networks N; the worker loop (`jobs.training.loop`) uses nothing else."""
 
     name: str
     parents: tuple[str, ...]
@@ -57,18 +72,21 @@ class Stage:
     reads: tuple[str, ...]
     """Fields of Config that its result depends on."""
     settings: Callable[[Config], Training]
-    build: Callable[[Config, Components], Nets]
+    build: Callable[[Config, Components], N]
     """Networks from the parents' components; fresh ones take their initial weights from the global seed."""
-    step: Callable[..., dict[str, Tensor]]
+    step: Callable[[N, Mapping[str, Optimizer], Batch, Config, int], dict[str, Tensor]]
     """(nets, optimizers, batch, config, step) -> losses, after one update."""
-    validate: Callable[[Nets, Batch, Config], dict[str, Tensor]]
+    validate: Callable[[N, Batch, Config], dict[str, Tensor]]
     """Sums over the batch's pictures, `count` among them; they are added over batches and workers."""
     summarise: Callable[[dict[str, Tensor]], dict[str, float]]
     """Those sums -> val/ metrics."""
-    pictures: Callable[[Nets, Batch, Config, Sequence[str]], dict[str, bytes]]
+    pictures: Callable[[N, Batch, Config, Sequence[str]], dict[str, bytes]]
     """PNG files to look at. The last argument: names of the classes 1..K."""
-    phase: Callable[[Config, int], str] = lambda config, step: ""
-    """(config, step) -> a name; between steps of the same name, `step` does the same with other numbers."""
+    phases: Callable[[Config], Mapping[str, int]] = lambda config: {}
+    """Names and lengths in steps of the stage's phases, in order; steps of one phase do the same with other numbers.
+    Default: one phase without a name."""
+    shown_loss: str = "loss"
+    """The loss of `step` that the line of progress shows."""
     headline: str
     """The val/ metric that stands for the stage, and by which alias `best` moves."""
     higher_is_better: bool = True
@@ -77,6 +95,22 @@ class Stage:
 def load_stage(name: str) -> Stage:
     """The stage's definition, imported by name, so that only its name travels to the workers."""
     return importlib.import_module(MODULES[name]).STAGE
+
+
+def phases_of(stage: Stage, config: Config) -> list[Phase]:
+    """The stage's phases that have steps, in order."""
+    found: list[Phase] = []
+    first = 0
+    for name, steps in (stage.phases(config) or {"": stage.settings(config).steps}).items():
+        if steps:
+            found.append(Phase(name=name, first=first, steps=steps))
+        first += steps
+    return found
+
+
+def phase_at(stage: Stage, config: Config, step: int) -> Phase:
+    """The phase of the step with this index (0-based)."""
+    return next(phase for phase in phases_of(stage, config) if step < phase.first + phase.steps)
 
 
 def parents_of(name: str) -> tuple[str, ...]:

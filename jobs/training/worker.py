@@ -58,7 +58,7 @@ class TrainJob:
 
 
 class RaySession:
-    """`loop.Session` inside a Ray Train worker."""
+    """The `Session` of a Ray Train worker."""
 
     def __init__(self, job: TrainJob):
         context = ray.train.get_context()
@@ -148,9 +148,9 @@ class GoingBack(RuntimeError):
 
 def sharing(config: Config, stage: str, num_workers: int) -> int:
     """How many of the workers share the batch: as many as it can be divided among evenly."""
-    batch = load_stage(stage).settings(config).batch
-    unit = batch // 2 if stage == "gan" else batch  # half a batch for D, half for g_s
-    return max(n for n in range(1, num_workers + 1) if unit % n == 0)
+    settings = load_stage(stage).settings(config)
+    part = settings.batch // settings.batch_parts
+    return max(n for n in range(1, num_workers + 1) if part % n == 0)
 
 
 def train_worker(job: TrainJob) -> None:

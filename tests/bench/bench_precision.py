@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from egic.networks.codec import Codec  # noqa: E402
 from egic.training.steps import Batch  # noqa: E402
 from jobs.config import presets  # noqa: E402
-from jobs.training import loop
+from jobs.training import train_state
 from jobs.training.cuda_graphs import QueuedSteps  # noqa: E402
 from jobs.training.stage import load_stage  # noqa: E402
 from tests.bench.bench_steps import PRECISIONS  # noqa: E402
@@ -55,11 +55,11 @@ def curve(pictures: list[np.ndarray], args: argparse.Namespace, precision: str, 
     nets = stage.build(config, {"codec": Codec(config.codec)})
     nets.precision = PRECISIONS[precision]
     session = SimpleNamespace(device=device, world_size=1, idle=False)
-    optimizers = loop.prepare_training(stage, nets, session, stage.settings(config)).optimizers
-    queued = QueuedSteps(stage, nets, optimizers, config, device) if device.type == "cuda" else None
+    state = train_state.prepare_training(stage, nets, session, stage.settings(config))
+    queued = QueuedSteps(stage, state, config, device) if device.type == "cuda" else None
     losses = []
     for step, batch in enumerate(batches(pictures, args, seed, device)):
-        found = queued(batch, step) if queued else stage.step(nets, optimizers, batch, config, step)
+        found = queued(batch, step) if queued else stage.step(nets, state.optimizers, batch, config, step)
         losses.append(found["loss"].clone())
     if queued:
         queued.check()

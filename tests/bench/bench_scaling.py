@@ -28,9 +28,10 @@ from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
 from jobs.config.presets import paper
 from jobs.data.sources.coco_classes import CATEGORIES
-from jobs.training.loop import prepare_training, to_batch
+from jobs.training.loop import to_batch
 from jobs.training.num_categories import with_categories
 from jobs.training.stage import load_stage
+from jobs.training.train_state import prepare_training
 from jobs.training.worker import keep_freed_memory
 from tests.bench.common import commit
 from tests.integration import hosts

@@ -39,7 +39,7 @@ from egic.networks.discriminator import Discriminator  # noqa: E402
 from egic.training.steps import Batch  # noqa: E402
 from jobs.config import presets  # noqa: E402
 from jobs.data.sources.coco_classes import CATEGORIES  # noqa: E402
-from jobs.training import loop  # noqa: E402
+from jobs.training import loop, train_state  # noqa: E402
 from jobs.training.cuda_graphs import WARM_UP, QueuedSteps  # noqa: E402
 from jobs.training.num_categories import with_categories  # noqa: E402
 from jobs.training.stage import load_stage  # noqa: E402
@@ -93,11 +93,11 @@ def step_of(name: str, precision: str, device: torch.device, num: int, how: str 
     if how == "compiled":
         loop.compile_blocks(nets)
     session = SimpleNamespace(device=device, world_size=1, idle=False)
-    state = loop.prepare_training(stage, nets, session, stage.settings(config))
+    state = train_state.prepare_training(stage, nets, session, stage.settings(config))
     batch, number = random_batch(num, device), config.gan.warmup_steps if name == "gan" else 0
     if how == "eager" or device.type == "cpu":
         return lambda: stage.step(nets, state.optimizers, batch, config, number)
-    queued = QueuedSteps(stage, nets, state.optimizers, config, device)
+    queued = QueuedSteps(stage, state, config, device)
     return lambda: queued(dataclasses.replace(batch, drawn={}), number)  # draws anew, as for another batch
 
 

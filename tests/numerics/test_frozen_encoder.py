@@ -8,7 +8,7 @@ import torch
 from egic.networks.discriminator import Discriminator
 from egic.networks.frozen_features import find
 from jobs.commands import dry_run
-from jobs.training import loop
+from jobs.training import loop, train_state
 from jobs.training.cuda_graphs import QueuedSteps, uncaptured
 from jobs.training.stage import load_stage
 from tests import encoders
@@ -77,14 +77,14 @@ def test_queued_steps_are_the_same_steps(tmp_path, stage, file):
         torch.manual_seed(0)
         session = LocalSession(tmp_path / str(queued))
         nets = stage.build(config, parts_of(name, config))
-        state = loop.prepare_training(stage, nets, session, stage.settings(config))
+        state = train_state.prepare_training(stage, nets, session, stage.settings(config))
         step = stage.step
         if queued:
             queue = QueuedSteps(stage, nets, state.optimizers, config, session.device, uncaptured)
         for number, raw in enumerate(session.stream(config, 0, stage.settings(config))):
             batch = loop.to_batch(raw, session.device)
             queue(batch, number) if queued else step(nets, state.optimizers, batch, config, number)
-        found.append(loop.trained_weights(stage, nets))
+        found.append(train_state.trained_weights(stage, nets))
     plain, queued = found
     assert all(torch.allclose(plain[k], queued[k], rtol=1e-4, atol=1e-6) for k in plain)
 

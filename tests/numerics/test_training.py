@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from egic.training.steps import NonFiniteError
-from jobs.training import loop
+from egic.errors import NonFiniteError
+from jobs.training import loop, train_state
 from jobs.training.stage import MODULES, load_stage
 from tests.local_session import LocalSession, components, run, run_group, small, weights
 
@@ -51,12 +51,12 @@ def test_what_is_not_declared_stays_bit_identical(tmp_path, stage):
     session = LocalSession(tmp_path)
     parts = components(config, "codec", "discriminator", "lpips")
     nets = load_stage(stage).build(config, parts)
-    before = {name: p.detach().clone() for name, p in loop.named_parameters(nets)}
+    before = {name: p.detach().clone() for name, p in train_state.named_parameters(nets)}
     torch.manual_seed(config.seed)
     loop.train(stage, config, parts, session, {"stage": stage})
     prefixes = tuple(p for group in load_stage(stage).trains.values() for p in group)
     resting = {n: v for n, v in before.items() if not n.startswith(prefixes)}
-    after = dict(loop.named_parameters(load_stage(stage).build(config, parts)))
+    after = dict(train_state.named_parameters(load_stage(stage).build(config, parts)))
     for name, value in resting.items():
         if name in after and not name.startswith("orp."):
             assert torch.equal(value, after[name]), name
@@ -105,11 +105,11 @@ def test_nothing_is_updated_when_a_loss_is_not_finite(tmp_path, stage, monkeypat
     batch.x[0, 0, 0, 0] = float("nan")
     stage_ = load_stage(stage)
     nets = stage_.build(config, components(config, "codec", "discriminator", "lpips"))
-    state = loop.prepare_training(stage_, nets, session, stage_.settings(config))
-    before = {name: p.detach().clone() for name, p in loop.named_parameters(nets)}
+    state = train_state.prepare_training(stage_, nets, session, stage_.settings(config))
+    before = {name: p.detach().clone() for name, p in train_state.named_parameters(nets)}
     with pytest.raises(NonFiniteError, match="non-finite"):
         stage_.step(nets, state.optimizers, batch, config, 3)
-    assert all(torch.equal(before[name], p) for name, p in loop.named_parameters(nets))
+    assert all(torch.equal(before[name], p) for name, p in train_state.named_parameters(nets))
 
 
 def test_a_non_finite_loss_names_stage_step_and_rank(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Steps that are captured and replayed train what steps that run do, and stop where one is not finite.
 
-Without a GPU, a captured step is run again where a graph would be replayed: from the same memory, without asking. Its
-learning rate is a float32 then, and the weights differ by that rounding.
+Without a GPU, a captured step is run again where a graph would be replayed: from the same memory, with a guard in place
+of exceptions.
 """
 
 from dataclasses import replace
@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from egic.training.steps import NonFiniteError
-from jobs.training import cuda_graphs, loop
+from egic.errors import NonFiniteError
+from jobs.training import cuda_graphs, loop, train_state
 from jobs.training.stage import MODULES, load_stage
 from tests.local_session import LocalSession, run, small, weights
 
@@ -32,20 +32,17 @@ class Graphed(LocalSession):
 @pytest.fixture
 def with_graphs(monkeypatch):
     """Training captures its steps; returns how many captures there were."""
-    captured, prepare = [], loop.prepare_training
+    captured = []
 
     def capture(function):
         captured.append(function)
         return cuda_graphs.uncaptured(function)
 
-    def prepared(stage, nets, session, settings):
-        state = prepare(stage, nets, session, settings)
-        config = small(stage.name, **LENGTH[stage.name])
-        state.queued = cuda_graphs.QueuedSteps(stage, nets, state.optimizers, config, session.device, capture)
-        return state
+    def queued(context):
+        return cuda_graphs.QueuedSteps(context.stage, context.state, context.config, context.session.device, capture)
 
     monkeypatch.setattr(cuda_graphs, "WARM_UP", 1)
-    monkeypatch.setattr(loop, "prepare_training", prepared)
+    monkeypatch.setattr(loop, "queued_steps", queued)
     return captured
 
 
@@ -91,12 +88,12 @@ def test_a_run_with_graphs_goes_on_without_them_and_the_other_way_round(tmp_path
 @pytest.mark.parametrize("stage, spoil, term", [("segmentation", 3, "seg"), ("gan", 7, "d_seg_real")])
 def test_no_update_is_made_from_a_loss_that_is_not_finite_on(tmp_path, stage, spoil, term, with_graphs, monkeypatch):
     """Weights are those before the step, and the message names it, though it was found steps later."""
-    states, prepare = [], loop.prepare_training
+    states, prepare = [], train_state.prepare_training
     monkeypatch.setattr(loop, "prepare_training", lambda *args: states.append(prepare(*args)) or states[-1])
     config, steps_done = small(stage, **LENGTH[stage]), []
 
     def noted(*args):
-        steps_done.append({k: v.clone() for k, v in loop.trained_weights(load_stage(stage), args[0]).items()})
+        steps_done.append({k: v.clone() for k, v in train_state.trained_weights(load_stage(stage), args[0]).items()})
         return load_stage(stage).step(*args)
 
     monkeypatch.setattr(loop, "load_stage", lambda name: replace(load_stage(name), step=noted))
@@ -105,5 +102,5 @@ def test_no_update_is_made_from_a_loss_that_is_not_finite_on(tmp_path, stage, sp
         run(stage, config, session)
     assert session.rollbacks == [{"step": spoil, "why": session.rollbacks[0]["why"]}]
     assert len(steps_done) > spoil, "it was found later"
-    now = loop.trained_weights(load_stage(stage), states[0].nets)
+    now = train_state.trained_weights(load_stage(stage), states[0].nets)
     assert all(torch.equal(steps_done[spoil - 1][k], now[k]) for k in now)
