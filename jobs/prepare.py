@@ -7,6 +7,7 @@ become one set. How it is made: `jobs.data.preparation`.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,31 +17,29 @@ from jobs.data.preparation import DEFAULT, PrepareConfig, prepare
 from jobs.data.shards import load_manifest
 
 
-def command(
-    places: Annotated[tuple[str, ...], metavar("FOLDER [FOLDER ...] OUT")],
-    config: Annotated[PrepareConfig, flag("")] = DEFAULT,
-) -> None:
-    """Turn folders of pictures into validated Parquet shards.
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Turn folders of pictures into validated Parquet shards."""
 
-    Args:
-        places: FOLDER holds train2017/, val2017/ and annotations/ (COCO), classes.yaml (pictures with label maps), or
-            photographs at any depth. Several folders, of the same or of different kinds, become one set: photographs
-            have no labels and train everything but what needs some; folders with labels must have the same classes.
-            OUT is where train/ and val/ with shards and manifest.json are written: a folder, s3://bucket/folder or
-            gs://bucket/folder.
-        config: Options.
-    """
-    *folders, out = places
-    if not folders:
-        raise UserError("give at least one FOLDER and OUT: python -m jobs.prepare FOLDER [FOLDER ...] OUT")
-    for split, path in prepare([Path(folder) for folder in folders], out, config).items():
-        manifest = load_manifest(path)
-        print(f"{split}: {manifest.num_samples} samples, {manifest.num_skipped} skipped, {path}")
+    places: Annotated[tuple[str, ...], metavar("FOLDER [FOLDER ...] OUT")]
+    """FOLDER holds train2017/, val2017/ and annotations/ (COCO), classes.yaml (pictures with label maps), or
+    photographs at any depth. Several folders, of the same or of different kinds, become one set: photographs have no
+    labels and train everything but what needs some; folders with labels must have the same classes. OUT is where
+    train/ and val/ with shards and manifest.json are written: a folder, s3://bucket/folder or gs://bucket/folder."""
+    config: Annotated[PrepareConfig, flag("")] = DEFAULT
+    """Options."""
 
 
 def main() -> None:
+    """Read the command line, prepare, and print where each split is."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parse_config(command, prog="python -m jobs.prepare")
+    asked = parse_config(Preparation, prog="python -m jobs.prepare")
+    *folders, out = asked.places
+    if not folders:
+        raise UserError("give at least one FOLDER and OUT: python -m jobs.prepare FOLDER [FOLDER ...] OUT")
+    for split, path in prepare([Path(folder) for folder in folders], out, asked.config).items():
+        manifest = load_manifest(path)
+        print(f"{split}: {manifest.num_samples} samples, {manifest.num_skipped} skipped, {path}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FENCE = re.compile(r"^(?:<!-- (parse): (\S[^\n]*) -->\n)?```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OURS = ("egic", "python", "make", "pip", "sbatch", "ray")
 FOREIGN = ("jupytext", "jupyter", "docker", "kubectl", "cp", "mkdir", "chmod", "base64")
-"""Programs that are taken to know what they are told. Others are not found, which fails."""
+"""Programs whose arguments are not checked. A program that is in neither list fails the test."""
 NOTE = """#!/bin/bash
 printf '%s\\0' "${0##*/}" "$@" $'\\n' >> "$CALLS"  # in one piece: programs may run side by side
 """
@@ -53,8 +53,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
 READ = jobs.config.flags._one_line
 
 
-class Parsed(Exception):
-    """A command line was understood; what it asks for is not done."""
+class Parsed(BaseException):
+    """A command line was understood, and is not carried out. No Exception, which a program would report as a fault."""
 
 
 def blocks() -> list[Block]:
@@ -91,7 +91,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def calls(script: str, folder: Path) -> list[list[str]]:
-    """The commands that bash makes of a script, as words; it finds none but those of `place`."""
+    """The commands that bash runs for a script, as words; the programs of `place` are the only ones on its PATH."""
     noted, unknown = folder / "calls", folder / "calls.unknown"
     for path in (noted, unknown):
         path.unlink(missing_ok=True)
@@ -111,19 +111,19 @@ def parse(words: list[str], folder: Path, monkeypatch) -> None:
     name, *rest = words
     if name == "egic":
         if rest[0] in ("evaluate", "compare"):
-            told(lambda: main.main(rest), monkeypatch)
+            parsed(lambda: main.main(rest), monkeypatch)
         else:
             main.parser().parse_args(rest)
     elif name == "python" and rest[0] == "-m":
         monkeypatch.setattr(sys, "argv", rest[1:])
-        told(lambda: runpy.run_module(rest[1], run_name="__main__", alter_sys=True), monkeypatch)
+        parsed(lambda: runpy.run_module(rest[1], run_name="__main__", alter_sys=True), monkeypatch)
     elif name == "python":
         source = (folder / rest[0]).read_text()
         monkeypatch.setattr(sys, "argv", rest)
         if "__main__" in source:  # else a script without arguments
-            said = told(lambda: runpy.run_path(str(ROOT / rest[0]), run_name="__main__"), monkeypatch)
+            printed = parsed(lambda: runpy.run_path(str(ROOT / rest[0]), run_name="__main__"), monkeypatch)
             if "--print-config" in rest:  # bash has made the file that it goes to
-                next(path for path in folder.glob("*.yaml") if not path.stat().st_size).write_text(said)
+                next(path for path in folder.glob("*.yaml") if not path.stat().st_size).write_text(printed)
     elif name == "make":
         done = subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -136,8 +136,8 @@ def parse(words: list[str], folder: Path, monkeypatch) -> None:
         parse(["python", "pipelines/full.py", *rest[rest.index("infra/slurm.sh") + 1 :]], folder, monkeypatch)
 
 
-def told(run, monkeypatch) -> str:
-    """Run a program of ours until it has read its command line; what it printed."""
+def parsed(run, monkeypatch) -> str:
+    """Run a program of ours until it has read its command line; returns what it printed."""
 
     def and_stop(parser, prog):
         READ(parser, prog)
@@ -145,7 +145,7 @@ def told(run, monkeypatch) -> str:
 
     if "--print-config" not in sys.argv:
         monkeypatch.setattr(jobs.config.flags, "_one_line", and_stop)
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
             run()
         except Parsed:
@@ -153,7 +153,7 @@ def told(run, monkeypatch) -> str:
         except SystemExit as end:
             assert end.code in (0, None), f"exit status {end.code}"  # --help, --print-config
     monkeypatch.setattr(jobs.config.flags, "_one_line", READ)
-    return said.getvalue()
+    return printed.getvalue()
 
 
 @where(run=False)
