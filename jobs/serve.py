@@ -33,8 +33,8 @@ class Replica:
         torch.set_num_threads(threads)
         self.model = load(folder, device, precision)
 
-    def compress(self, image: np.ndarray) -> bytes:
-        return self.model.compress(image)
+    def compress(self, image: np.ndarray, **rate: int) -> bytes:
+        return self.model.compress(image, **rate)
 
     def decode_pictures(self, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         """As `Model.decode_pictures`, as arrays on the CPU."""
@@ -48,8 +48,9 @@ class Replicas:
     def __init__(self, handle: serve.handle.DeploymentHandle):
         self.handle = handle
 
-    def compress(self, image: np.ndarray) -> bytes:
-        return _answer(self.handle.compress.remote(image))
+    def compress(self, image: np.ndarray, **rate: int) -> bytes:
+        """rate: quality or max_bytes, as `egic.model.Model.compress` takes them."""
+        return _answer(self.handle.compress.remote(image, **rate))
 
     def decode_pictures(self, data: bytes) -> tuple[Tensor, Tensor | None]:
         x_gan, x_mse = _answer(self.handle.decode_pictures.remote(data))

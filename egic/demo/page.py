@@ -17,7 +17,9 @@ import safehttpx
 from PIL import Image
 
 from egic.demo.session import MAX_BYTES, Desk, Opened
-from egic.errors import reason
+from egic.errors import UserError, reason
+from egic.file_size import parse_size
+from egic.metrics import distortion
 
 CSS = Path(__file__).with_suffix(".css")
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
@@ -72,6 +74,12 @@ class Shelf:
 
 def _save(x: np.ndarray, path: Path) -> None:
     Image.fromarray(x).save(path, compress_level=1)  # a quarter of the usual level's time, a tenth more bytes
+
+
+def _rate(opened: Opened) -> tuple:
+    """(row of quality and size, quality slider, size field); hidden where they would change nothing."""
+    row = gr.Row(visible=opened.quality is not None and opened.original is not None)
+    return row, gr.Slider(value=opened.quality or 0), gr.Textbox(value="")
 
 
 def _mine(shelf: Shelf, alpha: float) -> tuple:
@@ -129,6 +137,9 @@ def _message(kind: str, text: str) -> str:
     return f'<p class="{kind}" role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</p>'
 
 
+LEFT_ALONE = _message("error", "the page was left alone for too long: open the file again")
+
+
 def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
     """The page. model: what to call the model. folder: where its files lie. at_once: uploads coded side by side."""
     with gr.Blocks(title="EGIC", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
@@ -140,6 +151,11 @@ def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
             with gr.Column(min_width=300):
                 sides, pane = gr.HTML(elem_classes="sides"), _pane("mine")
                 alpha = gr.Slider(0, 1, 1, step=0.01, label="alpha: most faithful to most realistic", elem_id="alpha")
+                with gr.Row(visible=False, elem_id="rate") as rate:
+                    quality = gr.Slider(0, 100, 50, step=1, label="quality: smallest file to best", elem_id="quality")
+                    size = gr.Textbox(
+                        label="largest file", placeholder="20kB", max_lines=1, elem_id="size", min_width=120, scale=0
+                    )
                 caption = gr.HTML(elem_classes="caption")
                 with gr.Row(elem_id="save"):
                     save_egic = gr.DownloadButton("Save .egic", elem_id="save-egic", min_width=120)
@@ -149,14 +165,16 @@ def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
                 jpeg_caption = gr.HTML(elem_classes="caption")
 
         mine = [pane, sides, caption, save_png]
+        rates = [rate, quality, size]
         theirs = [beside, jpeg_pane, jpeg_sides, jpeg_caption]
+        changed = [state, save_egic, *rates, *mine, *theirs]
 
         def open_file(path: str, at: float, before: Shelf | None) -> Iterator[dict]:
             name = Path(path).name
             yield {upload: None, message: _message("busy", f"Compressing and decompressing {name}")}
             try:
                 opened = desk.open(name, Path(path).read_bytes())
-            except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            except (UserError, OSError, MemoryError, RuntimeError) as error:
                 yield {message: _message("error", f"{name} cannot be opened: {reason(error)}")}
                 return
             shelf = Shelf.of(opened, folder)
@@ -164,20 +182,59 @@ def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
                 before.clear()
             notes = f"{name}: {'; '.join(opened.notes)}" if opened.notes else ""
             yield {
-                state: shelf, panes: gr.Row(visible=True), message: _message("note", notes) if notes else "",
-                alpha: gr.Slider(visible=opened.x_mse is not None), save_egic: gr.DownloadButton(value=shelf.egic),
+                panes: gr.Row(visible=True), message: _message("note", notes) if notes else "",
+                alpha: gr.Slider(visible=opened.x_mse is not None), **shown(shelf, at),
+            }  # fmt: skip
+
+        def shown(shelf: Shelf, at: float) -> dict:
+            """What changes with every file."""
+            return {
+                state: shelf, save_egic: gr.DownloadButton(value=shelf.egic),
+                **dict(zip(rates, _rate(shelf.opened), strict=True)),
                 **dict(zip(mine, _mine(shelf, at), strict=True)), **dict(zip(theirs, _jpeg(shelf), strict=True)),
             }  # fmt: skip
 
         def slide(shelf: Shelf | None, at: float) -> dict:
             if shelf is None:
-                return {message: _message("error", "the page was left alone for too long: open the file again")}
+                return {message: LEFT_ALONE}
             return dict(zip(mine, _mine(shelf, at), strict=True))
 
+        def code_again(shelf: Shelf | None, at: float, **asked: int) -> Iterator[dict]:
+            """The size of the new file at once, then its pictures. asked: quality or max_bytes."""
+            if shelf is None or shelf.opened.original is None:
+                yield {message: LEFT_ALONE}
+                return
+            try:
+                file = desk.compress(shelf.opened.original, **asked)
+                bpp = distortion.bpp(len(file.data), *shelf.opened.size)
+                yield {caption: _caption(_numbers(len(file.data), bpp, None), "decompressing"), message: ""}
+                new = Shelf.of(desk.replaced(shelf.opened, file), folder)
+            except (UserError, OSError, MemoryError, RuntimeError) as error:
+                yield {message: _message("error", reason(error))}
+                return
+            shelf.clear()
+            yield shown(new, at)
+
+        def at_quality(shelf: Shelf | None, at: float, chosen: float) -> Iterator[dict]:
+            yield from code_again(shelf, at, quality=int(chosen))
+
+        def of_size(shelf: Shelf | None, at: float, text: str) -> Iterator[dict]:
+            try:
+                max_bytes = parse_size(text)
+            except UserError as error:
+                yield {message: _message("error", str(error))}
+                return
+            yield from code_again(shelf, at, max_bytes=max_bytes)
+
         upload.upload(
-            open_file, [upload, alpha, state], [upload, message, state, panes, alpha, save_egic, *mine, *theirs],
+            open_file, [upload, alpha, state], [upload, panes, alpha, message, *changed],
             show_progress="hidden", concurrency_limit=at_once,
         )  # fmt: skip
+        for event, again, chosen in ((quality.input, at_quality, quality), (size.submit, of_size, size)):
+            event(
+                again, [state, alpha, chosen], [message, *changed],
+                show_progress="hidden", concurrency_limit=at_once, trigger_mode="always_last",
+            )  # fmt: skip
         alpha.input(
             slide, [state, alpha], [message, *mine], show_progress="hidden", queue=False, trigger_mode="always_last"
         )

@@ -32,7 +32,7 @@ MAX_BYTES = 2**25
 class Coder(Protocol):
     """What codes for the page: `egic.model.Model`, or replicas of it elsewhere."""
 
-    def compress(self, image: np.ndarray) -> bytes: ...
+    def compress(self, image: np.ndarray, *, quality: int | None = None, max_bytes: int | None = None) -> bytes: ...
 
     def decode_pictures(self, data: bytes) -> tuple[Tensor, Tensor | None]: ...
 
@@ -45,6 +45,8 @@ class Opened:
     """Name of the upload without its suffix."""
     data: bytes
     """The .egic file."""
+    quality: int | None
+    """Of the file, 0 to 100; None for a model of one rate."""
     original: np.ndarray | None
     """uint8 (H, W, 3); None where an .egic file was opened."""
     jpeg: anchors.Coded | None
@@ -85,8 +87,16 @@ class Opened:
         return distortion.psnr_db(y, x).item()
 
 
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """An .egic file, and the seconds that it took to compress; None for one that was uploaded."""
+
+    data: bytes
+    compress_s: float | None
+
+
 class Desk:
-    """Opens uploads with a coder."""
+    """Opens uploads with a coder, and compresses them again at another rate."""
 
     def __init__(self, coder: Coder, max_pixels: int):
         self.coder, self.max_pixels = coder, max_pixels
@@ -106,18 +116,27 @@ class Desk:
         else:
             self._check_size(*_sides(data))
             image, notes = pictures.read(data)
+        file = File(data=data, compress_s=None) if image is None else self.compress(image)
+        return self._decoded(_plain(name), file, image, tuple(notes))
+
+    def compress(self, image: np.ndarray, **rate: int) -> "File":
+        """rate: quality or max_bytes, as `egic.model.Model.compress` takes them. Raises UserError."""
         start = time.perf_counter()
-        if image is not None:
-            data = self.coder.compress(image)
-        compressed = time.perf_counter()
-        x_gan, x_mse = self.coder.decode_pictures(data)
-        decompressed = time.perf_counter()
-        height, width = x_gan.shape[:2]
-        jpeg = None if image is None else _jpeg(image, len(data))
+        data = self.coder.compress(image, **rate)
+        return File(data=data, compress_s=time.perf_counter() - start)
+
+    def replaced(self, opened: Opened, file: "File") -> Opened:
+        """The same picture with another file of it, decoded."""
+        return self._decoded(opened.name, file, opened.original, opened.notes)
+
+    def _decoded(self, name: str, file: "File", original: np.ndarray | None, notes: tuple[str, ...]) -> Opened:
+        start = time.perf_counter()
+        x_gan, x_mse = self.coder.decode_pictures(file.data)
+        decompress_s = time.perf_counter() - start
         return Opened(
-            name=_plain(name), data=data, original=image, jpeg=jpeg, notes=tuple(notes),
-            x_gan=x_gan.cpu(), x_mse=None if x_mse is None else x_mse.cpu(),
-            compress_s=None if image is None else compressed - start, decompress_s=decompressed - compressed,
+            name=name, data=file.data, quality=bitstream.unpack(file.data)[0].quality, original=original,
+            jpeg=None if original is None else _jpeg(original, len(file.data)), notes=notes, x_gan=x_gan.cpu(),
+            x_mse=None if x_mse is None else x_mse.cpu(), compress_s=file.compress_s, decompress_s=decompress_s,
         )  # fmt: skip
 
     def _check_size(self, height: int, width: int) -> None:
@@ -138,7 +157,7 @@ def _sides(data: bytes) -> tuple[int, int]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=pictures.READS) as image:
                 return image.height, image.width
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError):
+    except Exception:  # decoders raise whatever their parts do
         return 0, 0
 
 
@@ -152,5 +171,5 @@ def _jpeg(x: np.ndarray, num_bytes: int) -> anchors.Coded | None:
     (codec,), _ = anchors.find(("jpeg",))
     try:
         return anchors.Matcher(codec, x).nearest(num_bytes)
-    except ValueError:
+    except UserError:
         return None

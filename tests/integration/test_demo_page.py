@@ -17,6 +17,7 @@ from PIL import Image
 from egic import artifact
 from egic.cli import main
 from egic.coding import bitstream
+from egic.model import load
 from tests.codec_models import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -65,7 +66,7 @@ class Server:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny = tiny_model()
+    tiny = tiny_model(rates=6)
     artifact.save(folder, {"codec": tiny.codec, "orp": tiny.orp}, {})
     return folder
 
@@ -184,6 +185,36 @@ def test_drop_slide_and_save(page, picture, model, server, tmp_path):
     assert "Traceback" not in server.errors()
 
 
+def test_quality_and_size(page, picture, model, tmp_path):
+    """Another quality is another file at once, with its pictures; a size that is asked for is never exceeded."""
+    put(page, picture)
+    caption = page.locator("#panes .caption p").first
+    caption.wait_for()
+    x, coder = np.asarray(Image.open(picture)), load(model)
+
+    def coded(**rate) -> bytes:
+        data = coder.compress(x, **rate)
+        caption.filter(has_text=f"{len(data):,} bytes").filter(has_text="dB").wait_for()
+        found = saved(page, "#save-egic")[1]
+        assert bitstream.unpack(found)[0].quality == bitstream.unpack(data)[0].quality and len(found) == len(data)
+        assert np.array_equal(shown(page), command_line(model, found, 1, tmp_path))
+        return data
+
+    largest = len(coded())
+    slider = page.get_by_role("slider", name="quality")
+    slider.focus()
+    page.keyboard.press("Home")
+    smallest = len(coded(quality=0))
+    field = page.locator("#size input, #size textarea")
+    field.fill(f"{(smallest + largest) // 2}")
+    field.press("Enter")
+    assert smallest <= len(coded(max_bytes=(smallest + largest) // 2)) <= (smallest + largest) // 2
+    for text, word in (("5", "takes at least"), ("much", "no size of a file")):
+        field.fill(text)
+        field.press("Enter")
+        page.get_by_role("alert").filter(has_text=word).wait_for()
+
+
 def test_an_egic_file_is_shown_between_its_two_ends(page, picture, model, tmp_path):
     assert main.main(["compress", str(picture), "-o", str(tmp_path / "y.egic"), "-m", str(model)]) == 0
     put(page, tmp_path / "y.egic")
@@ -222,7 +253,7 @@ def test_a_url_in_place_of_a_file_is_refused(page, server):
         body = {"data": [given] * 3, "fn_index": event, "session_hash": "url"}
         assert page.request.post(f"{server.url}gradio_api/queue/join", data=body).status == 200
     stream = page.request.get(f"{server.url}gradio_api/queue/data?session_hash=url").text()
-    assert stream.count("and no URLs") == stream.count('"process_completed"') == len(events) == 2
+    assert stream.count("and no URLs") == stream.count('"process_completed"') == len(events) == 4
 
 
 def test_the_divider_moves_and_stays_where_it_is_when_alpha_changes(page, picture):

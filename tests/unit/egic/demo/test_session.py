@@ -9,6 +9,7 @@ from PIL import Image
 from egic import pictures
 from egic.demo import session
 from egic.demo.session import Desk
+from egic.errors import UserError
 from egic.metrics import distortion
 from tests.codec_models import tiny_model
 
@@ -22,9 +23,9 @@ class Counted:
     def __init__(self, model):
         self.model, self.calls = model, []
 
-    def compress(self, image):
+    def compress(self, image, **rate):
         self.calls.append("compress")
-        return self.model.compress(image)
+        return self.model.compress(image, **rate)
 
     def decode_pictures(self, data):
         self.calls.append("decode")
@@ -51,6 +52,25 @@ def test_alpha_runs_no_network(model):
     opened = Desk(counted, LIMIT).open("a.png", pictures.write(X))
     assert counted.calls == ["compress", "decode"]
     assert not np.array_equal(opened.at(0), opened.at(1)) and counted.calls == ["compress", "decode"]
+
+
+def test_another_rate_is_another_file_of_the_same_picture():
+    model = tiny_model(rates=6)
+    desk = Desk(model, LIMIT)
+    opened = desk.open("a.png", pictures.write(X))
+    assert opened.quality == 50
+    for rate in ({"quality": 3}, {"max_bytes": len(opened.data) - 1}):
+        again = desk.replaced(opened, desk.compress(X, **rate))
+        assert again.data == model.compress(X, **rate) and again.quality == rate.get("quality", again.quality) < 50
+        assert np.array_equal(again.at(0.4), model.decompress(again.data, 0.4)) and again.compress_s > 0
+        assert again.original is opened.original and again.name == opened.name
+        assert again.jpeg.num_bytes < opened.jpeg.num_bytes or len(again.data) > len(opened.data) - 2
+    with pytest.raises(UserError, match="at least"):
+        desk.compress(X, max_bytes=10)
+
+
+def test_a_model_of_one_rate_has_no_quality(opened):
+    assert opened.quality is None
 
 
 def test_a_picture_is_shown_with_its_file_and_a_jpeg_of_that_size(model, opened):
