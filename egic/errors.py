@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -16,6 +17,10 @@ REPORT = (
     "This is a fault of EGIC, not of your input. Please report it with the lines above, your command, and what "
     "`egic --version` prints."
 )
+
+
+HIDDEN = ("`torch.jit.script` is deprecated",)
+"""How warnings begin that packages raise as they are imported, about themselves: compressai."""
 
 
 class UserError(ValueError):
@@ -93,12 +98,13 @@ def reason(error: Exception) -> str:
 
 
 def quiet(*loggers: str) -> None:
-    """Show warnings, and from the named loggers what they are doing; hide deprecations inside packages.
+    """Show warnings, and from the named loggers what they are doing; hide the warnings of `HIDDEN`.
 
-    The latter through the environment, so that processes which this one starts keep quiet, too.
+    The latter through the environment, too, for the processes that this one starts. A PYTHONWARNINGS that is set stays.
     """
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    warnings.simplefilter("ignore")
+    for message in HIDDEN:
+        warnings.filterwarnings("ignore", re.escape(message), FutureWarning)
+    os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{message}:FutureWarning" for message in HIDDEN))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name in loggers:
         logging.getLogger(name).setLevel(logging.INFO)

@@ -1,6 +1,9 @@
 """A user's mistake is one line and status 2; a fault of the program is a traceback, and status 1."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -57,3 +60,20 @@ def test_a_configuration_that_cannot_be_is_the_users_mistake():
 def test_errors_pass_between_processes():
     again = pickle.loads(pickle.dumps(UserError("size is 0; give 1")))
     assert type(again) is UserError and str(again) == "size is 0; give 1"
+
+
+WARNS = """
+import subprocess, sys, warnings
+if sys.argv[1] == "parent":
+    from egic.errors import quiet
+    quiet()
+    subprocess.run([sys.executable, *sys.orig_argv[1:-1], "child"], check=True)
+warnings.warn("`torch.jit.script` is deprecated. Please switch.", FutureWarning)
+warnings.warn("alpha is deprecated", FutureWarning)
+"""
+
+
+def test_a_known_warning_of_a_package_is_hidden_and_others_are_shown():
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    done = subprocess.run([sys.executable, "-c", WARNS, "parent"], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr.count("alpha is deprecated") == 2 and "torch" not in done.stderr
