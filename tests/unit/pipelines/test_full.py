@@ -27,12 +27,6 @@ def test_a_stage_before_the_first_one_must_be_finished():
         full.check_may_train(["segmentation", "gan"], "gan")
 
 
-def test_work_in_the_background_returns_or_raises():
-    assert full.in_background(lambda: 5).result(timeout=10) == 5
-    with pytest.raises(ZeroDivisionError):
-        full.in_background(lambda: 1 / 0).result(timeout=10)
-
-
 @pytest.fixture
 def room(monkeypatch):
     """A cluster in name only, with room for as many stages as the test sets; `left` is set when Ray is shut down."""

@@ -81,6 +81,12 @@ def test_a_stage_that_fails_ends_the_one_beside_it_and_then_ray(ended):
     never.set()
 
 
+def test_work_in_the_background_returns_or_raises():
+    assert shutdown.in_background(lambda: 5).result(timeout=10) == 5
+    with pytest.raises(ZeroDivisionError):
+        shutdown.in_background(lambda: 1 / 0).result(timeout=10)
+
+
 def test_an_error_of_the_work_is_raised_where_it_is_waited_for():
     with pytest.raises(UserError, match="no room"):
         shutdown.run_until_left(lambda: (_ for _ in ()).throw(UserError("no room")))
