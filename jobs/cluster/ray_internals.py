@@ -1,15 +1,24 @@
 """Every use of something private to Ray, each with its reason. `tests/unit/jobs/cluster/test_ray_internals.py` names
 what breaks when Ray changes one of them; `pyproject.toml` bounds the release."""
 
+import logging
 import os
 
 import ray
+import ray.train
 import ray.train.torch
 from ray._private import state
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from jobs.storage.files import Folder
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of a run's committed checkpoints."""
 
 
 def use_token() -> None:
@@ -44,3 +53,19 @@ class Trainer(ray.train.torch.TorchTrainer):
     def _create_default_callbacks(self) -> list:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def put_broken_list_aside(place: Folder) -> None:
+    """Rename Ray Train's list of checkpoints when it is damaged, or names one that is gone.
+
+    Ray Train refuses to start with such a list. Reading it is public (`Result.from_path`), the name of its file is not.
+    https://github.com/ray-project/ray/pull/58216
+    """
+    if not place.exists(SNAPSHOT):
+        return
+    try:
+        ray.train.Result.from_path(place.path, storage_filesystem=place.filesystem)
+    except Exception as error:  # of many types: whatever Ray's reader raises, it would raise again in the controller
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        log.warning("%s/%s cannot be used (%s): going by the checkpoints themselves", place.path, SNAPSHOT, reason)
+        place.filesystem.move(f"{place.path}/{SNAPSHOT}", f"{place.path}/{SNAPSHOT}.damaged")

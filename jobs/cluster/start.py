@@ -154,4 +154,5 @@ def handlers_kept() -> Iterator[None]:
 def quiet_ray() -> None:
     """Leave out what Ray's libraries log about every dataset and report; warnings stay, of Ray Data errors only."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that progress bars are off, and of its own actors
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train's workers have it at INFO, and log every report

@@ -1,6 +1,5 @@
 """A stage's folder in the storage: Ray Train's checkpoints, and notes that driver and workers leave each other there.
 
-    checkpoint_manager_snapshot.json   Ray Train's list of committed checkpoints
     checkpoint_<time>/                 resume.pt, meta.json, pictures; at the last step the artifact, too
     stop-requested                     the driver asks the workers to write a checkpoint and end
     rollback-<n>.json                  a non-finite loss that training went back from
@@ -12,6 +11,7 @@ Everything goes through pyarrow's filesystems: the storage may be a disk, NFS or
 
 import json
 import logging
+from collections.abc import Collection
 
 import pyarrow.fs
 
@@ -19,7 +19,6 @@ from jobs.storage.files import Folder, absolute, join
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"
 PREFIX = "checkpoint_"
 STOP = "stop-requested"
 
@@ -43,14 +42,6 @@ def steps_of(place: Folder) -> dict[str, int | None]:
     return {name: step_of(place, name) for name in names}
 
 
-def listed(place: Folder) -> list[str]:
-    """The committed checkpoints that are kept, as Ray Train has noted them."""
-    content = place.read(SNAPSHOT)
-    if content is None:
-        return []
-    return [entry["checkpoint_dir_name"] for entry in json.loads(content)["checkpoint_results"]]
-
-
 def candidates(place: Folder, committed: str | None) -> list[str]:
     """Names of the checkpoints to go on from, best first: the committed one, then those before it.
 
@@ -64,15 +55,13 @@ def candidates(place: Folder, committed: str | None) -> list[str]:
     return [committed, *others] if committed else others
 
 
-def remove_orphans(place: Folder, committed: str, kept: int) -> None:
-    """Remove checkpoints that Ray Train does not know, and would keep for ever: they were not committed in time.
+def remove_orphans(place: Folder, committed: str, known: Collection[str], kept: int) -> None:
+    """Remove checkpoints that Ray Train does not know and would keep for ever, since they were not committed in time.
 
+    known: names of the committed checkpoints that Ray Train keeps.
     Up to the committed one, the `kept` newest stay: training may have gone on from one, and may have to again.
     """
-    try:
-        steps, known = steps_of(place), listed(place)
-    except ValueError:  # the list is just being written
-        return
+    steps = steps_of(place)
     if (limit := steps.get(committed)) is None or committed not in known:
         return
     older = sorted((step, name) for name, step in steps.items() if step is not None and step <= limit)
@@ -81,20 +70,6 @@ def remove_orphans(place: Folder, committed: str, kept: int) -> None:
         if name not in known and name not in newest:
             log.info("removing %s: it was not committed", name)
             place.filesystem.delete_dir(f"{place.path}/{name}")
-
-
-def repair(place: Folder) -> None:
-    """Put Ray Train's list of checkpoints aside when it cannot be used; it refuses to start with such a one."""
-    if not place.exists(SNAPSHOT):
-        return
-    try:
-        missing = [name for name in listed(place) if not place.exists(name)]
-        reason = f"{missing[0]} is gone" if missing else ""
-    except (ValueError, KeyError, TypeError):
-        reason = "it is damaged"
-    if reason:
-        log.warning("%s/%s cannot be used (%s): going by the checkpoints themselves", place.path, SNAPSHOT, reason)
-        place.filesystem.move(f"{place.path}/{SNAPSHOT}", f"{place.path}/{SNAPSHOT}.damaged")
 
 
 def ask_to_stop(place: Folder) -> None:

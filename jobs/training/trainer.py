@@ -9,7 +9,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 
 from egic.errors import UserError
 from jobs.cluster import shutdown
-from jobs.cluster.ray_internals import Trainer, release_reserved
+from jobs.cluster.ray_internals import Trainer, put_broken_list_aside, release_reserved
 from jobs.cluster.resources import of_worker
 from jobs.training import checkpoints
 from jobs.training.reports import Reports
@@ -28,7 +28,7 @@ def fit(job: TrainJob, reports: Reports) -> ray.train.Result:
     Raises UserError for what would come again at every try, KeyboardInterrupt when the run was told to stop.
     """
     compute, place = job.config.compute, job.place
-    checkpoints.repair(place)
+    put_broken_list_aside(place)
     place.remove(checkpoints.STOP)
     allowed_rollbacks = MAX_ROLLBACKS if job.config.on_nan == "rollback" else 0
     settings = load_stage(job.stage).settings(job.config)
@@ -67,7 +67,8 @@ def fit(job: TrainJob, reports: Reports) -> ray.train.Result:
         raise
     if result.metrics["step"] < settings.steps:  # as it was told
         raise KeyboardInterrupt
-    checkpoints.remove_orphans(place, Path(result.checkpoint.path).name, KEPT_CHECKPOINTS)
+    known = [Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints]
+    checkpoints.remove_orphans(place, Path(result.checkpoint.path).name, known, KEPT_CHECKPOINTS)
     return result
 
 

@@ -98,7 +98,7 @@ class RaySession:
         found = ray.train.get_checkpoint()
         committed = Path(found.path).name if found else None
         if committed and self.rank == 0:
-            checkpoints.remove_orphans(self.place, committed, KEPT_CHECKPOINTS)
+            checkpoints.remove_orphans(self.place, committed, listed(self.place), KEPT_CHECKPOINTS)
         for name in checkpoints.candidates(self.place, committed):
             stored = ray.train.Checkpoint(f"{self.place.path}/{name}", self.place.filesystem)
             with stored.as_directory() as folder:
@@ -140,6 +140,15 @@ class RaySession:
         if self.job.config.on_nan == "rollback" and len(self.rollbacks) < MAX_ROLLBACKS:
             checkpoints.note_rollback(self.place, len(self.rollbacks) + 1, step, str(error))
             raise GoingBack(f"{error}; going back to the last checkpoint, and on with half the learning rate") from None
+
+
+def listed(place: Folder) -> list[str]:
+    """Names of the committed checkpoints that Ray Train keeps; empty while it writes its list."""
+    try:
+        result = ray.train.Result.from_path(place.path, storage_filesystem=place.filesystem)
+    except Exception:  # of many types, while the list is half written
+        return []
+    return [Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints]
 
 
 class GoingBack(RuntimeError):

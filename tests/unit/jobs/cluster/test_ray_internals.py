@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import ray
+import ray.train
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import placement_group, placement_group_table
 
-from jobs.cluster.ray_internals import Trainer, release_reserved
+from jobs.cluster.ray_internals import SNAPSHOT, Trainer, put_broken_list_aside, release_reserved
+from jobs.storage.files import Folder
+from jobs.training.worker import listed
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -69,3 +72,30 @@ def test_release_reserved(short_folder):
         assert states == {group: "REMOVED", kept: "CREATED"}
     finally:
         ray.shutdown()
+
+
+def one_report(config: dict) -> None:
+    Path(config["folder"], "meta.json").write_text("{}")
+    ray.train.report({"step": 1}, checkpoint=ray.train.Checkpoint.from_directory(config["folder"]))
+
+
+@pytest.mark.ray
+def test_put_broken_list_aside(short_folder, tmp_path):
+    """Broken: a stage whose list of checkpoints is damaged, or lost one to a full disk, cannot be continued."""
+    place = Folder(str(tmp_path / "stage"))
+    (tmp_path / "report").mkdir()
+    run = ray.train.RunConfig(name="stage", storage_path=str(tmp_path))
+    ray.init("local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_folder))
+    try:
+        Trainer(one_report, train_loop_config={"folder": str(tmp_path / "report")}, run_config=run).fit()
+    finally:
+        ray.shutdown()
+    (name,) = listed(place)
+    put_broken_list_aside(place)
+    assert SNAPSHOT in place.names()
+    whole = place.read(SNAPSHOT)
+    for content in (b"", b"{}", b"[1]", whole[:-9], whole.replace(name.encode(), b"checkpoint_gone")):
+        place.write(SNAPSHOT, content)
+        assert listed(place) == []
+        put_broken_list_aside(place)
+        assert SNAPSHOT not in place.names() and f"{SNAPSHOT}.damaged" in place.names(), content
