@@ -2,8 +2,8 @@
 
 Every picture and label is decoded once and checked; bad ones are named in the log and skipped up to a limit. Samples
 are stored in one seeded, global random order. A split appears under OUT/train or OUT/val only when it is complete, and
-an unchanged input is not prepared again. OUT may be s3://bucket/folder or gs://bucket/folder. FOLDER is a COCO tree,
-pictures with label maps, or photographs alone: see `jobs.data.sources.folders`. Several folders become one set.
+an unchanged input is not prepared again. OUT may be s3://bucket/folder or gs://bucket/folder. What a folder may hold:
+`jobs.data.sources.folders`. Several folders become one set.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class PrepareConfig:
     """Stop when more samples of a split are bad; default: 1 % of them, but at least 10."""
     allow_unlabelled: bool = False
     """Keep pictures without annotation as all void (enough for the MSE codec) instead of counting them as bad."""
+    background: str = ""
+    """Stuff class of what no annotation covers, of COCO instances and stuff; empty: void."""
     max_side: int = 0
     """Store pictures with a longer side above this many pixels shrunk to it (JPEG of quality 95; labels: nearest
     neighbour); 0: as they are. Crops that training enlarges beyond that size lose detail."""
@@ -105,7 +107,7 @@ def prepare(folders: Sequence[Path], out: files.Place, config: PrepareConfig = D
                              "photographs; choose OUT (of a pipeline, --output) outside")  # fmt: skip
     listed = read_splits(
         folders, splits, classes=config.classes, val_share=config.val_share,
-        allow_unlabelled=config.allow_unlabelled,
+        allow_unlabelled=config.allow_unlabelled, background=config.background,
     )  # fmt: skip
     found = {part.split: _finished(part, out, config) for part in listed}
     if all(found.values()):

@@ -13,7 +13,7 @@ from jobs.data.datasets import open_data
 from jobs.data.shards import Manifest
 from jobs.data.sources import class_table
 from jobs.data.sources.coco_classes import CATEGORIES
-from jobs.data.sources.folders import LABEL_MAPS, PHOTOGRAPHS, folders_of, kind_of
+from jobs.data.sources.folders import INSTANCES, LABEL_MAPS, PHOTOGRAPHS, folders_of, kind_of, read_splits
 from jobs.storage import files
 from jobs.training.encoder import with_encoder
 from jobs.training.stage import MODULES, load_stage
@@ -63,8 +63,11 @@ def foretold(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]
     if manifests:
         return fitted(config, manifests, stages)
     number = len(CATEGORIES)
-    if labelled := [folder for folder, kind in check_data(config, stages).items() if kind == LABEL_MAPS]:
-        number = len(class_table.read_table(labelled[0] / class_table.NAME).categories)
+    for folder, kind in check_data(config, stages).items():
+        if kind == LABEL_MAPS:
+            number = len(class_table.read_table(folder / class_table.NAME).categories)
+        elif kind == INSTANCES:
+            number = len(read_splits([folder], ("train",))[0].categories)
     return config if config.discriminator.num_categories else with_categories(config, number)
 
 
@@ -86,7 +89,8 @@ def no_labels(place: str, learners: Sequence[str]) -> str:
     """What to say of data without labels."""
     return (
         f"{' and '.join(learners)} learn{'s' if len(learners) == 1 else ''} from labels, and {place} has none; give a "
-        "COCO panoptic tree, or label maps with a class table (classes.yaml). mse-codec and orp need no labels"
+        "COCO tree (panoptic, instances or stuff), or label maps with a class table (classes.yaml). mse-codec and orp "
+        "need no labels"
     )
 
 

@@ -3,6 +3,7 @@
 train/manifest.json, val/manifest.json    prepared data, written by `jobs.prepare`
 classes.yaml                              label maps: `jobs.data.sources.label_maps`
 train2017/, annotations/panoptic_*        a COCO panoptic tree: `jobs.data.sources.coco`
+annotations/instances_*.json, a JSON ...  COCO instances and stuff: `jobs.data.sources.coco_instances`
 pictures, nothing of the above            photographs without labels: `jobs.data.sources.photographs`
 """
 
@@ -17,24 +18,29 @@ from pathlib import Path
 from egic.errors import UserError
 from egic.pictures import READ_SUFFIXES
 from jobs.data.shards import MANIFEST
-from jobs.data.sources import class_table, coco, label_maps, photographs
+from jobs.data.sources import class_table, coco, coco_instances, label_maps, photographs
 from jobs.data.sources.source import SourceSplit, digest
 
 SPLITS = ("train", "val")
 PREPARED, LABEL_MAPS, COCO, PHOTOGRAPHS = "prepared data", "label maps", "a COCO tree", "photographs"
+INSTANCES = "COCO instances"
 LABEL_FOLDERS = ("labels", "annotations", "masks", "gtFine", "SegmentationClass")
 """What data sets call the folder of their label maps: maps must not be taken for photographs."""
-WANTED = "a COCO tree, pictures with label maps and classes.yaml, photographs, or what jobs.prepare wrote"
+WANTED = "a COCO tree or JSON file, pictures with label maps and classes.yaml, photographs, or what jobs.prepare wrote"
 
 
 def kind_of(folder: Path, classes: Path | None = None) -> str:
-    """One of the four kinds. classes: the class table, where it lies elsewhere. Raises UserError for other folders."""
+    """One of the five kinds. classes: the class table, where it lies elsewhere. Raises UserError for other folders."""
+    if folder.is_file() and folder.suffix.lower() == ".json":
+        return INSTANCES
     if not folder.is_dir():
         raise UserError(f"data folder {folder} does not exist; name {WANTED} (--download fetches COCO)")
     if all((folder / split / MANIFEST).is_file() for split in SPLITS):
         return PREPARED
     if classes or (folder / class_table.NAME).is_file():
         return LABEL_MAPS
+    if not list((folder / "annotations").glob("panoptic_*")) and coco_instances.find_files(folder):
+        return INSTANCES
     trees = (*(folder / f"{split}2017" for split in SPLITS), *(folder / "annotations").glob("panoptic_*"))
     if any(path.exists() for path in trees):
         return COCO
@@ -60,6 +66,7 @@ def read_splits(
     classes: Path | None = None,
     val_share: float = 0.1,
     allow_unlabelled: bool = False,
+    background: str = "",
 ) -> list[SourceSplit]:
     """The splits of one or several folders of any kind, listed but not opened; several become one set.
 
@@ -71,10 +78,13 @@ def read_splits(
     names = _names(folders)
     if classes and len(folders) > 1:
         raise UserError(f"--classes takes one folder; put {class_table.NAME} into each folder of label maps")
-    each = [
-        _read_folder(f, splits, classes=classes, val_share=val_share, allow_unlabelled=allow_unlabelled)
-        for f in folders
-    ]
+    if background and not any(kind_of(folder) == INSTANCES for folder in folders):
+        raise UserError(f"--background {background} is for COCO instances and stuff; leave it out for other labels")
+    each = [_read_folder(folder, splits, classes, val_share, allow_unlabelled, background) for folder in folders]
+    for several in zip(*each, strict=True):
+        if not any(part.samples or part.bad for part in several):
+            raise UserError(f"{folders[0]} holds nothing for {several[0].split}; give the file for it, too, or rename "
+                            "the JSON file so that it names no split and is split by --val-share")  # fmt: skip
     if len(each) == 1:
         return each[0]
     labelled = [
@@ -121,7 +131,12 @@ def _joined(names: Sequence[str], parts: Sequence[SourceSplit], categories: tupl
 
 
 def _read_folder(
-    folder: Path, splits: tuple[str, ...], *, classes: Path | None, val_share: float, allow_unlabelled: bool
+    folder: Path,
+    splits: tuple[str, ...],
+    classes: Path | None,
+    val_share: float,
+    allow_unlabelled: bool,
+    background: str,
 ) -> list[SourceSplit]:
     kind = kind_of(folder, classes)
     if kind == PREPARED:
@@ -134,7 +149,10 @@ def _read_folder(
         ]
     if kind == PHOTOGRAPHS:
         return photographs.read_splits(folder, splits, val_share=val_share)
-    found = [coco.read_split(folder, split, allow_unlabelled=allow_unlabelled) for split in splits]
+    if kind == INSTANCES:
+        found = coco_instances.read_splits(folder, splits, val_share=val_share, background=background)
+    else:
+        found = [coco.read_split(folder, split, allow_unlabelled=allow_unlabelled) for split in splits]
     if any(part.categories != found[0].categories for part in found):
         raise UserError(f"{folder}: the annotation files of train and val list different categories")
     return found

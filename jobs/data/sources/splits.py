@@ -30,6 +30,16 @@ def split_of(name: str) -> tuple[str, str] | None:
     return None
 
 
+def split_of_file(path: Path, place: Path) -> str | None:
+    """The split that an annotation file is for, by its name or its folder below `place`; "test" is one, too."""
+    below = path.relative_to(place).as_posix() if path != place else f"{path.parent.name}/{path.name}"
+    if found := split_of(below):
+        return found[0]
+    words = re.findall(r"[a-z]+", path.stem.lower()) + below.lower().split("/")[:-1]
+    named = [s for word in words for s, pattern in _NAMES.items() if pattern.fullmatch(word)]
+    return named[0] if named else "test" if {"test", "testing"} & set(words) else None
+
+
 def choose(names: Iterable[str], split: str, val_share: float, folder: Path) -> list[str]:
     """The names that belong to a split, sorted.
 

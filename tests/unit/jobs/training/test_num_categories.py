@@ -97,6 +97,6 @@ def test_a_stage_alone_ends_in_one_line(tmp_path, monkeypatch, capsys):
         one_stage.main("segmentation", ["tiny", "--data", str(root), "--output", str(tmp_path / "out")])
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
-        f"error: segmentation learns from labels, and {root} has none; give a COCO panoptic tree, or label maps with a "
-        "class table (classes.yaml). mse-codec and orp need no labels\n"
+        f"error: segmentation learns from labels, and {root} has none; give a COCO tree (panoptic, instances or "
+        "stuff), or label maps with a class table (classes.yaml). mse-codec and orp need no labels\n"
     )

@@ -1,0 +1,231 @@
+"""COCO instances and stuff annotations, which most labelling tools export, drawn to segment maps by pycocotools.
+
+    annotations/instances_train2017.json, stuff_train2017.json    official names; either kind alone is enough
+    train/_annotations.coco.json, valid/_annotations.coco.json    Roboflow
+    annotations/instances_default.json, result.json, labels.json  CVAT, Label Studio, FiftyOne; or a JSON file itself
+
+Instances are painted from large to small over stuff, so that what lies in front stays visible; crowds are void, and so
+is what nothing covers, unless a background class is named. Exports differ in spelling: ids as numbers or text, float or
+empty polygons, RLE as text or list, names with folders, in another case or with backslashes, no sizes or `iscrowd`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from egic.errors import UserError
+from egic.pictures import READ_SUFFIXES
+from jobs.data.sources.coco import checked_categories, file_sizes, id_of, read_json
+from jobs.data.sources.coco_masks import draw, index_of, outline_of
+from jobs.data.sources.source import Bad, SourceSample, SourceSplit, digest
+from jobs.data.sources.splits import choose, split_of, split_of_file
+
+log = logging.getLogger(__name__)
+PATTERNS = (
+    "annotations/instances_*.json", "annotations/stuff_*.json", "*/_annotations.coco.json", "_annotations.coco.json",
+    "result.json", "labels.json", "instances*.json", "stuff*.json",
+)  # fmt: skip
+OTHER = (183, "other")
+"""COCO's stuff files mark all things with this class, which says nothing about them."""
+
+
+@dataclass
+class _Merged:
+    """Annotation files of one split as one data set, in the form that pycocotools takes."""
+
+    images: dict[str, dict] = field(default_factory=dict)
+    """By file_name, since files of one data set agree on names."""
+    annotations: list[dict] = field(default_factory=list)
+    categories: list[dict[str, Any]] = field(default_factory=list)
+    bad: Bad = field(default_factory=list)
+    without_mask: Counter = field(default_factory=Counter)
+    digests: list[str] = field(default_factory=list)
+    background: str = ""
+    """Name of the class of what nothing covers; empty for void."""
+
+
+def find_files(place: Path) -> list[Path]:
+    """The annotation files of a folder, or the file itself; empty if there are none."""
+    if place.is_file():
+        return [place]
+    found = {path for pattern in PATTERNS for path in place.glob(pattern)}
+    return sorted(path for path in found if split_of_file(path, place) != "test")
+
+
+def read_splits(place: Path, splits: tuple[str, ...], *, val_share: float, background: str = "") -> list[SourceSplit]:
+    """List the splits of a folder or of one JSON file. Raises UserError where there is nothing.
+
+    Names of files and folders say which split they are; without such names, pictures are split as `choose` does. A JSON
+    file of one split leaves the other one empty.
+    """
+    paths = find_files(place)
+    official = {path: split_of_file(path, place) for path in paths}
+    folder = place if place.is_dir() else place.parent
+    if place.is_file() and folder.name.lower() in ("annotations", "labels"):
+        folder = folder.parent
+    sizes = file_sizes(folder, READ_SUFFIXES)
+    known = sorted({split for split in official.values() if split})
+    if not known:
+        merged = _merge(paths, folder, background)
+        pictures, bad = _find_pictures(merged, folder, sizes, None)
+        chosen = {split: choose(pictures, split, val_share, folder) for split in splits}
+        return [_listed(merged, folder, sizes, s, pictures, chosen[s], bad if s == "train" else []) for s in splits]
+    if place.is_dir() and (missing := sorted(set(splits) - set(known))):
+        raise UserError(f"{place} has annotations for {known[0]} and none for {missing[0]}; add them, or rename the "
+                        "JSON file so that it names no split and is split by --val-share")  # fmt: skip
+    listed = []
+    for split in splits:
+        mine = [path for path in paths if official[path] == split]
+        merged = _merge(mine or paths, folder, background)
+        pictures, bad = _find_pictures(merged, folder, sizes, split) if mine else ({}, [])
+        listed.append(_listed(merged, folder, sizes, split, pictures, sorted(pictures), bad))
+    return listed
+
+
+def _merge(paths: Sequence[Path], folder: Path, background: str) -> _Merged:
+    merged = _Merged(background=background)
+    for path in paths:
+        content, data = read_json(path)
+        merged.digests.append(hashlib.sha256(data).hexdigest())
+        _add(merged, content, path)
+    if paths and not any(merged.annotations) and merged.without_mask:
+        raise UserError(f"{paths[0]} has boxes or empty outlines alone; export polygons or masks (segmentation)")
+    if merged.without_mask:
+        shown = ", ".join(f"{number} {what}" for what, number in merged.without_mask.most_common())
+        log.warning("%s: annotations without a usable outline are left out (%s)", folder, shown)
+    if background and not any(c["name"] == background for c in merged.categories):
+        merged.categories.append({"id": 1 + max(c["id"] for c in merged.categories), "name": background, "isthing": 0})
+    if any(c["name"] == background and c["isthing"] for c in merged.categories):
+        raise UserError(f"--background {background} is a class of things; name a stuff class, or a new one")
+    return merged
+
+
+def _add(merged: _Merged, content: dict, path: Path) -> None:
+    """Add a file's categories, images and annotations."""
+    stuff = "stuff" in re.split(r"[^a-z]+", path.stem.lower())
+    classes = _add_categories(merged, content["categories"], stuff, path)
+    images: dict[int | str | None, dict] = {}
+    for image in content["images"]:
+        name, key = image.get("file_name"), id_of(image.get("id"))
+        if not isinstance(name, str) or not name or key is None:
+            merged.bad.append((str(name or image.get("id")), f"{path.name} lists an image without id or file_name"))
+            continue
+        size = [id_of(image.get(side)) for side in ("height", "width")]
+        images[key] = merged.images.setdefault(name, {"id": len(merged.images) + 1, "file_name": name, "key": key})
+        images[key].setdefault("size", tuple(size) if all(isinstance(side, int) for side in size) else (0, 0))
+    for annotation in content["annotations"]:
+        image = images.get(id_of(annotation.get("image_id")))
+        category = id_of(annotation.get("category_id"))
+        if image is None or category not in classes:
+            what = "of images that the file does not list" if image is None else "of unknown categories"
+            merged.without_mask[what] += 1
+        elif classes[category] is not None:
+            outline, reason = outline_of(annotation.get("segmentation"))
+            if outline is None:
+                merged.without_mask[reason] += 1
+                continue
+            crowd = annotation.get("iscrowd") in (1, True, "1")
+            merged.annotations.append(
+                {
+                    "id": len(merged.annotations) + 1,
+                    "image_id": image["id"],
+                    "category": classes[category],
+                    "segmentation": outline,
+                    "crowd": crowd,
+                }  # fmt: skip
+            )
+
+
+def _add_categories(merged: _Merged, given: list[dict], stuff: bool, path: Path) -> dict:
+    """Add a file's categories; returns them by the ids of that file, None for what is left out.
+
+    Categories are numbered anew where ids are text, or where an id stands for two of them.
+    """
+    found: dict[int | str | None, dict | None] = {}
+    for category in given:
+        key, name = id_of(category.get("id")), category.get("name")
+        if key is None or not isinstance(name, str):
+            raise UserError(f"{path}: a category lacks id or name ({category})")
+        if key in found:
+            raise UserError(f"{path}: two categories share the id {key}")
+        if stuff and (key, name) == OTHER:
+            found[key] = None
+            continue
+        isthing = int(id_of(category.get("isthing", 0 if stuff else 1)) == 1)
+        same = [c for c in merged.categories if (c["name"], c["isthing"]) == (name, isthing)]
+        found[key] = same[0] if same else {"id": key, "name": name, "isthing": isthing}
+        if not same:
+            merged.categories.append(found[key])
+    ids = [c["id"] for c in merged.categories]
+    if len(set(ids)) < len(ids) or not all(isinstance(i, int) for i in ids):
+        for number, category in enumerate(merged.categories, start=1):
+            category["id"] = number
+    return found
+
+
+def _find_pictures(
+    merged: _Merged, folder: Path, sizes: dict[str, int], split: str | None
+) -> tuple[dict[str, dict], Bad]:
+    """The images by the path of their picture below the folder, and what is bad about others."""
+    by_name: dict[str, list[str]] = {}
+    for path in sizes:
+        by_name.setdefault(path.rpartition("/")[2].lower(), []).append(path)
+    found: dict[str, dict] = {}
+    bad = list(merged.bad)
+    for name, image in merged.images.items():
+        wanted = name.replace("\\", "/").lower()
+        alike = by_name.get(wanted.rpartition("/")[2], [])
+        ways = (
+            [path for path in alike if f"/{path.lower()}".endswith(f"/{wanted}")] or alike,
+            [path for path in alike if split and (split_of(path) or ("",))[0] == split],
+        )
+        best = ways[0] if len(ways[0]) == 1 else [path for path in ways[1] if path in ways[0]] or ways[0]
+        if not best:
+            bad.append((name, f"annotation without picture: {folder} has no file of this name"))
+        elif len(best) > 1:
+            bad.append((name, f"{len(best)} pictures have this name: {', '.join(sorted(best)[:3])}"))
+        elif best[0] in found:
+            bad.append((name, f"{best[0]} would stand for {found[best[0]]['file_name']}, too"))
+        else:
+            found[best[0]] = image
+    if unlisted := len(sizes) - len(found):
+        of_split = f" of {split}" if split else ""
+        log.info("%s: %d pictures that the annotations%s do not list are left out of it", folder, unlisted, of_split)
+    return found, bad
+
+
+def _listed(
+    merged: _Merged,
+    folder: Path,
+    sizes: dict[str, int],
+    split: str,
+    pictures: dict[str, dict],
+    chosen: list[str],
+    bad: Bad,
+) -> SourceSplit:
+    """The chosen pictures as samples, whose segment maps are drawn when they are opened."""
+    categories = checked_categories(merged.categories, folder)
+    classes = {category["id"]: c for c, category in enumerate(categories, start=1)}
+    background = next((classes[c["id"]] for c in categories if c["name"] == merged.background), 0)
+    coco = index_of(merged.images.values(), merged.annotations, classes)
+    numbered = all(isinstance(image["key"], int) for image in merged.images.values())
+    samples = []
+    for path in chosen:
+        image = pictures[path]
+        read = partial(draw, folder / path, coco, image["id"], background)
+        samples.append(SourceSample(number=image["key"] if numbered else image["id"], name=path, read=read))
+    return SourceSplit(
+        split=split,
+        categories=categories,
+        samples=tuple(samples),
+        bad=tuple(bad),
+        source=digest(["instances", merged.digests, sorted(sizes.items()), chosen, categories, background]),
+    )
