@@ -254,8 +254,8 @@ class Config:
     """A whole pipeline."""
 
     data: str = ""
-    """COCO tree (train2017/, val2017/, annotations/) or JSON file, folder of pictures with label maps and classes.yaml, or
-    of photographs alone (enough for mse-codec and orp), several of these separated by commas, or what
+    """COCO tree (train2017/, val2017/, annotations/) or JSON file, folder of pictures with label maps and classes.yaml,
+    or of photographs alone (enough for mse-codec and orp), several of these separated by commas, or what
     `python -m jobs.prepare` wrote, which may be s3://bucket/folder or gs://bucket/folder; empty = drawn scenes, for
     trying things. Default: empty, so that there is something to run without a download."""
     output: str = "outputs"
