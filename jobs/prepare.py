@@ -23,10 +23,10 @@ class Preparation:
 
     places: Annotated[tuple[str, ...], metavar("FOLDER [FOLDER ...] OUT")]
     """FOLDER holds train2017/, val2017/ and annotations/ (COCO panoptic, instances or stuff), classes.yaml (pictures
-    with label maps), or photographs at any depth, or it is a COCO JSON file. Several folders, of the same or of different
-    kinds, become one set: photographs have no labels and train everything but what needs some; folders with labels must
-    have the same classes. OUT is where train/ and val/ with shards and manifest.json are written: a folder,
-    s3://bucket/folder or gs://bucket/folder."""
+    with label maps), or photographs at any depth, or it is a COCO JSON file. Several folders, of the same or of
+    different kinds, become one set: photographs have no labels and train everything but what needs some; folders with
+    labels must have the same classes. OUT is where train/ and val/ with shards and manifest.json are written: a
+    folder, s3://bucket/folder or gs://bucket/folder."""
     config: Annotated[PrepareConfig, flag("")] = DEFAULT
     """Options."""
 
