@@ -1,6 +1,7 @@
 """A small evaluation folder without a model: decoded pictures at several alphas are made of noise and blur."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,41 +32,33 @@ def blurred(x: np.ndarray) -> np.ndarray:
 
 def make(
     folder: Path, pictures: dict[str, np.ndarray], labels: tuple[str, ...] = ("EGIC",), alphas: tuple = ALPHAS,
-    bpp: float = 0.6,
+    bpp: float = 0.6, qualities: tuple = (None,),
 ) -> Path:  # fmt: skip
-    """Rows, sets, skipped and pictures of models that blur (alpha 0) and put grain on top (alpha 1); PSNR is true."""
+    """Rows, sets, skipped and pictures of models that blur (alpha 0) and put grain on top (alpha 1); PSNR is true.
+
+    A quality (0..100) of a model with several rates multiplies the rate and mixes in the original.
+    """
     rng, rows, measure = np.random.default_rng(0), [], Quality(("psnr_db", "ms_ssim"), {})
     for name, x in pictures.items():
         kept = folder / "pictures" / evaluation_folder.picture_folder(name)
         kept.mkdir(parents=True)
         (kept / "original.png").write_bytes(panels.png(x))
-        x_mse = blurred(x)
         for place, label in enumerate(labels):
-            x_gan = x_mse + rng.normal(0, 8 + 3 * place, (*x.shape[:2], 1))
-            for alpha in alphas:
-                x_hat = np.clip(x_mse + alpha * (x_gan - x_mse), 0, 255).round().astype(np.uint8)
-                (kept / evaluation_folder.decoded_file(label, f"alpha {alpha:g}")).write_bytes(panels.png(x_hat))
-                num_bytes = round(bpp * (1 + 0.5 * place) * x[..., 0].size / 8)
-                rows.append(
-                    {
-                        "label": label,
-                        "codec": "egic",
-                        "point": f"alpha {alpha:g}",
-                        "name": name,
-                        "height": x.shape[0],
-                        "width": x.shape[1],
-                        "alpha": alpha,
-                        "bytes": num_bytes,
-                        "bpp": 8 * num_bytes / x[..., 0].size,
-                        **measure(x_hat, x),
-                        "lpips_alex": None,
-                        "lpips_vgg": None,
-                        "dists": None,
-                        "encode_s": 0.5,
-                        "decode_s": 0.25,
-                        "model_digest": f"{place:064x}",
-                    }  # fmt: skip
-                )
+            grain = rng.normal(0, 8 + 3 * place, (*x.shape[:2], 1))
+            for quality, alpha in product(qualities, alphas):
+                share = (quality or 0) / 150
+                x_hat = (1 - share) * (blurred(x) + alpha * grain) + share * x
+                x_hat = np.clip(x_hat, 0, 255).round().astype(np.uint8)
+                point = evaluation_folder.point(quality, alpha)
+                (kept / evaluation_folder.decoded_file(label, point)).write_bytes(panels.png(x_hat))
+                rate = bpp * (1 + 0.5 * place) * (1 if quality is None else 2 ** (quality / 25))
+                num_bytes = round(rate * x[..., 0].size / 8)
+                row = {"label": label, "codec": "egic", "point": point, "name": name, "alpha": alpha}
+                row |= {"height": x.shape[0], "width": x.shape[1], "bytes": num_bytes}
+                row |= {"quality": quality, "interpolated": None if quality is None else quality % 20 != 0}
+                row |= {"bpp": 8 * num_bytes / x[..., 0].size, **measure(x_hat, x)}
+                row |= dict.fromkeys(("lpips_alex", "lpips_vgg", "dists"))
+                rows.append(row | {"encode_s": 0.5, "decode_s": 0.25, "model_digest": f"{place:064x}"})
     write(folder, rows)
     (folder / "skipped.json").write_text(json.dumps([{"name": "torn.png", "reason": "damaged picture <cut short>"}]))
     return folder

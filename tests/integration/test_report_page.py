@@ -79,3 +79,22 @@ def test_holding_shows_the_original(page):
     assert original.is_visible() and not figure.locator("img.shown").is_visible()
     page.keyboard.up("Space")
     assert not original.is_visible() and figure.locator("img.shown").is_visible()
+
+
+def test_a_model_of_every_rate_has_a_slider_for_the_quality(browser, tmp_path):
+    folder = evaluation_folders.make(
+        tmp_path / "e", {"0.png": evaluation_folders.photograph(0, 96, 128)}, alphas=(0.0, 1.0), qualities=(20, 50, 80)
+    )
+    page = browser.new_page()
+    page.goto(write_report(folder).as_uri())
+    figure = page.locator(".decoded").first
+    quality, alpha = figure.get_by_role("slider").all()
+    shown = figure.locator(".stack img.shown")
+    assert "quality 80, alpha 1" in shown.get_attribute("alt")
+    quality.focus()
+    page.keyboard.press("ArrowLeft")
+    assert figure.locator(".at").inner_text() == "quality 50, alpha 1"
+    alpha.focus()
+    page.keyboard.press("Home")
+    assert "quality 50, alpha 0" in shown.get_attribute("alt") and shown.count() == 1
+    page.close()

@@ -104,6 +104,17 @@ def test_bd_rates_stand_against_an_anchor(folder):
     assert "EGIC, alpha 0 has 1 point of PSNR" in page
 
 
+def test_rates_between_trained_ones_and_both_sliders_are_in_the_page(tmp_path):
+    pictures = {f"{i}.png": evaluation_folders.photograph(i, 64, 96) for i in range(2)}
+    qualities = (0, 10, 20, 30, 40)
+    folder = evaluation_folders.make(tmp_path / "e", pictures, alphas=(0.0, 1.0), qualities=qualities)
+    page = write_report(folder).read_text()
+    assert "Large marks are the rates that the model was trained for" in page
+    assert page.count('data-kind="group"') == page.count('data-kind="alpha"') == 2
+    assert "Against EGIC, alpha 0" in page  # BD-rate between alphas of one model
+    assert "quality 40, alpha 1" in page and "Paired differences" in page
+
+
 def test_pictures_fit_their_budget(folder):
     found = evaluation_folder.read(folder)
     shown = evaluation_folder.shown(found)
