@@ -1,4 +1,4 @@
-"""The .egic file: magic, version, model, true size, checksums, one payload. Knows nothing of networks.
+"""The .egic file: magic, version, model, true size, checksums, one payload. Independent of networks.
 
 | bytes   | what |
 | 4       | "EGIC" |
@@ -6,9 +6,9 @@
 | 0 or 1  | quality, 0..100; in version 2 alone |
 | 8       | model: `egic.coding.latent_coder.identity`, shared by every stage of a family |
 | 1..5 x2 | height, width: LEB128 |
-| 4       | CRC-32 of the decoded symbols: arithmetic that drifts too far is an error, never garbage |
+| 4       | CRC-32 of the decoded symbols: too different arithmetic raises an error instead of a wrong picture |
 | n       | payload: one range-coded stream |
-| 4       | CRC-32 of everything before it: damage is found before anything is decoded |
+| 4       | CRC-32 of everything before it: damage is detected before decoding |
 """
 
 import struct
@@ -20,9 +20,9 @@ from egic.errors import UserError
 MAGIC = b"EGIC"
 MAX_QUALITY = 100
 ID_BYTES = 8
-BLOCK = 256  # sides are counted in blocks of so many pixels: networks pad to them, and work is proportional to that
+BLOCK = 256  # side of a block in pixels: networks pad pictures to whole blocks, so time depends on their number
 MAX_PIXELS = 2**28  # 16384 x 16384
-BYTES_PER_BLOCK = 4  # a payload has at least so many: a short file cannot ask for hours of work
+BYTES_PER_BLOCK = 4  # minimal payload: a short file cannot demand hours of decoding
 _CRC = struct.Struct("<I")
 
 
@@ -32,7 +32,7 @@ class BitstreamError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file says of itself."""
+    """Header of a file."""
 
     model_id: bytes
     height: int
@@ -72,12 +72,12 @@ def blocks(height: int, width: int) -> int:
 
 
 def least_payload(height: int, width: int) -> int:
-    """Bytes that the payload of such a picture has at least; the encoder fills up with zeros."""
+    """Minimal length in bytes of the payload of such a picture; the encoder pads shorter ones with zeros."""
     return blocks(height, width) * BYTES_PER_BLOCK
 
 
 def check_size(height: int, width: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise UserError for pictures that no file holds."""
+    """Raise BitstreamError for pictures that are too large or empty for a file."""
     if not height or not width or blocks(height, width) * BLOCK**2 > max_pixels:
         raise BitstreamError(
             f"the picture is {width} x {height}; allowed are 1 to {max_pixels} pixels, sides rounded up to {BLOCK}"

@@ -1,8 +1,8 @@
 """Integer probability tables, the same on every machine.
 
-Everything is float64 and made of +, -, *, / and sqrt on numpy arrays, element by element: IEEE 754 fixes these to the
-last bit, which it does not for exp, tanh, erf or for sums in an unstated order. The counts are therefore identical
-wherever they are computed (held by a digest in the tests).
+All computations are float64 +, -, *, / and sqrt on numpy arrays, element by element: IEEE 754 defines their results to
+the last bit, but not those of exp, tanh, erf, or sums in an unspecified order. The counts are therefore identical on
+every machine (a test compares them with a digest).
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,10 @@ def normal_cdf(x: np.ndarray) -> np.ndarray:
 
 
 def counts(cdf: np.ndarray) -> np.ndarray:
-    """cdf at n + 1 ascending edges -> (n + 1,) float64 integers: n counts of at least 1, then escape's, the rest."""
+    """cdf at n + 1 ascending edges -> (n + 1,) float64 integers: n counts, then escape's, which has the rest.
+
+    All counts are at least 1.
+    """
     mass = np.maximum(cdf[1:] - cdf[:-1], 0.0)
     escape = np.maximum(cdf[0] + (1.0 - cdf[-1]), 0.0)
     return np.maximum(np.rint(np.append(mass, escape) * TOTAL), 1.0)
@@ -94,7 +97,7 @@ def factorized_tables(
         out = []
         for o in range(weight.shape[1]):
             total = bias[:, o]
-            for i, h_i in enumerate(h):  # in a stated order
+            for i, h_i in enumerate(h):  # in a fixed order
                 total = total + weight[:, o, i, None] * h_i
             if layer < len(factors):
                 total = total + tanh(factors[layer].astype(np.float64)[:, o]) * tanh(total)

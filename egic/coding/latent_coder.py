@@ -1,6 +1,6 @@
-"""Latents -> payload -> latents. The ChARM loop is `Codec.decode_latents`; only its `code` differs between the ways.
+"""Latents -> payload -> latents. Both ways share the ChARM loop, `Codec.decode_latents`, and differ in its `code`.
 
-Latents that lie wholly outside the picture are not coded: there z_hat is 0 and y_hat is mu, on both sides.
+Latents that are completely outside the picture are not coded: both sides use z_hat = 0 and y_hat = mu there.
 Stream: number of groups, phases, z, then slice by slice the symbols round(y - mu), each slice sorted by its tables.
 """
 
@@ -28,13 +28,13 @@ _DECODING = ("h_s.", "charm.", "prior.", "gains.log_inverse", "gains.offset")
 
 
 def identity(codec: Codec) -> bytes:
-    """The first bytes of a sha256 over the weights and config that give a file its meaning.
+    """The first bytes of a sha256 over the weights and configuration that decoding the symbols of a file depends on.
 
-    g_a and g_s do not count: one file decodes with every stage of a family (MSE codec, GAN, ORP).
+    g_a and g_s are not part of it: one file decodes with every stage of a family (MSE codec, GAN, ORP).
     """
     config = {k: v for k, v in asdict(codec.config).items() if k not in ("depths", "dims")}
     if not codec.config.rates:
-        del config["rates"]  # files of models made before there were rates keep their identity
+        del config["rates"]  # models without rates keep the identity that they had before rates existed
     total = hashlib.sha256(json.dumps(config | {"latents": codec.config.dims[-1]}, sort_keys=True).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         if name.startswith(_DECODING):
@@ -45,7 +45,7 @@ def identity(codec: Codec) -> bytes:
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """No TF32 on GPUs, where torch's convolutions use it by default: its 10 bits drift far beyond what files allow."""
+    """Disable TF32 on GPUs, where torch's convolutions use it by default: its 10-bit mantissa is far too inexact."""
     if device.type != "cuda":
         yield
         return
@@ -59,7 +59,7 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
 
 class LatentCoder:
-    """The integer tables of one model, made once."""
+    """Encoder and decoder of one model's latents, with its integer tables."""
 
     def __init__(self, codec: Codec):
         self.codec = codec
@@ -158,7 +158,7 @@ def _channels(number: int, size: int) -> np.ndarray:
 
 
 def _integers(symbols: Tensor) -> np.ndarray:
-    """Whole-valued float tensor -> int32 (n,). Raises UserError for values that no sound network makes."""
+    """Whole-valued float tensor -> int32 (n,). Raises UserError for values that only a broken network produces."""
     values = symbols.detach().cpu().numpy().ravel()
     if not (np.abs(values) < MAX_SYMBOL).all():  # false for NaN too
         raise UserError("the latents are not finite or absurdly large; the model is broken")

@@ -1,6 +1,6 @@
-"""Range coding of integer arrays with many static tables, by `constriction`: few calls on long arrays, no list.
+"""Range coding of integer arrays with many static tables, by `constriction`: few calls on long arrays, no lists.
 
-The symbols of a batch are coded in the order of their tables, so that each call sees one table.
+The symbols of a batch are sorted by table, so that each call uses one table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ from egic.errors import UserError
 
 Categorical: TypeAlias = constriction.stream.model.Categorical
 Uniform: TypeAlias = constriction.stream.model.Uniform
-MAX_SYMBOL = 2**30  # magnitude; larger ones come from broken networks only
+MAX_SYMBOL = 2**30  # magnitude; only broken networks produce larger ones
 _CHUNK = 15  # bits of an escaped magnitude per uniform symbol
 
 
 class Tables:
-    """Tables of the integers -reach..reach and escape (2 reach + 2 counts each), made into models when used."""
+    """Tables of the integers -reach..reach and escape (2 reach + 2 counts each), converted to models on first use."""
 
     def __init__(self, counts: Sequence[np.ndarray] | np.ndarray):
         self._counts = counts
@@ -33,7 +33,7 @@ class Tables:
 
 
 def _runs(table: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
-    """The order that sorts by table, and (table, start, end) of each run in it."""
+    """The permutation that sorts by table, and (table, start, end) of each table in it."""
     order = np.argsort(table, kind="stable")
     number = np.bincount(table)
     ends = np.cumsum(number)
@@ -49,7 +49,7 @@ def _chunks(bits: np.ndarray) -> Iterator[tuple[np.ndarray, int, int]]:
 
 
 class Encoder:
-    """Symbols in, bytes out, in the order of the calls."""
+    """Encodes symbols in the order of the calls; `bytes` returns the stream."""
 
     def __init__(self):
         self._coder = constriction.stream.queue.RangeEncoder()
@@ -63,7 +63,7 @@ class Encoder:
         self._coder.encode(np.ascontiguousarray(values, np.int32), Categorical(counts, perfect=False))
 
     def encode(self, values: np.ndarray, table: np.ndarray, tables: Tables) -> None:
-        """values int32 (n,), each under its table (n,); what a table does not reach follows as escapes."""
+        """values int32 (n,), each with its table (n,); values outside a table's range follow as escapes."""
         if not len(values):
             return
         order, runs = _runs(table)
@@ -88,12 +88,12 @@ class Encoder:
             self.uniform(rest[which] >> shift & (2**size - 1), 2**size)
 
     def bytes(self) -> bytes:
-        """The stream so far; trailing zeros are left out, the decoder supplies them."""
+        """The stream so far, without trailing zeros, which the decoder appends."""
         return self._coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
 
 
 class Decoder:
-    """The same calls as the encoder's, on its bytes. Raises BitstreamError where no encoder can have written them."""
+    """Decodes with the same calls as the encoder's. Raises BitstreamError for bytes that no encoder writes."""
 
     def __init__(self, data: bytes):
         words = np.frombuffer(data + bytes(-len(data) % 4 + 8), ">u4")
@@ -102,7 +102,7 @@ class Decoder:
     def _decode(self, model: Categorical | Uniform, number: int) -> np.ndarray:
         try:
             return self._coder.decode(model, number)
-        except (AssertionError, ValueError) as e:  # constriction's word for impossible data
+        except (AssertionError, ValueError) as e:  # constriction raises them for invalid data
             raise BitstreamError("damaged .egic file: its payload is impossible") from e
 
     def uniform(self, number: int, size: int) -> np.ndarray:

@@ -1,13 +1,14 @@
-"""Rounding of scale indices that survives other arithmetic.
+"""Rounding of scale indices that does not depend on the last bits of the arithmetic.
 
-A symbol's table follows from the scale net's continuous index, which differs in its last bits between machines. If it
-lies near a rounding edge, encoder and decoder may round it to different tables, and everything after is garbage. So
-the edges move: for each group of symbols the encoder sends the first of `PHASES` shifts of the rounding
-grid that keeps every index of the group further from an edge than any arithmetic moves it. Both sides then round alike
-without the decoder knowing which indices were near. The cost is about 3.6 margins in bits per symbol: 0.2 % of a file.
+The table of a symbol follows from the scale net's continuous index, whose last bits differ between machines. If the
+index is near a rounding edge, encoder and decoder may round it to different tables, and all later symbols would be
+wrong. Therefore the edges are shifted: for each group of symbols, the encoder stores the first of `PHASES` shifts of
+the rounding grid for which no index of the group is closer to an edge than a margin, which exceeds the differences
+between machines. Encoder and decoder then round equally, and the decoder need not know which indices were near an edge.
+The cost is about 3.6 margins in bits per symbol: 0.2 % of a file.
 
-The grid is even in u = warp(index), whose slope falls towards small scales: there tables differ by almost nothing, so
-that edges may be far apart. Tables exist at every 1/8 of u and are the same for all shifts.
+The grid is uniform in u = warp(index), whose slope decreases towards small scales, where neighbouring tables hardly
+differ and edges can be far apart. Tables exist at multiples of 1/8 of u and are the same for all shifts.
 """
 
 import numpy as np
@@ -20,12 +21,13 @@ TOP = 63.0  # largest scale index
 _KNEE = 6.0  # index above which the slope of u is 1
 _U_TOP = TOP - _KNEE + (_KNEE + 2) ** 2 / 16 - 0.25
 
-# Largest drift of an index i that a file survives: ABSOLUTE + RELATIVE * |i|. Noise of 1e-5 (one sigma) on every
-# activation of h_s and ChARM moves i by 1.05e-5 i + 1.4e-5 (one sigma), another build or float64 by 5e-7 i at most.
-# Four sigmas: under such noise, 20 times what machines do, about one file of 80,000 symbols in 20,000 would be lost.
-# Only the encoder uses these numbers.
+# The margin, the largest difference of an index i that files tolerate: ABSOLUTE + RELATIVE * |i|. Noise of 1e-5 (one
+# sigma) on every activation of h_s and ChARM changes i by 1.05e-5 i + 1.4e-5 (one sigma), another build of torch or
+# float64 by 5e-7 i at most.
+# The margin is four sigmas: with such noise, 20 times the difference between machines, about one of 20,000 files of
+# 80,000 symbols would not decode. Only the encoder uses these numbers.
 ABSOLUTE, RELATIVE = 5.6e-5, 4.2e-5
-_TRIES = 4.0  # near-edge indices that a group has at a random shift: larger groups are cheaper, and harder to make safe
+_TRIES = 4.0  # near-edge indices of a group at any shift; larger groups cost fewer bits, but seldom have a safe one
 
 
 def warp(index: np.ndarray) -> np.ndarray:
@@ -55,7 +57,7 @@ def table_of(index: np.ndarray, phase: np.ndarray) -> np.ndarray:
 
 
 def _spread(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """u of the indices and how far u may drift; an index well beyond a bound is clamped to it and drifts no more."""
+    """u of the indices and the margins of u, which are 0 for indices well outside [0, TOP], since these are clamped."""
     index = index.astype(np.float64)
     margin = ABSOLUTE + RELATIVE * np.abs(index)
     low, high = (warp(np.clip(index + side * margin, 0, TOP)) for side in (-1, 1))
@@ -65,7 +67,7 @@ def _spread(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def choose(index: np.ndarray) -> tuple[int, np.ndarray]:
     """Indices (n,) in coding order -> the code of the number of groups, and the phase of each group.
 
-    Symbol j belongs to group j modulo their number, so that groups are alike whatever the order of the channels.
+    Symbol j belongs to group j modulo their number, so that groups are similar whatever the order of the channels.
     """
     u, drift = _spread(index)
     code = 0
@@ -76,11 +78,11 @@ def choose(index: np.ndarray) -> tuple[int, np.ndarray]:
         phases = bad.argmin(1)
         if not bad[np.arange(len(bad)), phases].any():
             return code, phases.astype(np.int32)
-        code += 1  # smaller groups; one symbol alone always finds its phase
+        code += 1  # smaller groups; a group of one symbol always has a safe phase
 
 
 def _bad_phases(u: np.ndarray, drift: np.ndarray, groups: int) -> np.ndarray:
-    """(groups, PHASES) bool: shifts at which some u of the group can cross an edge, which are at phase + 1/2 + k."""
+    """(groups, PHASES) bool: shifts for which some u of the group can cross an edge; edges are at phase + 1/2 + k."""
     bad = np.zeros((groups, PHASES), bool)
     center, reach = (u - 0.5) * PHASES, drift * PHASES
     first, last = np.ceil(center - reach).astype(np.int64), np.floor(center + reach).astype(np.int64)
@@ -98,7 +100,7 @@ def num_groups(code: int) -> int:
 
 
 def phase_counts() -> np.ndarray:
-    """Integer table of the phase: each further shift is needed with the chance that a group is not safe."""
+    """Integer table of the phase: geometric, as the first safe shift is stored (each is safe with probability 0.02)."""
     safe, rest, mass = 0.02, 1.0, []
     for _ in range(PHASES):
         mass.append(rest * safe)

@@ -1,7 +1,7 @@
 """Channel-wise autoregressive entropy parameters (ChARM, Minnen & Singh, ICIP 2020): ONE loop over latent slices.
 
-Training, compression and decompression differ only in `code`, the function that turns a slice's mean and scale index
-into its decoded values, so that a decoder can never condition on anything but what the encoder conditioned on.
+Training, compression and decompression differ only in `code`, the function that returns the decoded values of a slice
+for its mean and scale index. A decoder therefore always conditions on the same values as the encoder.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class ChARM(nn.Module):
     def forward(self, hyper_means: Tensor, hyper_scales: Tensor, code: Code) -> Tensor:
         """(B, M, H, W) hyper means and scales -> y_hat (B, M, H, W), slice by slice.
 
-        `code(k, mu, index)` gets the mean of slice k, (B, M / slices, H, W), and a function that computes its
-        continuous scale index, for those who need it; it returns the decoded values. All have the same shape.
+        `code(k, mu, index)` takes the mean of slice k, (B, M / slices, H, W), and a function that computes its
+        continuous scale index when it is called; it returns the decoded values. All have the same shape.
         """
         y_hat: list[Tensor] = []
         slices = zip(hyper_means.split(self.width, 1), hyper_scales.split(self.width, 1), strict=True)

@@ -70,9 +70,9 @@ class CodecConfig:
 
 @dataclass
 class Coded:
-    """What `Codec.forward` computes. x_hat (B, 3, H, W) in 0..255, y_hat (B, M, H/16, W/16), bits (B,) per image.
+    """Result of `Codec.forward`: x_hat (B, 3, H, W) in 0..255, y_hat (B, M, H/16, W/16), bits (B,) per image.
 
-    y_hat is restored: what g_s has seen.
+    y_hat is the input of g_s, after `Codec.restore`.
     """
 
     x_hat: Tensor
@@ -113,7 +113,7 @@ class Codec(nn.Module):
         return y if self.gains is None else self.gains.scale(y, cast(Tensor, q))
 
     def restore(self, y_hat: Tensor, q: Tensor | None) -> Tensor:
-        """Quantised latents -> what g_s, ORP and the discriminator see; the counterpart of `scale`."""
+        """Quantised latents -> the input of g_s, ORP and the discriminator; the inverse of `scale`, up to offsets."""
         return y_hat if self.gains is None else self.gains.restore(y_hat, cast(Tensor, q))
 
     def synthesise(self, y_hat: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Codec(nn.Module):
             return self.charm(*self.hyper(z_hat.to(next(self.charm.parameters()).dtype)), code)
 
     def encode(self, x: Tensor, q: Tensor | None = None) -> Tensor:
-        """Picture -> restored y_hat (B, M, H/16, W/16), quantised as in a file; nothing is computed for its rate."""
+        """Picture -> restored y_hat (B, M, H/16, W/16), quantised as in a file; its rate is not computed."""
         y = self.analyse(x, q).float()
         slices = y.split(self.charm.width, 1)
         z_hat = torch.round(self.h_a(y).float())
@@ -140,7 +140,7 @@ class Codec(nn.Module):
     def quantized(self, y: Tensor, z_hat: Tensor, noise_y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Quantise y slice by slice: y_hat, not yet restored, and its bits per image (B,).
 
-        Bits are counted at y + noise, or at the rounded y where no noise is given.
+        Bits are computed at y + noise, or at the rounded y without noise.
         """
         width, bits = self.charm.width, []
 
@@ -158,10 +158,10 @@ class Codec(nn.Module):
     def forward(
         self, x: Tensor, noise_y: Tensor | None = None, noise_z: Tensor | None = None, q: Tensor | None = None
     ) -> Coded:
-        """x (B, 3, H, W) in 0..255, at quality q (B,) where the codec has gains -> `Coded`.
+        """x (B, 3, H, W) in 0..255, at quality q (B,) if the codec has gains -> `Coded`.
 
-        Rates use the uniform noise given (in [-1/2, 1/2), shaped like y and z) and rounding where there is none; the
-        decoder always sees rounded latents with a straight-through gradient (Minnen & Singh 2020).
+        Rates are computed with uniform noise in [-1/2, 1/2), shaped like y and z, or with rounded latents if it is
+        None; g_s always uses rounded latents, with a straight-through gradient (Minnen & Singh 2020).
         """
         y = self.analyse(x, q).float()
         z = self.h_a(y).float()

@@ -1,7 +1,7 @@
 """Entropy models: bits under the deep factorized prior of z and under the conditional Gaussian of y; quantisation.
 
-Every rate is computed in float32 and in the log domain, so that even an absurdly unlikely value has a finite
-cost and a gradient that leads back. Sources: Balle et al. 2018 (arXiv 1802.01436, appendix 6.1); Minnen & Singh 2020.
+Rates are computed in float32 and in the log domain, so that even very unlikely values have a finite cost and a gradient
+towards likelier ones. Sources: Balle et al. 2018 (arXiv 1802.01436, appendix 6.1); Minnen & Singh 2020.
 """
 
 import math
@@ -23,9 +23,9 @@ def log1mexp(d: Tensor) -> Tensor:
 
 
 def log_ndtr(x: Tensor) -> Tensor:
-    """log of the standard normal CDF with a gradient that is right in the far left tail, too.
+    """log of the standard normal CDF, with a gradient that is accurate in the far left tail, too.
 
-    The gradient of torch's own loses all its digits below -1000 in float32 and vanishes below -50000.
+    The gradient of torch.special.log_ndtr has no correct digits below -1000 in float32 and vanishes below -50000.
     """
     left = x < -1
     z = torch.where(left, x, -1.0) * -math.sqrt(0.5)
@@ -41,7 +41,7 @@ def _bits_between(log_cdf_low: Tensor, log_cdf_high: Tensor) -> Tensor:
 
 def gaussian_bits(d: Tensor, sigma: Tensor) -> Tensor:
     """Bits of the offset d = y - mu under N(0, sigma) convolved with U(-1/2, 1/2). float32, any shape, elementwise."""
-    tail = -d.abs()  # both tails are alike; on the left one the logarithm is exact
+    tail = -d.abs()  # the tails are symmetric; the logarithm is exact in the left one
     return _bits_between(log_ndtr((tail - 0.5) / sigma), log_ndtr((tail + 0.5) / sigma))
 
 
@@ -60,7 +60,7 @@ class FactorizedPrior(nn.Module):
         self.factors = nn.ParameterList(torch.zeros(channels, out, 1) for _, out in pairs[:-1])
 
     def logits(self, values: Tensor) -> Tensor:
-        """Logit of the cumulative distribution at values (C, 1, N), same shape; rising in each value."""
+        """Logit of the cumulative distribution at values (C, 1, N), same shape; increasing in each value."""
         for matrix, bias, factor in zip_longest(self.matrices, self.biases, self.factors):
             values = F.softplus(matrix) @ values + bias
             if factor is not None:
@@ -71,14 +71,14 @@ class FactorizedPrior(nn.Module):
         """Bits of each value of z (B, C, H, W), float32, same shape: -log2 P(z - 1/2 < Z < z + 1/2)."""
         values = z.transpose(0, 1).reshape(z.shape[1], 1, -1)
         low, high = self.logits(values - 0.5), self.logits(values + 0.5)
-        flip = low + high > 0  # work on the left tail, where the logarithm of the sigmoid is exact
+        flip = low + high > 0  # use the left tail, where the logarithm of the sigmoid is exact
         low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
         bits = _bits_between(F.logsigmoid(low), F.logsigmoid(high))
         return bits.reshape(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
 
 
 class _Clamp(torch.autograd.Function):
-    """clamp(x, low, high) whose gradient passes beyond a bound where descending it leads back inside."""
+    """clamp(x, low, high). Outside the bounds, a gradient is passed on only if descending it moves x back inside."""
 
     @staticmethod
     def forward(ctx, x: Tensor, low: float, high: float) -> Tensor:
@@ -94,12 +94,12 @@ class _Clamp(torch.autograd.Function):
 
 
 def sigma_of(index: Tensor) -> Tensor:
-    """Scale of a continuous index clamped to [0, 63]; beyond a bound the gradient passes only where it leads back."""
+    """Scale (standard deviation) of a continuous index clamped to [0, 63]; for its gradient see `_Clamp`."""
     return torch.exp(math.log(SCALE_MIN) + _Clamp.apply(index, 0.0, NUM_SCALES - 1.0) * _LOG_STEP)
 
 
 def quantize(y: Tensor, mu: Tensor) -> Tensor:
-    """round(y - mu) + mu; gradient 1 to y, 0 to mu (straight-through). The value is exact: y - y is a true zero."""
+    """round(y - mu) + mu; gradient 1 to y, 0 to mu (straight-through). The value is exact, since y - y is exactly 0."""
     return (torch.round(y - mu) + mu).detach() + (y - y.detach())
 
 

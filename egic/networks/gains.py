@@ -1,9 +1,9 @@
 """Gains at the bottleneck: one codec for every rate (Cui et al. 2021, arXiv 2003.02012; Tong et al. 2023, QVRF).
 
-A codec with `rates` = Q has Q anchors, each trained for its own rate weight beta_k = 0.032 * 2^-k. Before the entropy
-model the latents are multiplied by a gain per channel, so that the step of the quantiser is finer or coarser, and
-behind it by an inverse gain. Everything between (h_a, prior, h_s, ChARM, rounding) works on the scaled latents and does
-not know of the gains. A quality q between two anchors interpolates their logarithmic gains linearly.
+A codec with `rates` = Q has Q anchors, each trained for its own rate weight beta_k = 0.032 * 2^-k. The latents are
+multiplied by a gain per channel before the entropy model, which makes the quantisation finer or coarser, and by an
+inverse gain after it. Everything in between (h_a, prior, h_s, ChARM, rounding) works on the scaled latents and does not
+depend on the gains. The logarithmic gains of a quality q between two anchors are interpolated linearly.
 """
 
 import math
@@ -40,9 +40,9 @@ class Gains(nn.Module):
         return torch.lerp(table[low], table[low + 1], (q - low).to(table.dtype)[:, None])[..., None, None]
 
     def scale(self, y: Tensor, q: Tensor) -> Tensor:
-        """exp(A(q)) * y: latents of g_a (B, M, h, w) -> what the entropy model codes, float32."""
+        """exp(A(q)) * y: latents of g_a (B, M, h, w) -> the input of the entropy model, float32."""
         return torch.exp(self._at(self.log_gain, q)) * y.float()
 
     def restore(self, y_hat: Tensor, q: Tensor) -> Tensor:
-        """exp(D(q)) * y_hat + C(q): quantised latents (B, M, h, w) -> what g_s, ORP and D see, float32."""
+        """exp(D(q)) * y_hat + C(q): quantised latents (B, M, h, w) -> the input of g_s, ORP and D, float32."""
         return torch.exp(self._at(self.log_inverse, q)) * y_hat.float() + self._at(self.offset, q)

@@ -17,7 +17,7 @@ class ResidualHead(nn.Module):
         self.stage = SwinStage(dim, config.depths[0], config.window, PatchUnpack(dim, 3))
 
     def start_from(self, g_s: Synthesis) -> None:
-        """Take the weights of g_s's last stage: alpha then changes nothing until the head is trained."""
+        """Copy the weights of g_s's last stage. Until the head is trained, alpha then has no effect."""
         self.stage.load_state_dict(copy.deepcopy(g_s.stages[-1].state_dict()))
 
     def forward(self, h: Tensor, keep: bool = True) -> Tensor:

@@ -1,7 +1,7 @@
 """The Swin block: attention and an MLP inside windows of a feature map, shifted by half in every other block.
 
-A window reads and writes its own pixels only and all else acts on single pixels, so that a block is a function of
-windows: whole maps (`SwinBlock.forward`) and strips of them (egic/networks/tiled_inference.py) do the same arithmetic.
+Attention combines pixels of one window only, and all other layers act on single pixels, so that a block can be computed
+window by window: on whole maps (`SwinBlock.forward`) or strips (egic/networks/tiled_inference.py), with equal results.
 Source: Liu et al. 2021 (arXiv 2103.14030); parameters are named as timm names them.
 """
 
@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_DIM = 32
-SCORES = 2**17  # attention scores that the backward pass computes at a time on CPUs
+SCORES = 2**17  # attention scores that the backward pass computes at a time on CPUs, to stay in the cache
 LayerNorm = partial(nn.LayerNorm, eps=1e-5)
 
 
 def linear(layer: nn.Linear, x: Tensor, *, gelu: bool = False, plus: Tensor | None = None) -> Tensor:
-    """layer(x), through GELU or added to `plus`: (..., in) -> (..., out). Autocast applies as it does to the layer.
+    """layer(x), optionally followed by GELU or added to `plus`: (..., in) -> (..., out).
 
-    On CPUs without gradients GELU and sum are part of the product where torch has an operator for that.
+    Autocast applies as it does to the layer. On CPUs and without gradients, GELU and sum are fused with the product if
+    torch has an operator for it.
     """
     if _may_fuse(x):
         with suppress(AttributeError, RuntimeError):  # torch without this operator, or one that refuses these tensors
@@ -33,13 +34,13 @@ def linear(layer: nn.Linear, x: Tensor, *, gelu: bool = False, plus: Tensor | No
 
 
 def _may_fuse(x: Tensor) -> bool:
-    """oneDNN has float32 and bfloat16 and no gradients; fake tensors, which measure memory, have no such operator."""
+    """Whether the fused operator supports x: float32 or bfloat16 on a CPU, no gradients, no fake tensor."""
     known = x.dtype in (torch.float32, torch.bfloat16) and type(x) is Tensor
     return known and x.device.type == "cpu" and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
 
 
 def _fused_linear(layer: nn.Linear, x: Tensor, gelu: bool, plus: Tensor | None) -> Tensor:
-    """`linear` in one operator, the one that torch.compile makes of such layers. torch does not document it."""
+    """`linear` as one operator, which torch.compile uses for such layers. It is not documented by torch."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else layer.weight.dtype
     x, weight, bias = x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype)
     operator = torch.ops.mkldnn._linear_pointwise
@@ -81,7 +82,7 @@ def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
     if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu":
         q, k, v = qkv
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(qkv.dtype))
-    # on CPUs the fused kernel gains nothing from bfloat16: products in it and softmax in float32 take 0.6 of its time
+    # on CPUs the fused kernel is not faster in bfloat16; bfloat16 products and a float32 softmax take 0.6 of its time
     _, n, heads, area, d = qkv.shape
     q, k, v = qkv.reshape(3, n * heads, area, d)
     scores = torch.bmm(q, k.transpose(1, 2)).view(n, heads, area, area).float().mul_(d**-0.5).add_(bias)
@@ -89,11 +90,11 @@ def _attention(qkv: Tensor, bias: Tensor) -> Tensor:
 
 
 class LearnedBiasAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(d) + bias) v with a gradient for the bias, on CPUs; float32 on the way back.
+    """softmax(q k^T / sqrt(d) + bias) v with a gradient for the bias, on CPUs; the backward pass is float32.
 
-    torch's fused kernel has no gradient for a bias: with one, torch keeps the scores of all windows in memory and
-    passes over them a dozen times. Here the fused kernel goes forward, and the way back computes the scores of a few
-    windows at a time again, which stay in the cache. It takes half the time.
+    torch's fused kernel has no gradient for a bias: if one is needed, torch stores the scores of all windows and reads
+    them a dozen times. Here the forward pass uses the fused kernel, and the backward pass recomputes the scores of some
+    windows at a time, which stay in the cache. This takes half the time.
 
     qkv (3, n, heads, area, d), bias (n or 1, heads, area, area) float32 -> (n, heads, area, d) in qkv's dtype.
     """
@@ -127,9 +128,10 @@ class LearnedBiasAttention(torch.autograd.Function):
 
 
 class SwinBlock(nn.Module):
-    """x + attention(norm1 x), then x + mlp(norm2 x), in windows that lie `shift` pixels to the lower right.
+    """x + attention(norm1 x), then x + mlp(norm2 x), in windows that are shifted by `shift` pixels to the lower right.
 
-    With a shift the windows of the last row and column wrap around; pixels that meet only there do not attend.
+    With a shift, the windows of the last row and column wrap around; pixels of opposite borders do not attend to each
+    other.
     """
 
     masks: Tensor  # None without a shift

@@ -1,7 +1,7 @@
-"""Swin blocks and resampling without gradients, strip by strip: little memory, warm caches, the same arithmetic.
+"""Swin blocks and resampling without gradients, strip by strip: less memory, better use of caches, the same arithmetic.
 
-Each group of windows goes through the whole block and back into the map it came from: no halo, no seams, and one
-feature map in memory instead of a dozen.
+Each group of windows is processed by the whole block and written back to the same feature map. Since windows do not
+overlap, there are no seams, and one feature map is in memory instead of a dozen.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ CHUNK = {"cpu": 2**19, "cuda": 2**26}  # elements of a feature map that are work
 
 
 def _chunk(x: Tensor, unit: int) -> int:
-    """How many units of `unit` elements make a chunk on x's device."""
+    """How many units of `unit` elements are processed at a time on x's device."""
     return max(1, CHUNK.get(x.device.type, CHUNK["cuda"]) // unit)
 
 
 def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), for one that maps each pair of rows of x (B, H, W, C) to rows of its own.
+    """function(x), if it maps each pair of rows of x (B, H, W, C) independently of the others.
 
-    With gradients in one piece, without in strips; then the result is contiguous.
+    It is called once with gradients, and in strips without; then the result is contiguous.
     """
     if torch.is_grad_enabled():
         return function(x)
@@ -40,7 +40,7 @@ def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def swin_block_(block: SwinBlock, x: Tensor) -> None:
-    """Put the block's output in place of its input x (B, H, W, C) with sides that are multiples of the window."""
+    """Overwrite x (B, H, W, C), with sides that are multiples of the window, by the block's output."""
     b, height, width, channels = x.shape
     w, shift = block.window, block.shift
     down, across = height // w, width // w
@@ -64,7 +64,7 @@ def swin_block_(block: SwinBlock, x: Tensor) -> None:
 def _same_pixels(strip: Tensor, windows: Tensor, shift: int) -> list[tuple[Tensor, Tensor]]:
     """Parts of a strip (B, n w, W, C), and the same pixels in its windows (B, n, W/w, w, w, C), as views.
 
-    With a shift, windows begin that many pixels further right, and the last of a row goes on at its left end.
+    With a shift, windows begin that many pixels further right, and the last one of a row continues at its left end.
     """
     _, n, across, w, _, _ = windows.shape
     lines, end = strip.unflatten(1, (n, w)), (across - 1) * w + shift
@@ -79,13 +79,13 @@ def _same_pixels(strip: Tensor, windows: Tensor, shift: int) -> list[tuple[Tenso
 
 
 def _rows(x: Tensor, top: int, number: int) -> Tensor:
-    """Rows top..top + number of x, going on at the top after the bottom."""
+    """Rows top..top + number of x, continuing at the top after the last row."""
     below = top + number - x.shape[1]
     return torch.cat([x[:, top:], x[:, :below]], 1) if below > 0 else x[:, top : top + number]
 
 
 def _put_rows(x: Tensor, top: int, rows: Tensor) -> None:
-    """The reverse of `_rows`: nothing to do for a view, which `_rows` returns where it can."""
+    """The reverse of `_rows`. Rows that are a view of x, which `_rows` returns if possible, need no copy."""
     inside = x.shape[1] - top
     if inside < rows.shape[1]:
         x[:, top:] = rows[:, :inside]

@@ -1,10 +1,10 @@
 """The Swin-transformer transforms g_a, g_s, h_a, h_s (SwinT-ChARM, Zhu et al., ICLR 2022).
 
-Features are NHWC inside (attention and LayerNorm act on the last axis), NCHW at the borders, where convolutions
-and entropy models meet them.
+Features are NHWC inside (attention and LayerNorm act on the last axis), and NCHW at inputs and outputs, as convolutions
+and entropy models use them.
 
-Without gradients a stage runs strip by strip in place (egic/networks/tiled_inference.py): the same arithmetic in far
-less memory.
+Without gradients, a stage is computed strip by strip in place (egic/networks/tiled_inference.py): the same arithmetic
+with far less memory.
 """
 
 from collections.abc import Iterable
@@ -78,7 +78,7 @@ class SwinStage(nn.Module):
 
 
 class Analysis(nn.Module):
-    """g_a or h_a: a 2x2 stride-2 convolution, then stages that each halve the resolution but the last.
+    """g_a or h_a: a 2x2 stride-2 convolution, then stages that each halve the resolution, except for the last.
 
     forward: (B, in, H, W) -> (B, dims[-1], H / 2^len(dims), W / 2^len(dims)).
     """
@@ -111,7 +111,7 @@ class Synthesis(nn.Module):
         self.stages = nn.ModuleList(SwinStage(c, n, window, u) for c, n, u in zip(dims, depths, up, strict=True))
 
     def last_features(self, y: Tensor) -> Tensor:
-        """The input of the last stage, (B, 2^(n-1) H, 2^(n-1) W, dims[-1]) NHWC: what ORP is fed with."""
+        """The input of the last stage and of ORP, (B, 2^(n-1) H, 2^(n-1) W, dims[-1]) NHWC."""
         h = y.permute(0, 2, 3, 1)
         for k, stage in enumerate(self.stages[:-1]):
             h = stage(h, keep=k == 0)

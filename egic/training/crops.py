@@ -1,8 +1,9 @@
 """Pictures and panoptic labels to training crops: decode, augment, crop, class ids, weights. numpy and PIL, no torch.
 
-A crop is made in two parts: a `Plan` (all geometry and colour, drawn from the sizes alone) and `apply_plan`, which
-decodes as little as it can and resizes only the pixels that the crop shows (resizing whole pictures costs as much as
-decoding them). Recipe: EGIC section 4, as listed with OASIS-C's: longer side to 640, scale 0.5..1.5, crop, flip.
+A crop is made in two steps: a `Plan` (geometry and colour, drawn at random from the sizes alone), and `apply_plan`,
+which decodes at the lowest sufficient resolution and resizes only the pixels of the crop (resizing whole pictures takes
+as long as decoding them). Recipe: EGIC section 4, as listed with OASIS-C's: longer side to 640, scale 0.5..1.5, crop,
+flip.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from PIL import Image
 from egic.errors import UserError
 
 MAX_PIXELS = 64_000_000
-"""Pictures with more pixels are refused before decoding: a few kilobytes can claim gigabytes."""
+"""Pictures with more pixels are refused before decoding: a file of kilobytes can decode to gigabytes."""
 PAD_VALUE = 128
 """The recipe pads with 127.5; in uint8 that rounds to 128."""
 SMALL_INSTANCE_WEIGHT = 3
@@ -82,14 +83,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything random about one crop, and nothing that needs a pixel."""
+    """All random choices of one crop; they do not depend on pixels."""
 
     height: int
     width: int
-    """Size to which the whole picture would be resized."""
+    """Size of the whole picture after resizing, of which only the crop is computed."""
     top: int
     left: int
-    """Crop's corner in the resized picture; negative where padding begins before it."""
+    """Corner of the crop in the resized picture; negative if the crop begins with padding."""
     flip: bool = False
     brightness: float = 1.0
     contrast: float = 1.0
@@ -155,7 +156,7 @@ def decode_label_png(png: bytes, *, colours: bool | None = None) -> np.ndarray:
     """Decode a label map to the value of each pixel, (H, W) uint32.
 
     colours: True for colours, 65536 R + 256 G + B each (RGB, with alpha left out, or through a palette); False for
-    index values, 8 or 16 bit (grey, or positions in a palette); None for whichever the file has. Raises UserError for
+    index values, 8 or 16 bit (grey, or indices of a palette); None for the kind that the file has. Raises UserError for
     others.
     """
     with _open(png, "PNG") as image:
@@ -166,8 +167,8 @@ def decode_label_png(png: bytes, *, colours: bool | None = None) -> np.ndarray:
         values = np.asarray(_load(image).convert("RGB") if has_colours else _load(image)).astype(np.uint32)
     if has_colours:
         return values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2]
-    depth, kind = png[24], png[25]  # in the header, which has been read: bits per sample, 0 for grey
-    return values // (255 // (2**depth - 1)) if kind == 0 and 1 < depth < 8 else values  # Pillow stretches 2 and 4 bits
+    depth, kind = png[24], png[25]  # bytes of the header: bits per sample; colour type, 0 for grey
+    return values // (255 // (2**depth - 1)) if kind == 0 and 1 < depth < 8 else values  # Pillow scales 2 and 4 bits
 
 
 def _open(data: bytes, kind: str) -> Image.Image:
@@ -196,7 +197,7 @@ def _resized(height: int, width: int, longer_side: float) -> tuple[int, int]:
 
 
 def _offset(length: int, size: int, uniform: float) -> int:
-    """Position of the crop along one side: uniform where the picture is longer, centred padding where it is shorter."""
+    """Position of the crop along one side: uniform if the picture is longer than the crop, else centred padding."""
     return int(uniform * (length - size + 1)) if length >= size else (length - size) // 2
 
 
@@ -206,7 +207,7 @@ def _resized_window(jpeg: bytes, plan: Plan, rows: slice, cols: slice) -> np.nda
     Flipped and coloured as planned.
     """
     with _open(jpeg, "JPEG") as image:
-        image.draft(image.mode, (plan.width, plan.height))  # the decoder itself halves while this stays large enough
+        image.draft(image.mode, (plan.width, plan.height))  # the decoder halves it while it stays large enough
         _load(image)
         dx, dy = image.width / plan.width, image.height / plan.height
         box = (cols.start * dx, rows.start * dy, min(cols.stop * dx, image.width), min(rows.stop * dy, image.height))
@@ -221,7 +222,7 @@ def _resized_window(jpeg: bytes, plan: Plan, rows: slice, cols: slice) -> np.nda
 
 
 def _colour_matrix(plan: Plan) -> tuple[float, ...]:
-    """Brightness, contrast about mid-grey and saturation as one 3x4 matrix: a single pass over the pixels."""
+    """Brightness, contrast about mid-grey and saturation as one 3x4 matrix, applied in one pass over the pixels."""
     mix = plan.saturation * np.eye(3) + (1 - plan.saturation) * LUMA
     offset = 127.5 * (1 - plan.contrast)
     return tuple(value for row in plan.brightness * plan.contrast * mix for value in (*row.tolist(), offset))

@@ -18,7 +18,7 @@ def rate_distortion(x_hat: Tensor, x: Tensor, bits: Tensor, q: Tensor) -> Tensor
     """Loss of a codec with gains: mean over samples of s * (mse255 + beta(q) * bits per 256 x 256 pixels).
 
     x_hat, x (B, 3, H, W) in 0..255; bits (B,) of each sample; q (B,). s = 1 / (65536 * sqrt(beta(q) * beta_ref)) gives
-    both ends of the range like weight. A beta belongs to 256 x 256 pixels, whatever the size of the crops.
+    both ends of the range the same weight. Beta is the weight of bits per 256 x 256 pixels, whatever the size of crops.
     """
     mse = (x_hat.float() - x.float()).square().mean((1, 2, 3))
     beta = beta_of(q)
@@ -29,10 +29,10 @@ def rate_distortion(x_hat: Tensor, x: Tensor, bits: Tensor, q: Tensor) -> Tensor
 def seg(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     """OASIS segmentation loss: weighted cross-entropy per image, averaged over images.
 
-    logits (B, classes, H, W); label (B, H, W) int64, 0 = void, which costs nothing; weight (B, H, W) float. Per image
-    the sum is divided by the number of pixels that cost something.
+    logits (B, classes, H, W); label (B, H, W) int64, 0 = void, which has no cost; weight (B, H, W) float. Per image
+    the sum is divided by the number of pixels with a cost.
     """
-    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # D's logits lie so in memory, and pixel by pixel is fast on CPUs
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # D's memory layout; cross-entropy of rows is fast on CPUs
     cost = F.cross_entropy(rows.float(), label.flatten(), ignore_index=VOID, reduction="none").view_as(label) * weight
     counted = (cost != 0).sum((1, 2)).clamp_min(1)
     return (cost.sum((1, 2)) / counted).mean()
@@ -45,7 +45,7 @@ def seg_fake(logits: Tensor, fake: int) -> Tensor:
 
 
 def labelmix_mask(label: Tensor, coins: Tensor) -> Tensor:
-    """label (B, H, W) int64 and a fair coin per image and class (B, classes) bool -> True where real pixels stand.
+    """label (B, H, W) int64 and a fair coin per image and class (B, classes) bool -> True for real pixels.
 
     DIFFERS: the reference draws one set of coins per batch and overwrites the label map while looping over classes.
     """

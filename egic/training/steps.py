@@ -26,7 +26,7 @@ MAX_SEED = 2**63 - 1
 class Batch:
     """x (B, 3, H, W) float 0..255; label (B, H, W) int64, 0 void; weight (B, H, W) float; position of each sample.
 
-    A position is the sample's place in the whole run's order; it seeds that sample's randomness, so that noise
+    A position is the index of the sample in the order of the whole run. It seeds the sample's randomness, so that noise
     does not depend on how many workers share a batch.
     """
 
@@ -136,7 +136,7 @@ def drawn_quality(codec: Codec, batch: Batch, seed: int) -> Tensor | None:
 def segmentation_step(
     nets: SegmentationNets, opt: Mapping[str, Optimizer], batch: Batch, *, clip_norm: float
 ) -> dict[str, Tensor]:
-    """Teach D to label real photographs; it sees no fake pixel, and its latent branch rests (EGIC, section 4.1)."""
+    """Train D to label real photographs, without fake pixels and without its latent branch (EGIC, section 4.1)."""
     with nets.autocast(batch.x.device):
         logits = nets.trained["discriminator"](batch.x)
     loss = losses.seg(logits, batch.label, batch.weight)
