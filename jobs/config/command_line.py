@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from egic.errors import UserError
-from jobs.config.flags import parse_changes, parse_preset, print_completion
+from jobs.config.flags import parse_changes, parse_preset
 from jobs.config.presets import PRESETS, extended
 from jobs.config.schema import Config
 from jobs.config.yaml_file import from_yaml, to_yaml
@@ -15,7 +15,6 @@ from jobs.config.yaml_file import from_yaml, to_yaml
 C = TypeVar("C", bound=Config)
 
 RUN, PRINT, DRY_RUN, STATUS = "run", "--print-config", "--dry-run", "--status"
-COMPLETION = "--tyro-print-completion"
 HELP = {
     PRINT: "print the configuration as YAML",
     DRY_RUN: "print what it would take",
@@ -55,9 +54,6 @@ def read(
     about = f"{about} {note}".rstrip()
     if file is None:
         presets = {name: extended(make, kind) for name, make in PRESETS.items()}
-        if rest[:1] == [COMPLETION]:
-            print_completion(lambda: parse_preset(presets, rest, prog=prog))
-            raise SystemExit(0)
         config, name = parse_preset(presets, rest, prog=prog, about=about), rest[0]
     else:
         if rest and rest[0] in PRESETS:

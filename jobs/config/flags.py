@@ -17,20 +17,28 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 T = TypeVar("T")
 
 
-def _one_line(parse: Callable[[], T], prog: str | None) -> T:
-    """Run a tyro parser; its framed complaints, which span a screen, become one line on stderr and exit status 2."""
-    complaint = io.StringIO()
+def one_line(parse: Callable[[], T], prog: str | None) -> T:
+    """Run a tyro parser; an error message of it, which spans a screen, becomes one line on stderr and exit status 2."""
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint), _flowing_help():
+        with contextlib.redirect_stderr(message), _flowing_help():
             return parse()
     except SystemExit as e:
         if e.code in (0, None):
             raise
-        lines = [line.strip("│╭╮╰╯─ ") for line in complaint.getvalue().splitlines()[1:]]
-        first = " ".join(itertools.takewhile(bool, lines)).replace("__tyro-dummy-inner__.", "")
-        first = re.sub(r"^Error parsing \S+: ", "", first)
-        print(f"error: {first} (see {prog or sys.argv[0]} --help)", file=sys.stderr)
+        print(f"error: {first_paragraph(message.getvalue())} (see {prog or sys.argv[0]} --help)", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def first_paragraph(message: str) -> str:
+    """The first paragraph of tyro's framed message, without its title, on one line; all of a message without a frame.
+
+    tyro documents no other way to an error than the text that it prints.
+    """
+    lines = [re.sub("[\u2500-\u257f]", "", line).strip() for line in message.splitlines()]  # lines of the frame
+    framed = len(lines) > 1 and any("\u2500" <= c <= "\u257f" for c in message)
+    first = " ".join(itertools.takewhile(bool, lines[1:])) if framed else " ".join(lines).strip()
+    return re.sub(r"^Error parsing \S+: ", "", re.sub(r"__tyro[\w-]*\.", "", first))
 
 
 def _flowing_help() -> ConstructorRegistry:
@@ -61,15 +69,6 @@ def _flowing_help() -> ConstructorRegistry:
     return registry
 
 
-def print_completion(print_it: Callable[[], object]) -> None:
-    """Print tyro's completions; bash takes each line for a candidate, so descriptions get no line ends."""
-    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
-        print_it()
-    before, mark, rest = said.getvalue().partition("COMPLETION_SPEC = ")
-    spec, end, after = rest.partition("\n")
-    print(before + mark + spec.replace("\\n", " ") + end + after, end="")
-
-
 def parse_config(config_type: Callable[..., T], argv: Sequence[str] | None = None, *, prog: str | None = None) -> T:
     """Read a command line into `config_type`: required fields are positional, the others flags with their docstrings.
 
@@ -77,7 +76,7 @@ def parse_config(config_type: Callable[..., T], argv: Sequence[str] | None = Non
     defaults to the process's own. An unknown flag or a wrong value ends the process with one line and status 2.
     """
     options = (tyro.conf.PositionalRequiredArgs,)
-    return _one_line(lambda: tyro.cli(config_type, args=argv, prog=prog, config=options), prog)
+    return one_line(lambda: tyro.cli(config_type, args=argv, prog=prog, config=options), prog)
 
 
 def parse_preset(
@@ -98,7 +97,7 @@ def parse_preset(
     if chosen and about:
         first_lines[chosen] += f" {about}"
     choices = {name: (first_lines[name], make()) for name, make in presets.items()}
-    return _one_line(
+    return one_line(
         lambda: tyro.extras.overridable_config_cli(choices, args=argv, prog=prog, description=about),
         f"{prog} {chosen}" if prog and chosen else prog,
     )
@@ -107,7 +106,7 @@ def parse_preset(
 def parse_changes(config: T, argv: Sequence[str], *, prog: str | None = None, about: str | None = None) -> T:
     """Read `--field value ...`: the config with the fields that the flags change. Fails as `parse_preset` does."""
     options = (tyro.conf.AvoidSubcommands,)
-    return _one_line(
+    return one_line(
         lambda: tyro.cli(type(config), default=config, args=argv, prog=prog, description=about, config=options), prog
     )
 

@@ -50,7 +50,7 @@ class Block:
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # run a second time, as scripts
-READ = jobs.config.flags._one_line
+READ = jobs.config.flags.one_line
 
 
 class Parsed(BaseException):
@@ -144,7 +144,7 @@ def parsed(run, monkeypatch) -> str:
         raise Parsed
 
     if "--print-config" not in sys.argv:
-        monkeypatch.setattr(jobs.config.flags, "_one_line", and_stop)
+        monkeypatch.setattr(jobs.config.flags, "one_line", and_stop)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
             run()
@@ -152,7 +152,7 @@ def parsed(run, monkeypatch) -> str:
             pass
         except SystemExit as end:
             assert end.code in (0, None), f"exit status {end.code}"  # --help, --print-config
-    monkeypatch.setattr(jobs.config.flags, "_one_line", READ)
+    monkeypatch.setattr(jobs.config.flags, "one_line", READ)
     return printed.getvalue()
 
 

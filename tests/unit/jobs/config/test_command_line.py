@@ -245,7 +245,7 @@ def test_printing_imports_nothing_that_takes_seconds(program):
 def test_bash_completes_flags_and_nothing_else(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         command_line.read(Pipeline, ["--tyro-print-completion", "bash"], prog="full.py")
-    assert end.value.code == 0
+    assert not end.value.code
     script = written(tmp_path, capsys.readouterr().out, "completion.sh")
     ask = f"source {script}; COMP_WORDS=(full.py tiny --mse-codec.b); COMP_CWORD=2; _tyro_full_py; "
     ask += "printf '%s|' \"${COMPREPLY[@]}\""

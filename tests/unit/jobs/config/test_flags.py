@@ -16,7 +16,7 @@ from egic.training.crops import CropConfig
 from egic.training.steps import GanLoss
 from jobs.commands.one_stage import StageConfig
 from jobs.config import schema as jobs_config
-from jobs.config.flags import parse_config, parse_preset
+from jobs.config.flags import first_paragraph, parse_config, parse_preset
 from jobs.config.presets import PRESETS, extended, paper, tiny
 from jobs.config.schema import (
     ComputeConfig,
@@ -94,6 +94,21 @@ def test_help_flows_over_the_line_ends_of_the_source(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         parse_config(Example, ["--help"])
     assert "The first line, s3://second in the source. Default: 1." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "message, line",
+    [
+        (
+            "╭─ Parsing error ─╮\n│ Invalid choice 'x' │\n│ for --y           │\n│ ──────── │\n│ more │\n╰──╯\n",
+            "Invalid choice 'x' for --y",
+        ),
+        ("╭─ Value error ─╮\n│ Error parsing __tyro-dummy-inner__.Config: seed is -1 │\n╰──╯\n", "seed is -1"),
+        ("no frame at all,\nas another release may have it\n", "no frame at all, as another release may have it"),
+    ],
+)
+def test_a_message_of_the_parser_becomes_one_line(message, line):
+    assert first_paragraph(message) == line
 
 
 def test_every_default_has_its_reason():
