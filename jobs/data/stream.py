@@ -24,7 +24,8 @@ from egic.errors import UserError
 from egic.training.crops import CropConfig, Sample, apply_plan, plan_center_crop, plan_training_crop
 from jobs.data.shards import Manifest, read_index, read_samples
 
-Batch = dict[str, np.ndarray]
+Crops = dict[str, np.ndarray]
+"""Several crops with their labels, as described above; `egic.training.steps.Batch` has the same as tensors."""
 CROPS_PER_BLOCK = 32
 """About 10 MB of 256x256 crops: what a task makes, and what crosses the object store at once."""
 BLOCKS_AHEAD = 6
@@ -87,7 +88,7 @@ def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, num_samples, 1]).permutation(num_samples)
 
 
-def make_crops(sequence: TrainingSequence, positions: np.ndarray) -> Batch:
+def make_crops(sequence: TrainingSequence, positions: np.ndarray) -> Crops:
     """Read, decode and augment the samples at some positions of the sequence. Raises UserError naming a bad sample."""
     manifest, seed, num_samples = sequence.manifest, sequence.seed, sequence.manifest.num_samples
     epochs = positions // num_samples
@@ -103,12 +104,12 @@ def make_crops(sequence: TrainingSequence, positions: np.ndarray) -> Batch:
     return batch
 
 
-def _empty_batch(num: int, size: int) -> Batch:
+def _empty_batch(num: int, size: int) -> Crops:
     shapes = {"x": (num, size, size, 3), "label": (num, size, size), "weight": (num, size, size)}
     return {name: np.empty(shape, np.uint8) for name, shape in shapes.items()}
 
 
-def _put(batch: Batch, row: int, manifest: Manifest, stored: Sample, plan, crop: CropConfig) -> None:
+def _put(batch: Crops, row: int, manifest: Manifest, stored: Sample, plan, crop: CropConfig) -> None:
     try:
         batch["x"][row], batch["label"][row], batch["weight"][row] = apply_plan(stored, plan, crop)
     except (ValueError, IndexError) as error:
@@ -117,20 +118,20 @@ def _put(batch: Batch, row: int, manifest: Manifest, stored: Sample, plan, crop:
         raise UserError(f"shard {shard}, sample {sample} ({name}): {error}; run jobs.prepare again") from error
 
 
-def local_stream(sequence: TrainingSequence) -> Iterator[Batch]:
+def local_stream(sequence: TrainingSequence) -> Iterator[Crops]:
     """The same batches as `training_stream`, made here, one after the other, without Ray."""
     for block in range(sequence.num_blocks):
         yield from _split(make_crops(sequence, sequence.positions(block)), sequence.local_batch)
 
 
-def _split(crops: Batch, size: int) -> Iterator[Batch]:
+def _split(crops: Crops, size: int) -> Iterator[Crops]:
     for first in range(0, len(crops["x"]), size):
         yield {name: array[first : first + size] for name, array in crops.items()}
 
 
 def validation_batches(
     manifest: Manifest, crop: CropConfig, num: int, batch: int, *, rank: int = 0, world_size: int = 1
-) -> Iterator[Batch]:
+) -> Iterator[Crops]:
     """Centre crops of the first `num` samples (or all there are), without Ray; ranks take every world_size-th."""
     samples = np.arange(min(num, manifest.num_samples), dtype=np.int64)[rank::world_size]
     for first in range(0, len(samples), batch):
@@ -154,7 +155,7 @@ def training_stream(
     world_size: int = 1,
     num_cpus: float = 1.0,
     num_tasks_at_once: int = 2,
-) -> Iterator[Batch]:
+) -> Iterator[Crops]:
     """Batches of steps first_step .. last_step - 1 for one rank, made by Ray tasks ahead of their use.
 
     `num_cpus` is what each task reserves, `num_tasks_at_once` how many run for this rank: keep the sum over all ranks
@@ -168,7 +169,7 @@ def training_stream(
     return _made_ahead(sequence, num_cpus, num_tasks_at_once)
 
 
-def _made_ahead(sequence: TrainingSequence, num_cpus: float, num_tasks: int) -> Iterator[Batch]:
+def _made_ahead(sequence: TrainingSequence, num_cpus: float, num_tasks: int) -> Iterator[Crops]:
     """Batches of the sequence's blocks in order, with up to `num_tasks` of the blocks ahead being made at any time."""
     # An error that a retry may mend, such as that of a network disk, is retried.
     make = ray.remote(num_cpus=num_cpus, max_retries=3, retry_exceptions=True, scheduling_strategy="SPREAD")(_block)
@@ -203,7 +204,7 @@ def _made_ahead(sequence: TrainingSequence, num_cpus: float, num_tasks: int) -> 
             ray.cancel(block)
 
 
-def _block(sequence: TrainingSequence, block: int) -> Batch | UserError:
+def _block(sequence: TrainingSequence, block: int) -> Crops | UserError:
     """One block of crops, in a task. What a user can mend is returned, so that Ray does not try again."""
     try:
         return make_crops(sequence, sequence.positions(block))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from egic.errors import UserError
-from egic.pictures import READ_SUFFIXES
+from egic.pictures import READ_SUFFIXES, left_out
 from egic.training.crops import Sample, decode_panoptic_png
 from jobs.data.sources.coco_classes import CATEGORIES
 from jobs.data.sources.photographs import read_unlabelled
@@ -94,6 +94,13 @@ def read_json(path: Path) -> tuple[dict, bytes]:
     return content, data
 
 
+def missing(folder: Path, name: str) -> str:
+    """Why an annotation has no picture."""
+    if left_out([name]) and (folder / name).is_file():
+        return f"pictures of the format {Path(name).suffix} are not read; convert it to JPEG or PNG"
+    return f"annotation without picture: {folder.name} has no file {name}"
+
+
 def id_of(value: object) -> int | str | None:
     """An id of an image, category or segment: 7, 7.0 and "7" are one; other text stays; None for what is no id."""
     if isinstance(value, str):
@@ -151,7 +158,7 @@ def _pair(
         elif not is_inside(given) or not is_inside(given_png):
             reason = f"file name {given!r} or {given_png!r} is not a path inside its folder"
         elif picture is None:
-            reason = f"annotation without picture: {pictures.name} has no {given}"
+            reason = missing(pictures, str(given))
         elif png is None:
             reason = f"panoptic PNG {given_png} is missing"
         elif key in seen:

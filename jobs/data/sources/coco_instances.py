@@ -23,7 +23,7 @@ from typing import Any
 
 from egic.errors import UserError
 from egic.pictures import READ_SUFFIXES
-from jobs.data.sources.coco import checked_categories, file_sizes, id_of, read_json
+from jobs.data.sources.coco import checked_categories, file_sizes, id_of, missing, read_json
 from jobs.data.sources.coco_masks import draw, index_of, outline_of
 from jobs.data.sources.source import Bad, SourceSample, SourceSplit, digest
 from jobs.data.sources.splits import choose, split_of, split_of_file
@@ -189,7 +189,7 @@ def _find_pictures(
         )
         best = ways[0] if len(ways[0]) == 1 else [path for path in ways[1] if path in ways[0]] or ways[0]
         if not best:
-            bad.append((name, f"annotation without picture: {folder} has no file of this name"))
+            bad.append((name, missing(folder, name)))
         elif len(best) > 1:
             bad.append((name, f"{len(best)} pictures have this name: {', '.join(sorted(best)[:3])}"))
         elif best[0] in found:

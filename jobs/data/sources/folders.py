@@ -12,11 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from egic.errors import UserError
-from egic.pictures import READ_SUFFIXES
+from egic.pictures import READ_SUFFIXES, left_out
 from jobs.data.shards import MANIFEST
 from jobs.data.sources import class_table, coco, coco_instances, label_maps, photographs
 from jobs.data.sources.source import SourceSplit, digest
@@ -47,9 +46,10 @@ def kind_of(folder: Path, classes: Path | None = None) -> str:
     if labels := [name for name in LABEL_FOLDERS if (folder / name).is_dir()]:
         raise UserError(f"{folder} has {labels[0]}/, but no class table {class_table.NAME}; write one "
                          f"({class_table.FIX}), or rename the folder if it holds photographs")  # fmt: skip
-    files = chain.from_iterable(names for _, _, names in os.walk(folder))
-    if not any(name.lower().endswith(READ_SUFFIXES) and not name.startswith(".") for name in files):
-        raise UserError(f"{folder} holds no pictures; name {WANTED}")
+    files = [name for _, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+    if not any(name.lower().endswith(READ_SUFFIXES) for name in files):
+        unread = left_out(files)
+        raise UserError(f"{folder} holds no pictures{f' that can be read ({unread})' if unread else ''}; name {WANTED}")
     return PHOTOGRAPHS
 
 

@@ -26,7 +26,7 @@ from egic.errors import UserError
 from egic.training.crops import Sample, decode_label_png
 from jobs.data.sources.class_table import ClassTable, Pattern
 from jobs.data.sources.photographs import read_unlabelled
-from jobs.data.sources.picture_files import list_files, read_bytes, read_picture
+from jobs.data.sources.picture_files import list_files, read_bytes, read_picture, warn_of_unread
 from jobs.data.sources.source import MAX_SEGMENTS, Bad, SourceSample, SourceSplit, digest, index_ids
 from jobs.data.sources.splits import LISTS, choose, choose_listed, counts_for, read_lists
 
@@ -46,6 +46,8 @@ def read_split(
     bad += [
         (labels[name], "label map without picture") for name in sorted(labels.keys() - found) if counts_for(split, name)
     ]
+    if split == "train":  # once
+        warn_of_unread(folder, files)
     lists = read_lists(folder)
     if lists:
         chosen = choose_listed(found, labels, lists, split)

@@ -11,7 +11,7 @@ import numpy as np
 
 from egic import pictures
 from egic.training.crops import Sample
-from jobs.data.sources.picture_files import list_files, read_picture
+from jobs.data.sources.picture_files import list_files, read_picture, warn_of_unread
 from jobs.data.sources.source import SourceSample, SourceSplit, digest
 from jobs.data.sources.splits import choose, counts_for
 
@@ -22,6 +22,7 @@ def read_splits(folder: Path, splits: tuple[str, ...], *, val_share: float) -> l
     """List the splits of a folder. Raises UserError where there is nothing to split."""
     files, bad = list_files(folder)
     found = {name: about for name, about in files.items() if name.lower().endswith(pictures.READ_SUFFIXES)}
+    warn_of_unread(folder, files)
     if others := Counter(Path(name).suffix.lower() or name for name in files.keys() - found):
         kinds = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
         shown = ", ".join(f"{num} {suffix}" for suffix, num in kinds[:5])

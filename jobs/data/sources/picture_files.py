@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,14 @@ def read_picture(
         as_it_is = False
     height, width, _ = x.shape
     return data if as_it_is else pictures.write(x, ".jpg"), (height, width)
+
+
+def warn_of_unread(folder: Path, names: Iterable[str]) -> None:
+    """Log how many pictures of which formats are left out because they cannot be read."""
+    if unread := pictures.left_out(names):
+        log.warning(
+            "%s: pictures of formats that are not read are left out (%s); convert them to JPEG or PNG", folder, unread
+        )
 
 
 def read_bytes(path: Path) -> bytes:

@@ -28,6 +28,14 @@ def write_png(path: Path, ids: np.ndarray) -> None:
     Image.fromarray((ids[..., None] >> np.array([0, 8, 16]) & 255).astype(np.uint8)).save(path)
 
 
+def test_a_picture_of_a_format_that_is_not_read_is_named_as_such(tmp_path, caplog):
+    root = write_tree(tmp_path / "coco")
+    (root / "train2017/000000000001.jpg").rename(root / "train2017/1.heic")
+    edit_json(root, lambda c: c["images"][1].update(file_name="1.heic"))
+    assert prepared(root, tmp_path / "out", max_bad=1).num_samples == 2
+    assert "skipped 1.heic: pictures of the format .heic are not read; convert it" in caplog.text
+
+
 def text_ids(content: dict) -> None:
     for image in content["images"]:
         image["id"] = f"ADE_train_{image['id']:08d}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from egic.pictures import READ_SUFFIXES
 from egic.training.crops import decode_jpeg
 from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest, read_index, read_samples
@@ -155,7 +156,28 @@ def test_folders_without_any_picture(tmp_path):
     with pytest.raises(ValueError, match="data folder .*nowhere does not exist; name a COCO tree"):
         kind_of(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no pictures; name"):
         kind_of(tmp_path)
+    (tmp_path / "1.heic").touch(), (tmp_path / "2.HEIC").touch()
+    with pytest.raises(ValueError, match=r"holds no pictures that can be read \(2 .heic\); name"):
+        kind_of(tmp_path)
+
+
+def test_every_format_that_is_read_is_taken_and_others_are_counted(tmp_path, caplog):
+    root = write_photographs(tmp_path / "mine", 4)
+    with Image.open(root / "0.jpg") as image:
+        for suffix in (".jpe", ".jfif", ".mpo"):
+            image.save(root / f"x{suffix}", "JPEG")
+        image.convert("1").save(root / "x.pbm")
+        for suffix in (".avif", ".jp2"):
+            if suffix in READ_SUFFIXES:  # optional parts of Pillow
+                image.save(root / f"x{suffix}")
+    for name in ("a.heic", "b.HEIC", "c.dng"):
+        (root / name).write_bytes(b"?")
+    found = prepared(root, tmp_path / "out", max_bad=0)
+    every = names(found["train"]) | names(found["val"])
+    expected = [f"x{s}" for s in (".jpe", ".jfif", ".mpo", ".pbm", ".avif", ".jp2") if s in READ_SUFFIXES]
+    assert len(expected) >= 4 and set(expected) <= every and len(every) == 4 + len(expected)
+    assert "pictures of formats that are not read are left out (2 .heic, 1 .dng); convert them" in caplog.text
     with pytest.raises(ValueError, match="val_share is 1.0; give a part"):
         PrepareConfig(val_share=1.0)
