@@ -38,7 +38,7 @@ def stage_row(outcome: Outcome) -> dict[str, Any]:
 
 def evaluation_row(found: Mapping[str, Any], wall_s: float) -> dict[str, Any]:
     """What summary.json has of the evaluation. found: what `jobs.evaluation.evaluation.run` returns."""
-    psnr = {k.removeprefix("psnr_db_alpha_"): v for k, v in found.items() if k.startswith("psnr_db_alpha_")}
+    psnr = {k.removeprefix("psnr_db").replace("_", " ").strip(): v for k, v in found.items() if k.startswith("psnr_db")}
     return {
         "stage": EVALUATE,
         "steps": found["num_pictures"],
@@ -76,7 +76,8 @@ def text(summary: Mapping[str, Any], experiment: str) -> str:
         lines += [f"* LPIPS ran on a {lpips}: do not compare its values; give --lpips-weights FILE for real ones"]
     for row in rows:
         if row["stage"] == EVALUATE:
-            lines += ["PSNR of files: " + ", ".join(f"{v:.2f} dB at alpha {a}" for a, v in row["psnr_db"].items())]
+            values = (f"{v:.2f} dB at {point}" if point else f"{v:.2f} dB" for point, v in row["psnr_db"].items())
+            lines += ["PSNR of files: " + ", ".join(values)]
             lines += [f"picture to look at: {row['sheet']}"]
     lines += [f"curves, pictures and models: {mlflow_page(experiment)}"]
     share = f"{100 * summary['between_steps']:.0f} %"

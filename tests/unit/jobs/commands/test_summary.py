@@ -22,6 +22,20 @@ def test_the_table_fits_a_terminal():
     assert lines[2].endswith("trained") and lines[3].endswith("evaluated")
 
 
+@pytest.mark.parametrize(
+    "measured, points",
+    [
+        ({"psnr_db_alpha_0": 31.0, "psnr_db_alpha_1": 30.0}, ["alpha 0", "alpha 1"]),
+        ({"psnr_db_quality_10_alpha_1": 30.0}, ["quality 10 alpha 1"]),  # a codec with rates
+        ({"psnr_db": 30.0}, [""]),  # a codec without ORP
+    ],
+)
+def test_the_evaluation_of_any_codec_has_a_row(measured, points):
+    found = {"num_pictures": 2, "bpp": 0.5, "time_s": 4.0, "busy_s": 3.0, "reused": False, "run_id": "r", "folder": "f"}
+    made = summary.evaluation_row(found | measured, 5.0)
+    assert list(made["psnr_db"]) == points and made["headline"] == "0.500 bpp, 30.00 dB"
+
+
 def outcome(stage: str, metrics: dict, lpips: str = "", reused: bool = False) -> Outcome:
     artifact = Artifact(run_id="run", uri="models:/m-1", sha256="a" * 64, model_version=3)
     facts = {"steps": 10, "batch": 4, "time_s": 20.0, "validation_s": 5.0, "metrics": metrics, "lpips": lpips}
