@@ -3,7 +3,7 @@
     import egic
     from PIL import Image
 
-    model = egic.load("path/of/an/artifact")  # device="cuda", precision="bfloat16"
+    model = egic.load()  # or egic.load("path/of/an/artifact", device="cuda", precision="bfloat16")
     data = model.compress(Image.open("photo.png"))  # or uint8 (H, W, 3) -> the bytes of an .egic file
     picture = model.decompress(data, alpha=0.5)  # uint8 (H, W, 3); alpha 0 most faithful, 1 most realistic
 
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(folder: str | Path, device: "str | torch.device" = "cpu", precision: str = "float32") -> "Model":
+def load(folder: str | Path | None = None, device: "str | torch.device" = "cpu", precision: str = "float32") -> "Model":
     """The codec of an artifact folder, with its ORP head where it has one, ready to code pictures.
 
+    folder: None for the model that ships with the package.
     device: "cpu", "cuda", "cuda:1". precision: of the transforms, "float32" or "bfloat16"; files fit either way.
     Raises UserError for a folder that is no model. See `egic.model.Model`.
     """
     from egic.model import load  # not at import: torch takes seconds
+    from egic.shipped import shipped_model
 
-    return load(folder, device, precision)
+    return load(shipped_model() if folder is None else folder, device, precision)

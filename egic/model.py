@@ -149,7 +149,8 @@ class Model:
         header, payload = bitstream.unpack(data, max_pixels)
         if header.model_id != self.identity:
             raise BitstreamError(
-                f"the file was made with model {header.model_id.hex()}, this is model {self.identity.hex()}"
+                f"the file was made with model {header.model_id.hex()}, this is model {self.identity.hex()}: it needs "
+                "the model that made it, or one trained from that"
             )
         if (header.quality is None) != (self.codec.gains is None):
             raise BitstreamError("damaged .egic file: its format is not that of its model")

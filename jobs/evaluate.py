@@ -17,6 +17,7 @@ from egic.artifact import read_config
 from egic.errors import UserError, quiet, run_main
 from egic.report.anchors import find
 from egic.report.evaluation_folder import slug
+from egic.shipped import shipped_model
 from jobs.config import command_line
 from jobs.config.flags import parse_config
 from jobs.config.schema import ComputeConfig, Config, EvaluateConfig
@@ -39,7 +40,8 @@ class Options:
 
     model: tuple[str, ...] = ()
     """Models to compare: folders, models:/egic-orp@best, models:/name/3 or runs:/ID. In tables and plots each is called
-    by the last part of its name, or by a name of yours: --model mine=outputs/orp theirs=models:/egic-orp@best."""
+    by the last part of its name, or by a name of yours: --model mine=outputs/orp theirs=models:/egic-orp@best.
+    Default: the model of the package."""
     images: tuple[str, ...] = ()
     """Folders with pictures, or picture files, on storage that every node reaches."""
     alphas: str = ""
@@ -134,9 +136,8 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
     from jobs.tracking import runs
 
     check_spelling("output", config.output)
-    if not config.model:
-        raise UserError("no model to evaluate; give --model models:/egic-orp@best, or a folder")
-    refs, settings, output = named_models(config.model), config.applied(config.evaluate), config.output
+    refs = named_models(config.model or (f"small={shipped_model()}",))
+    settings, output = config.applied(config.evaluate), config.output
     check(output, writable=True)
     models = {name: model_registry.resolve(ref) for name, ref in refs.items()}
     for name, artifact in models.items():

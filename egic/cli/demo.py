@@ -48,25 +48,29 @@ def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], "Model"])
         raise UserError(f"--serve must be at least 1, got {args.serve}")
     port = free_port(args.host, args.port)
     _check_installed(args.serve)
+    shown = "the model of this package" if args.model is None else args.model
+    if args.model is not None and not model_refs.is_uri(args.model):
+        shown = Path(args.model).resolve().name
+    elif args.model is not None:  # before the environment is Gradio's, which keeps the hub's client offline
+        args.model = str(model_refs.folder_of(args.model))
     with tempfile.TemporaryDirectory(prefix="egic-demo-") as folder:
         _prepare_gradio(folder, args.host)
         _end_as_ctrl_c_does()
         if args.serve is None:
-            _page(args, load(args), Path(folder), port)
+            _page(args, load(args), Path(folder), port, shown)
         else:
             replicas = extension("replicas", "egic demo --serve needs", "demo")
             path = model_refs.folder_of(args.model)
             with replicas(path, args.serve, args.device, args.precision, args.threads) as coder:
-                _page(args, coder, Path(folder), port)
+                _page(args, coder, Path(folder), port, shown)
 
 
-def _page(args: argparse.Namespace, coder: "Model", folder: Path, port: int) -> None:
+def _page(args: argparse.Namespace, coder: "Model", folder: Path, port: int, shown: str) -> None:
     from egic.demo import page as demo
     from egic.demo import session
 
     _end_as_ctrl_c_does()  # again, since Ray has a handler of its own
     desk = session.Desk(coder, args.max_pixels)
-    shown = args.model if model_refs.is_uri(args.model) else Path(args.model).resolve().name
     page = demo.build(desk, shown, folder, args.serve or 1)
     try:
         url = demo.start(page, args.host, port)

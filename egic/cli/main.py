@@ -19,6 +19,7 @@ from egic.coding import bitstream
 from egic.coding.bitstream import MAX_QUALITY
 from egic.errors import UserError, out_of_memory, quiet, reason, run_main
 from egic.file_size import parse_size
+from egic.shipped import shipped_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from egic.model import Model
 
 SUFFIX = ".egic"
-_REF = "artifact folder, a file in one, or an MLflow URI (models:/egic-orp@best)"
+_REF = "artifact folder, a file in one, models:/egic-orp@best (MLflow), or hf://owner/name[@revision] (Hugging Face)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     rate.add_argument("--max-bytes", metavar="SIZE", help="the best quality with at most SIZE bytes: 20kB, 0.1MB")
     demo = cli_demo.add(commands)
     for command in (compress, decompress, demo):
-        command.add_argument("-m", "--model", required=True, metavar="REF", help=_REF)
+        command.add_argument("-m", "--model", metavar="REF", help=f"{_REF} (default: the model of this package)")
         command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
         command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
         command.add_argument(
@@ -68,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
     )
     info = commands.add_parser("info", help="what a file says of itself, and whether it is whole")
     info.add_argument("files", nargs="+", metavar="FILE", help=".egic files, or - for stdin")
-    models = commands.add_parser("models", help="models in MLflow's registry, or in folders")
+    models = commands.add_parser(
+        "models", help="the model of this package and those in MLflow's registry, or models in folders"
+    )
     models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="look here instead of in MLflow")
     report = commands.add_parser("report", help="write the report of an evaluation, with other codecs beside it")
     report.add_argument("folder", metavar="FOLDER", type=Path, help="what egic evaluate wrote")
@@ -278,10 +281,26 @@ def _info(args: argparse.Namespace) -> int:
     return _each([Task(source=None if f == files.STD else Path(f), target=None) for f in args.files], work)
 
 
+def _list_models() -> None:
+    """The model of this package and those in MLflow. Raises UserError where neither can be listed."""
+    try:
+        own = [(str(shipped_model()), "of this package")]
+    except UserError:
+        own = []
+    try:
+        rows = extension("models", "models in MLflow need")()
+    except UserError as error:
+        if not own:
+            raise
+        print(f"models in MLflow are left out: {error}", file=sys.stderr)
+        rows = []
+    listed = own + rows
+    print("\n".join(f"{uri:32} {what}" for uri, what in listed) if listed else "no EGIC model is registered in MLflow")
+
+
 def _models(args: argparse.Namespace) -> None:
     if not args.folders:
-        rows = extension("models", "models in MLflow need")()
-        print("\n".join(f"{uri:32} {what}" for uri, what in rows) if rows else "no EGIC model is registered in MLflow")
+        _list_models()
         return
     for folder in args.folders:
         for found in model_refs.local(folder):

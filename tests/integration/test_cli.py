@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import egic as egic_package
 from egic import artifact
 from egic.cli import main
 from egic.coding import bitstream
@@ -173,6 +174,30 @@ def test_what_was_done_is_a_line_per_file(pictures, model, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_without_a_name_the_model_of_the_package_is_used(pictures, model, monkeypatch, capsys, tmp_path):
+    """Here a model of the test's takes its place."""
+    monkeypatch.setattr("egic.shipped.FOLDER", model)
+    monkeypatch.setattr("egic.cli.main.extension", lambda *_: lambda: [("models:/egic-orp/1", "@best")])
+    assert run("compress", pictures / "a.png") == run("decompress", pictures / "a.egic", "-o", tmp_path / "b.png") == 0
+    x = np.asarray(Image.open(pictures / "a.png"))
+    data = (pictures / "a.egic").read_bytes()
+    assert data == egic_package.load().compress(x)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), egic_package.load(model).decompress(data))
+    capsys.readouterr()
+    assert run("models") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [str(model), "models:/egic-orp/1"]
+    assert run("decompress", pictures / "a.egic", "-o", tmp_path / "c.png", "-m", model.with_name("rates")) == 2
+    assert f"made with model {bitstream.unpack(data)[0].model_id.hex()}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["compress", "demo"])
+def test_a_package_without_a_model_says_so(command, pictures, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("egic.shipped.FOLDER", tmp_path)
+    assert run(command, *([pictures / "a.png"] if command == "compress" else ["--port", "0"])) == 2
+    error = capsys.readouterr().err
+    assert "built without a model of its own; name one with --model" in error and error.count("\n") == 1
+
+
 def test_names_decide_formats(pictures, model, tmp_path):
     assert run("compress", pictures / "a.png", "-o", tmp_path / "x.egic", "-m", model) == 0
     for suffix, form in ((".png", "PNG"), (".webp", "WEBP"), (".tiff", "TIFF"), (".jpg", "JPEG")):
@@ -236,7 +261,6 @@ def test_too_little_memory_is_one_line(pictures, model, capsys, monkeypatch, err
 def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
     a, mse = pictures / "a.png", model.with_name("mse")
     return [
-        (("compress", a), "--model"),
         (("compress", a, "-m", pictures / "nothing"), "no such folder"),
         (("compress", a, "-m", pictures), "no EGIC model"),
         (("compress", "nothing.png", "-m", model), "No such file"),
@@ -266,7 +290,7 @@ def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(27))
+@pytest.mark.parametrize("number", range(26))
 def test_mistakes_end_with_one_line_and_status_2(number, pictures, model, capsys):
     arguments, word = mistakes(pictures, model)[number]
     assert run(*arguments) == 2

@@ -13,7 +13,7 @@ LAYERS = ["egic", "jobs", "pipelines"]  # each may import itself and what stands
 TRACKING = "jobs/tracking"
 ROOMS = {
     "egic": "__main__ cli demo reference report __init__ model artifact coding training metrics networks pictures "
-    "cache file_size errors",
+    "shipped cache file_size errors",
     "jobs": "segmentation mse_codec gan orp evaluate prepare registry serve / commands evaluation training data "
     "cluster tracking config storage",
 }

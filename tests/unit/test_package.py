@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = {"torch", "numpy", "pillow", "safetensors", "tyro", "constriction", "pytorch-msssim"}
 EXTRAS = (  # what only extras bring; torch itself uses jinja2, psutil and yaml where they are
     "ray", "mlflow", "lpips", "torchvision", "torchmetrics", "torch_fidelity", "matplotlib", "bjontegaard",
-    "compressai", "pycocotools", "pyarrow", "gradio", "tensorflow", "scipy", "pandas", "requests",
+    "compressai", "pycocotools", "pyarrow", "gradio", "tensorflow", "scipy", "pandas", "requests", "huggingface_hub",
 )  # fmt: skip
 ALONE = """
 import contextlib, io, json, sys
@@ -83,7 +83,7 @@ def test_what_the_wheel_holds(wheel):
     needed = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra ==)", metadata, re.MULTILINE)
     assert set(needed) == CORE
     assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) == {
-        "train", "cloud", "demo", "import-reference", "dev"
+        "train", "cloud", "demo", "hub", "import-reference", "dev"
     }  # fmt: skip
     assert "egic = egic.cli.main:main" in commands
 
@@ -94,9 +94,10 @@ def test_the_codec_works_without_the_extras_and_names_them(wheel, tmp_path):
     works = ["compress a.png -m model --stats", "info a.egic", "decompress a.egic -m model -o b.png", "models ."]
     works += ["export model -o hub"]
     fails = {
-        "models": "egic[train]", "compress a.png -o new.egic -m models:/egic-orp@best": "egic[train]",
+        "compress a.png -o new.egic -m models:/egic-orp@best": "egic[train]",
         "report .": "egic[train]",
         "evaluate --model model --images .": "egic[train]", "demo -m model --port 0": "egic[demo]",
+        "compress a.png -o new.egic -m hf://owner/name": "egic[hub]",
     }  # fmt: skip
     script = ALONE.replace("{extras!r}", repr(EXTRAS))
     done = subprocess.run(

@@ -336,12 +336,13 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
     "args, message",
     [
         ([], "no pictures to evaluate on; give --images FOLDER"),
-        (["--images", "x"], "no model to evaluate"),
+        (["--images", "x"], "built without a model of its own"),
         (["--images", "x", "--model", "nowhere"], "nowhere is no folder"),
         (["--images", "x", "--model", "a", "a"], "two models are called a: give them names, --model first="),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_line(args, message, capsys):
+def test_mistakes_on_the_command_line_are_one_line(args, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("egic.shipped.FOLDER", tmp_path)
     assert main.main(["evaluate", *args]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and "\n" not in error

@@ -1,0 +1,17 @@
+"""The model that ships with the package: `egic.load()` and the command `egic` use it where no other is named."""
+
+from pathlib import Path
+
+from egic.errors import UserError
+
+FOLDER = Path(__file__).with_name("models") / "small"
+
+
+def shipped_model() -> Path:
+    """Its artifact folder. Raises UserError where the package was built without one."""
+    if not (FOLDER / "config.json").is_file():
+        raise UserError(
+            "this package was built without a model of its own; name one with --model: a folder, "
+            "models:/egic-orp@best, or hf://owner/name"
+        )
+    return FOLDER
