@@ -2,7 +2,7 @@
 arXiv 2012.04781). Classes: 0 void (never a target), 1..K the data set's categories, K + 1 fake.
 
 With `DiscriminatorConfig.encoder`, the way down of the U-Net is a frozen pre-trained network, as in DP-SIMS (arXiv
-2312.13314): each of its feature maps is normalised channel by channel and projected by a 1x1 convolution.
+2312.13314): each of its feature maps is normalised over its channels and projected by a 1x1 convolution.
 """
 
 from collections.abc import Mapping
@@ -146,7 +146,11 @@ class Block(nn.Module):
 
 
 class Lateral(nn.Module):
-    """A frozen feature map on its way into the U-Net: normalised per channel, then conv1x1."""
+    """A frozen feature map on its way into the U-Net: normalised over its channels, then conv1x1.
+
+    DIFFERS from DP-SIMS, which normalises each channel over the picture: what a picture shows as a whole is lost by
+    that, and 75 steps of segmentation labelled 13 % of the pixels right in place of 21 %.
+    """
 
     variance = 1.0
 
@@ -156,7 +160,8 @@ class Lateral(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inp, H, W) -> (B, out, H, W)."""
-        return self.conv(F.instance_norm(x))
+        x = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],))
+        return self.conv(x.permute(0, 3, 1, 2))
 
 
 class Discriminator(nn.Module):
