@@ -1,0 +1,136 @@
+"""A codec as a model of CompressAI, so that scripts written for `compressai.models` take it.
+
+    model = EGIC(egic.load(folder).codec)                     # or EGIC.from_state_dict(torch.load(checkpoint))
+    out = model(x)                                            # {"x_hat": ..., "likelihoods": {"y": ..., "z": ...}}
+    coded = model.compress(x)                                 # {"strings": [[file of each picture]], "shape": ...}
+    model.decompress(coded["strings"], coded["shape"])        # {"x_hat": ...}
+
+Pictures are float RGB (B, 3, H, W) in 0..1 of any size. A string is a whole .egic file, so that bits counted over
+`strings` are those of `egic.Model.compress`, and pictures are those of `egic.Model.decompress`.
+Interface: https://interdigitalinc.github.io/CompressAI/models.html
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from compressai.models import CompressionModel
+from compressai.registry import register_model
+from torch import Tensor
+
+from egic.errors import UserError
+from egic.model import DEFAULT_QUALITY, Model
+from egic.networks import entropy
+from egic.networks.charm import Index
+from egic.networks.codec import STRIDE_Z, Codec, CodecConfig
+
+LIKELIHOOD_MIN = 1e-9  # as in CompressAI: the logarithm stays finite
+CONFIG = "_extra_state"
+"""Where a state_dict has the codec's configuration: its JSON as bytes (torch.nn.Module.get_extra_state)."""
+
+
+@register_model("egic")
+class EGIC(CompressionModel):
+    """CompressAI's interface around a codec.
+
+    codec: of one rate, or of every rate. quality: of a codec that serves every rate, 0 (smallest files) to 100; None
+    for 50, and for a codec of one rate. Raises UserError for a quality that the codec cannot have.
+    """
+
+    def __init__(self, codec: Codec, quality: int | None = None):
+        super().__init__()
+        if codec.gains is None and quality is not None:
+            raise UserError("this codec has one rate, so quality has no meaning; leave it out")
+        self.codec = codec
+        self.quality = DEFAULT_QUALITY if codec.gains is not None and quality is None else quality
+        self._model: Model | None = None
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        """x_hat (B, 3, H, W), and the likelihood of each element of y and z, which are those of the padded picture.
+
+        In training mode rates are those of noisy latents, in eval mode those of rounded ones.
+        """
+        height, width = x.shape[2:]
+        m = self.codec.config.multiple
+        x = F.pad(255 * x, (0, -width % m, 0, -height % m), mode="replicate")
+        q = self._q(len(x))
+        y = self.codec.analyse(x, q).float()
+        z = self.codec.h_a(y).float()
+        z_hat = entropy.quantize_int(z)
+        bits: list[Tensor] = []
+
+        def noisy(value: Tensor, rounded: Tensor) -> Tensor:
+            return value + torch.rand_like(value) - 0.5 if self.training else rounded
+
+        def code(k: int, mu: Tensor, index: Index) -> Tensor:
+            y_k = y.split(self.codec.charm.width, 1)[k]
+            y_hat_k = entropy.quantize(y_k, mu)
+            bits.append(entropy.gaussian_bits(noisy(y_k, y_hat_k) - mu, entropy.sigma_of(index())))
+            return y_hat_k
+
+        y_hat = self.codec.restore(self.codec.decode_latents(z_hat, code), q)
+        likelihoods = {"y": torch.cat(bits, 1), "z": self.codec.prior.bits(noisy(z, z_hat))}
+        return {
+            "x_hat": self.codec.synthesise(y_hat)[:, :, :height, :width] / 255,
+            "likelihoods": {name: torch.exp2(-b).clamp_min(LIKELIHOOD_MIN) for name, b in likelihoods.items()},
+        }
+
+    def _q(self, batch: int) -> Tensor | None:
+        if self.quality is None:
+            return None
+        rates = self.codec.config.rates
+        return torch.full((batch,), self.quality / 100 * (rates - 1), device=next(self.parameters()).device)
+
+    @property
+    def model(self) -> Model:
+        """The codec with its tables; made anew after `update` and `load_state_dict`."""
+        if self._model is None:
+            self._model = Model(self.codec)
+        return self._model
+
+    def compress(self, x: Tensor) -> dict[str, Any]:
+        """Pictures of 8 bits -> strings [[.egic file of each]], shape (rows, columns) of z."""
+        pictures = (255 * x).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        strings = [[self.model.compress(picture, quality=self.quality) for picture in pictures]]
+        return {"strings": strings, "shape": torch.Size(-(-side // STRIDE_Z) for side in x.shape[2:])}
+
+    def decompress(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> dict[str, Tensor]:
+        """x_hat (B, 3, H, W), rounded to 8 bits. Raises BitstreamError for a string that is not this model's."""
+        pictures = [torch.from_numpy(self.model.decompress(data)) for data in strings[0]]
+        x = torch.stack(pictures).permute(0, 3, 1, 2).to(next(self.parameters()).device)
+        return {"x_hat": x.float() / 255}
+
+    def update(self, scale_table: Tensor | None = None, force: bool = False, **ignored: object) -> bool:
+        """Make the tables of the entropy coder anew, from the weights alone. Returns whether there were none."""
+        had_none = self._model is None
+        if force:
+            self._model = None
+        _ = self.model.coder
+        return had_none or force
+
+    def get_extra_state(self) -> Tensor:
+        """The codec's configuration and quality, as the bytes of JSON."""
+        text = json.dumps(dataclasses.asdict(self.codec.config) | {"quality": self.quality})
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to set: `from_state_dict` reads it before the weights are loaded."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        self._model = None
+        return super().load_state_dict(dict(state_dict), strict)
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> "EGIC":
+        """The model that `state_dict()` was of. Raises UserError for a state_dict without its configuration."""
+        if CONFIG not in state_dict:
+            raise UserError(f"the state_dict has no {CONFIG}; it is not of egic.compat.compressai.EGIC")
+        found = json.loads(bytes(state_dict[CONFIG].tolist()))
+        quality = found.pop("quality")
+        config = CodecConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+        model = cls(Codec(config), quality)
+        model.load_state_dict(state_dict)
+        return model
