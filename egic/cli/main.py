@@ -76,7 +76,10 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the report of an evaluation, with other codecs beside it")
     report.add_argument("folder", metavar="FOLDER", type=Path, help="what egic evaluate wrote")
     report.add_argument(
-        "--anchors", metavar="CODECS", help="other codecs at the sizes of the model's files: jpeg,webp,avif,jxl,bpg,vtm"
+        "--anchors",
+        metavar="CODECS",
+        help="other codecs at the sizes of the model's files: jpeg,webp,avif,jxl,bpg,vtm, and compressai's learned "
+        "bmshj2018-hyperprior,mbt2018-mean,cheng2020-attn (downloaded, or files in EGIC_WEIGHTS)",
     )
     report.add_argument("--images", metavar="FOLDER", type=Path, help="where the evaluated pictures lie, for --anchors")
     commands.add_parser("evaluate", help="models on folders of pictures, through real files (needs egic[train])")

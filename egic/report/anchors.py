@@ -1,23 +1,27 @@
 """Other codecs to compare a model with: JPEG, WebP, AVIF and JPEG XL through Pillow, BPG and VTM where installed.
 
 Pillow's codecs run at their settings for small files, AVIF at libavif's usual speed 6. BPG and VTM are called by
-compressai's benchmark classes: 4:4:4, YCbCr, 8 bit, VTM all-intra.
+compressai's benchmark classes: 4:4:4, YCbCr, 8 bit, VTM all-intra. Learned codecs come from compressai's zoo.
 """
 
 import contextlib
 import io
 import math
+import os
+import pickle
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from egic.errors import UserError
+from egic.errors import UserError, reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,21 +173,91 @@ def _vtm() -> Anchor:
     return Anchor(label="VTM", codec="vtm", low=63, high=0, run=run)
 
 
+def _learned(name: str) -> Anchor:
+    """A learned codec of compressai's zoo, trained for MSE: its files in $EGIC_WEIGHTS, else compressai's download."""
+    files = _zoo_files(name)
+    local = [quality for quality, path in files.items() if path.is_file()]
+    low, high = min(files), max(files)
+    if local:  # the qualities that are there, up to the first gap
+        low = local[0]
+        high = next((q - 1 for q in range(low, max(files) + 1) if q not in local), max(files))
+    try:
+        _zoo_model(name, low)
+    except UserError as error:
+        raise LookupError(str(error)) from error
+    return Anchor(label=name, codec=name, low=low, high=high, run=lambda x, quality: _learned_file(name, x, quality))
+
+
+def _zoo_files(name: str) -> dict[int, Path]:
+    """Where the weights of each quality would lie in $EGIC_WEIGHTS, under the names of compressai's own files."""
+    try:
+        from compressai.zoo import image  # takes seconds
+    except ImportError as error:
+        raise LookupError("the package compressai is not installed") from error
+    folder = Path(os.environ.get("EGIC_WEIGHTS", ""))
+    return {quality: folder / Path(url).name for quality, url in image.model_urls[name]["mse"].items()}
+
+
+@lru_cache(maxsize=16)
+def _zoo_model(name: str, quality: int):
+    """The model with its tables, on the CPU. Raises UserError where there are no weights, and for damaged ones."""
+    from compressai.zoo import image, image_models
+
+    path = _zoo_files(name)[quality]
+    try:
+        if path.is_file():
+            state = image.load_pretrained(torch.load(path, map_location="cpu", weights_only=True))
+            model = image.model_architectures[name].from_state_dict(state)
+        else:
+            model = image_models[name](quality=quality, metric="mse", pretrained=True, progress=False)
+    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        if path.is_file():
+            raise UserError(f"{path} does not hold compressai's {name} ({reason(error)}); fetch it again") from error
+        raise UserError(
+            f"weights of compressai's {name} could not be downloaded ({reason(error)}); go online, or put {path.name} "
+            "into a folder and name it in EGIC_WEIGHTS"
+        ) from error
+    model.update()
+    return model.eval()
+
+
+@torch.inference_mode()
+def _learned_file(name: str, x: np.ndarray, quality: int) -> Encoded:
+    """The strings of one picture. As in compressai's own evaluation, black borders fill the sides up to 64 pixels."""
+    from compressai.ops import compute_padding
+
+    model, start = _zoo_model(name, quality), time.perf_counter()
+    border, inside = compute_padding(*x.shape[:2], min_div=64)
+    pixels = torch.tensor(x).permute(2, 0, 1)[None] / 255
+    coded = model.compress(torch.nn.functional.pad(pixels, border))
+    encode_s = time.perf_counter() - start
+
+    @torch.inference_mode()
+    def decode() -> tuple[np.ndarray, float]:
+        start = time.perf_counter()
+        found = torch.nn.functional.pad(model.decompress(**coded)["x_hat"], inside)
+        picture = (255 * found[0]).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return picture, time.perf_counter() - start
+
+    return Encoded(num_bytes=sum(len(strings[0]) for strings in coded["strings"]), encode_s=encode_s, decode=decode)
+
+
 _FIND = {"jpeg": _jpeg, "webp": _webp, "avif": _avif, "jxl": _jxl, "bpg": _bpg, "vtm": _vtm}
 NAMES = tuple(_FIND)
+LEARNED = ("bmshj2018-hyperprior", "mbt2018-mean", "cheng2020-attn")
 
 
 def find(names: Sequence[str] = NAMES) -> tuple[list[Anchor], dict[str, str]]:
     """The codecs of these names that are installed, and for each of the others the reason why it is left out.
 
-    Raises UserError for a name that is not in NAMES.
+    Raises UserError for a name that is neither in NAMES nor in LEARNED.
     """
     found, missing = [], {}
     for name in names:
-        if name not in _FIND:
-            raise UserError(f"--anchors has {name!r}, which is not one of {', '.join(NAMES)}")
+        if name not in (*NAMES, *LEARNED):
+            raise UserError(f"--anchors has {name!r}, which is not one of {', '.join((*NAMES, *LEARNED))}")
         try:
-            found.append(_FIND[name]())
+            found.append(_learned(name) if name in LEARNED else _FIND[name]())
         except LookupError as error:
             missing[name] = str(error)
     return found, missing

@@ -2,10 +2,13 @@
 
 import io
 import json
+import re
 import sys
+import urllib.error
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from egic.metrics.quality import Quality
@@ -196,3 +199,59 @@ def test_a_folder_that_is_none_or_damaged(folder, tmp_path):
     (folder / "rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="rows.parquet cannot be read"):
         evaluation_folder.read(folder)
+
+
+def write_zoo(folder, name: str, qualities) -> None:
+    """Small models of a learned codec with random weights, under the names of compressai's files."""
+    from compressai.zoo import image
+
+    widths = (8,) if name.startswith("cheng") else (8, 12)
+    for quality in qualities:
+        with torch.random.fork_rng():
+            torch.manual_seed(quality)
+            model = image.model_architectures[name](*widths)
+        torch.save(model.state_dict(), folder / image.model_urls[name]["mse"][quality].rsplit("/", 1)[1])
+
+
+@pytest.mark.parametrize("name", anchors.LEARNED)
+def test_learned_codecs_from_a_folder_of_their_files(name, tmp_path, monkeypatch, x, one_thread):
+    compressai = pytest.importorskip("compressai.zoo").image
+    write_zoo(tmp_path, name, (2, 3, 5))
+    monkeypatch.setenv("EGIC_WEIGHTS", str(tmp_path))
+    (codec,), missing = anchors.find([name])
+    assert not missing and (codec.codec, codec.low, codec.high) == (name, 2, 3)  # up to the gap
+    x = x[:70, :50]
+    coded = codec.code(x, 3)
+    assert coded.picture.shape == x.shape and coded.picture.dtype == np.uint8
+    file = next(tmp_path.glob("*-3-*"))
+    model = compressai.model_architectures[name].from_state_dict(torch.load(file, weights_only=True)).eval()
+    model.update()
+    padded = np.zeros((128, 64, 3), np.uint8)
+    padded[29:99, 7:57] = x  # in the middle, as compressai's own evaluation puts it
+    with torch.no_grad():
+        wanted = model.compress(torch.from_numpy(padded).permute(2, 0, 1)[None] / 255)
+        x_hat = model.decompress(**wanted)["x_hat"][0, :, 29:99, 7:57]
+    assert coded.num_bytes == sum(len(strings[0]) for strings in wanted["strings"])
+    assert coded.bpp == 8 * coded.num_bytes / (70 * 50)
+    assert np.array_equal(coded.picture, (255 * x_hat).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_a_learned_codec_without_weights_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("compressai.zoo")
+    monkeypatch.setenv("EGIC_WEIGHTS", str(tmp_path))
+
+    def offline(*args, **options):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("compressai.zoo.image.load_state_dict_from_url", offline)
+    found, missing = anchors.find(["mbt2018-mean", "jpeg"])
+    assert [a.codec for a in found] == ["jpeg"]
+    assert re.fullmatch(
+        r"weights of compressai's mbt2018-mean could not be downloaded \(.*Name or service not known.*\); go online, "
+        r"or put mbt2018-mean-1-\w+.pth.tar into a folder and name it in EGIC_WEIGHTS",
+        missing["mbt2018-mean"],
+    )
+    write_zoo(tmp_path, "mbt2018-mean", (1,))
+    file = next(tmp_path.glob("mbt2018-mean-1-*"))
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "does not hold compressai's mbt2018-mean" in anchors.find(["mbt2018-mean"])[1]["mbt2018-mean"]
