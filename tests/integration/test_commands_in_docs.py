@@ -49,7 +49,10 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # run a second time, as scripts
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning"),  # run a second time, as scripts
+]
 READ = jobs.config.flags.one_line
 
 

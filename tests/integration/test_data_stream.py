@@ -19,7 +19,7 @@ from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 from jobs.data.stream import TrainingSequence, local_stream, training_stream
 from tests.unit.jobs.data.test_stream import CROP, assert_equal, joined
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = {"seed": 3, "global_batch": 4, "first_step": 0, "last_step": 40}
 
 

@@ -33,9 +33,14 @@ USED_BY_OTHERS = {
     "setuptools": "the build",
 }
 """Distributions that no file of ours imports, and what does."""
-COME_ALONG = {"requests": "mlflow", "safehttpx": "gradio"}
-"""Modules of what a distribution itself asks for, to set how it uses them."""
-OPTIONAL = {"pillow_jxl"}
+COME_ALONG = {
+    "requests": "mlflow",
+    "safehttpx": "gradio",
+    "huggingface_hub": "timm",
+    "jsonschema": "kubernetes-validate",
+}
+"""Modules of what a distribution itself asks for."""
+OPTIONAL = {"pillow_jxl", "atheris"}
 """Modules that are used where a user has installed them, and named where they are missing."""
 ELSEWHERE = ROOT / "tests" / "bench" / "reference_steps.py"
 """Runs in the Python of the TensorFlow reference, with its modules."""

@@ -72,6 +72,7 @@ def wheel(tmp_path_factory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_what_the_wheel_holds(wheel):
     with zipfile.ZipFile(wheel) as content:
         names = {name for name in content.namelist() if ".dist-info/" not in name}
@@ -88,6 +89,7 @@ def test_what_the_wheel_holds(wheel):
     assert "egic = egic.cli.main:main" in commands
 
 
+@pytest.mark.slow
 def test_the_codec_works_without_the_extras_and_names_them(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as content:
         content.extractall(tmp_path / "site")
