@@ -3,6 +3,8 @@ what breaks when Ray changes one of them; `pyproject.toml` bounds the release.""
 
 import logging
 import os
+import time
+from typing import TYPE_CHECKING
 
 import ray
 import ray.train
@@ -14,6 +16,9 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.storage.files import Folder
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
 
 log = logging.getLogger(__name__)
 
@@ -69,3 +74,21 @@ def put_broken_list_aside(place: Folder) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         log.warning("%s/%s cannot be used (%s): going by the checkpoints themselves", place.path, SNAPSHOT, reason)
         place.filesystem.move(f"{place.path}/{SNAPSHOT}", f"{place.path}/{SNAPSHOT}.damaged")
+
+
+def pace_dataset(context: "DataContext", blocks_per_task: int) -> None:
+    """Give the scheduling loop of a dataset a pause, and let its tasks end before their blocks are read.
+
+    While training is the slower part the loop turns without end and takes a core; the class of its callbacks is
+    private. https://github.com/ray-project/ray/issues/63544
+    A task stops once it has two blocks that nobody has read, and keeps its CPU; the number is a private field.
+    https://github.com/ray-project/ray/issues/42217
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback  # ray.data takes a second to import
+
+    class Pause(ExecutionCallback):
+        def on_execution_step(self, executor) -> None:
+            time.sleep(0.01)
+
+    context.custom_execution_callback_classes = [Pause]
+    context._max_num_blocks_in_streaming_gen_buffer = blocks_per_task

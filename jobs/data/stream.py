@@ -1,24 +1,29 @@
-"""Training crops as a stream whose order and augmentation are pure functions of (seed, epoch, sample).
+"""Training crops as a Ray Data stream whose order and augmentation are pure functions of (seed, epoch, sample).
 
 Position p of the endless training sequence belongs to epoch p // N and shows sample permutation(seed, epoch)[p % N],
 augmented by a generator seeded with (seed, epoch, sample). Step s of a run takes positions s * G .. s * G + G - 1 (G =
 global batch); rank r of W takes every W-th of them. So any number of workers sees the same global batches, and a
 resumed run starts at its step without replaying anything.
 
-Each train worker reads its own stream, made ahead of its use by Ray tasks anywhere on the cluster. A batch is a dict of
-numpy arrays: x (B, S, S, 3) uint8 RGB; label (B, S, S) uint8, 0 void; weight (B, S, S) uint8 1 or 3; sample, position
-(B,) int64.
+Each train worker builds its own stream from tasks of the whole cluster. A batch is a dict of numpy arrays:
+x (B, S, S, 3) uint8 RGB; label (B, S, S) uint8, 0 void; weight (B, S, S) uint8 1 or 3; sample, position (B,) int64.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import cycle
+from threading import Lock
 
 import numpy as np
-import ray
+import ray.data
+from ray.data import ExecutionResources
+from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
 
 from egic.errors import UserError
 from egic.training.crops import CropConfig, Sample, apply_plan, plan_center_crop, plan_training_crop
@@ -27,9 +32,17 @@ from jobs.data.shards import Manifest, read_index, read_samples
 Crops = dict[str, np.ndarray]
 """Several crops with their labels, as described above; `egic.training.steps.Batch` has the same as tensors."""
 CROPS_PER_BLOCK = 32
-"""About 10 MB of 256x256 crops: what a task makes, and what crosses the object store at once."""
-BLOCKS_AHEAD = 6
-"""Blocks that are made before they are needed, at most: 60 MB of the object store."""
+"""About 10 MB of 256x256 crops: what crosses the object store at once."""
+BLOCKS_PER_TASK = 4
+"""Between two tasks a core idles for some 20 ms. A task never waits for its blocks to be read, so it also ends."""
+BLOCKS_PER_SEGMENT = 512
+"""A Ray Dataset is planned as a whole, so an endless run is a chain of datasets."""
+BLOCKS_AHEAD = 12
+"""The next datasets start when this many blocks of the current ones are unread: that takes about a second."""
+BLOCKS_UNREAD = 6
+"""Each dataset runs at most about this far ahead of training: 60 MB of the object store."""
+_context_lock = Lock()
+"""Ray Data's current context is one for the whole process; lanes start their datasets in threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +83,11 @@ class TrainingSequence:
     def crops_per_block(self) -> int:
         """A multiple of the local batch, so that batches are views of a block."""
         return self.local_batch * max(1, CROPS_PER_BLOCK // self.local_batch)
+
+    @property
+    def crop_bytes(self) -> int:
+        """Size of one crop on the wire."""
+        return 5 * self.crop.size**2 + 16
 
     @property
     def num_blocks(self) -> int:
@@ -156,57 +174,133 @@ def training_stream(
     num_cpus: float = 1.0,
     num_tasks_at_once: int = 2,
 ) -> Iterator[Crops]:
-    """Batches of steps first_step .. last_step - 1 for one rank, made by Ray tasks ahead of their use.
+    """Batches of steps first_step .. last_step - 1 for one rank, made by Ray Data tasks ahead of their use.
 
     `num_cpus` is what each task reserves, `num_tasks_at_once` how many run for this rank: keep the sum over all ranks
     near the cores that training leaves, more processes than cores are slower. Closing the iterator stops all tasks.
     Raises UserError naming the shard if data is damaged.
     """
     sequence = TrainingSequence(
-        manifest=manifest, crop=crop, seed=seed, global_batch=global_batch, first_step=first_step, last_step=last_step,
-        rank=rank, world_size=world_size,
-    )  # fmt: skip
-    return _made_ahead(sequence, num_cpus, num_tasks_at_once)
+        manifest=manifest,
+        crop=crop,
+        seed=seed,
+        global_batch=global_batch,
+        first_step=first_step,
+        last_step=last_step,
+        rank=rank,
+        world_size=world_size,
+    )
+    return _in_turn(sequence, num_cpus, num_tasks_at_once)
 
 
-def _made_ahead(sequence: TrainingSequence, num_cpus: float, num_tasks: int) -> Iterator[Crops]:
-    """Batches of the sequence's blocks in order, with up to `num_tasks` of the blocks ahead being made at any time."""
-    # An error that a retry may mend, such as that of a network disk, is retried.
-    make = ray.remote(num_cpus=num_cpus, max_retries=3, retry_exceptions=True, scheduling_strategy="SPREAD")(_block)
-    stored = ray.put(sequence)  # once, instead of in every task
-    todo = iter(range(sequence.num_blocks))
-    ahead: deque[ray.ObjectRef] = deque()
-    unfinished: list[ray.ObjectRef] = []
+def _in_turn(sequence: TrainingSequence, num_cpus: float, num_lanes: int) -> Iterator[Crops]:
+    """Batches of the sequence's blocks, which lanes make in turn: lane i makes blocks i, i + num_lanes, and so on.
 
-    def start_tasks(wait: bool) -> None:
-        nonlocal unfinished
-        if unfinished:
-            _, unfinished = ray.wait(
-                unfinished, num_returns=1 if wait else len(unfinished), timeout=None if wait else 0, fetch_local=False
+    Each lane runs one task at a time. A single dataset that runs several looks after them only when all of them have
+    something new, or ten times a second, and its tasks start together and wait for the slowest: cores idle.
+    """
+    num_lanes = min(num_lanes, sequence.num_blocks)
+    if not num_lanes:
+        return
+    blocks = [range(lane, sequence.num_blocks, num_lanes) for lane in range(num_lanes)]
+    with ThreadPoolExecutor(num_lanes) as starter, ExitStack() as open_lanes:
+        lanes = [_Started(_lane(sequence, mine, num_cpus), starter) for mine in blocks]
+        for lane in lanes:
+            open_lanes.callback(lane.close)
+        turns = cycle([iter(lane) for lane in lanes])
+        for _ in range(sequence.num_blocks):
+            yield from _split(next(next(turns)), sequence.local_batch)
+
+
+def _lane(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Generator[Crops, None, None]:
+    """Whole blocks, one segment after the other; the next starts while the current one still has blocks unread."""
+    segments = [blocks[first : first + BLOCKS_PER_SEGMENT] for first in range(0, len(blocks), BLOCKS_PER_SEGMENT)]
+
+    with ThreadPoolExecutor(1) as starter:
+        started = [_Started(_segment(sequence, segments[0], num_cpus), starter)]
+        try:
+            for segment, following in zip(segments, [*segments[1:], None], strict=True):
+                start_at = max(0, len(segment) - BLOCKS_AHEAD)
+                for number, block in enumerate(started[0]):
+                    if number == start_at and following:
+                        started.append(_Started(_segment(sequence, following, num_cpus), starter))
+                    yield block
+                started.pop(0).close()
+        finally:
+            for each in started:
+                each.close()
+
+
+class _Started:
+    """An iterator whose first item a thread asks for at once, so that its tasks run."""
+
+    def __init__(self, items: Generator[Crops, None, None], starter: ThreadPoolExecutor) -> None:
+        self._items = items
+        self._first = starter.submit(next, items)
+
+    def __iter__(self) -> Iterator[Crops]:
+        yield self._first.result()
+        yield from self._items
+
+    def close(self) -> None:
+        wait([self._first])
+        self._items.close()
+
+
+class _CropTasks(Datasource):
+    """Some blocks of a sequence as a Ray datasource: reading a block IS decoding and cropping, one operator in all."""
+
+    def __init__(self, sequence: TrainingSequence, blocks: range) -> None:
+        super().__init__()
+        positions = [sequence.positions(block) for block in blocks]
+        self._sequence = sequence
+        self.tasks = [positions[first : first + BLOCKS_PER_TASK] for first in range(0, len(blocks), BLOCKS_PER_TASK)]
+
+    def estimate_inmemory_data_size(self) -> int:
+        return self._sequence.crop_bytes * sum(len(positions) for task in self.tasks for positions in task)
+
+    def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None) -> list[ReadTask]:
+        sequence = ray.put(self._sequence)  # once, instead of inside every task
+
+        def read(task: list[np.ndarray]) -> Iterator:
+            for positions in task:
+                yield BlockAccessor.batch_to_block(make_crops(ray.get(sequence), positions))
+
+        return [ReadTask(partial(read, task), self._metadata(task)) for task in self.tasks]
+
+    def _metadata(self, task: list[np.ndarray]) -> BlockMetadata:
+        num = sum(map(len, task))
+        num_bytes = num * self._sequence.crop_bytes
+        return BlockMetadata(num_rows=num, size_bytes=num_bytes, input_files=None, exec_stats=None)
+
+
+def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Generator[Crops, None, None]:
+    """One Ray Dataset: blocks of finished crops, in order."""
+    from jobs.cluster import ray_internals  # Ray Train comes with it, which the tasks do without
+
+    source, block_bytes = _CropTasks(sequence, blocks), sequence.crops_per_block * sequence.crop_bytes
+    with _context_lock:
+        context = ray.data.DataContext.get_current().copy()
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=BLOCKS_UNREAD * block_bytes
+        )
+        context.target_max_block_size = block_bytes * 3 // 4  # else Ray joins blocks up to 128 MB; it cuts at 1.5 x
+        context.enable_progress_bars = False
+        ray_internals.pace_dataset(context, BLOCKS_PER_TASK)
+        with ray.data.DataContext.current(context):
+            dataset = ray.data.read_datasource(
+                source,
+                num_cpus=num_cpus,
+                compute=ray.data.TaskPoolStrategy(size=1),
+                override_num_blocks=len(source.tasks),
             )
-        while len(unfinished) < num_tasks and len(ahead) < BLOCKS_AHEAD and (block := next(todo, None)) is not None:
-            ahead.append(make.remote(stored, block))
-            unfinished.append(ahead[-1])
-
+    found = iter(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
     try:
-        start_tasks(wait=False)
-        while ahead:
-            while ahead[0] in unfinished:
-                start_tasks(wait=True)
-            crops = ray.get(ahead.popleft())
-            if isinstance(crops, UserError):
-                raise crops
-            for batch in _split(crops, sequence.local_batch):
-                start_tasks(wait=False)
-                yield batch
+        yield from found
+    except ray.exceptions.RayTaskError as error:
+        if not isinstance(error.cause, UserError):
+            raise
+        raise UserError(str(error.cause).splitlines()[0]) from error  # Ray appends lines of its own advice
     finally:
-        for block in ahead:
-            ray.cancel(block)
-
-
-def _block(sequence: TrainingSequence, block: int) -> Crops | UserError:
-    """One block of crops, in a task. What a user can mend is returned, so that Ray does not try again."""
-    try:
-        return make_crops(sequence, sequence.positions(block))
-    except UserError as error:
-        return error
+        found.close()

@@ -1,6 +1,7 @@
-"""The stream of Ray tasks equals the plain loop bit for bit, whatever the workers, or where it resumes."""
+"""The Ray Data stream equals the plain loop bit for bit, whatever the workers, the segment, or where it resumes."""
 
 import io
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -45,11 +46,12 @@ def local(manifest: Manifest, **changes) -> dict[str, np.ndarray]:
     return joined(local_stream(TrainingSequence(manifest=manifest, crop=CROP, **(STEPS | changes))))
 
 
-@pytest.mark.parametrize("ahead", [1, 6])
-def test_equals_the_plain_loop_over_many_blocks(ahead, manifest, monkeypatch):
-    """160 crops = 20 blocks, two of them made at a time; epochs of 10 end anywhere."""
+def test_equals_the_plain_loop_over_several_segments(manifest, monkeypatch):
+    """160 crops = 20 blocks, made in 2 lanes, in segments of 4 blocks and tasks of 3; epochs of 10 end anywhere."""
     monkeypatch.setattr(data, "CROPS_PER_BLOCK", 8)
-    monkeypatch.setattr(data, "BLOCKS_AHEAD", ahead)
+    monkeypatch.setattr(data, "BLOCKS_PER_SEGMENT", 4)
+    monkeypatch.setattr(data, "BLOCKS_PER_TASK", 3)
+    monkeypatch.setattr(data, "BLOCKS_AHEAD", 1)
     batches = list(stream(manifest))
     assert [len(batch["x"]) for batch in batches] == [4] * 40
     assert_equal(joined(batches), local(manifest))
@@ -67,32 +69,22 @@ def test_resuming_equals_the_tail(manifest):
     assert_equal(tail, {name: array[17 * 4 :] for name, array in local(manifest).items()})
 
 
-def test_stopping_early_leaves_no_task(manifest):
+def test_stopping_early_leaves_no_thread_and_no_task(manifest):
+    def executors() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if "StreamingExecutor" in thread.name]
+
     batches = stream(manifest, last_step=4000)
     next(batches)
+    assert executors()
     batches.close()
     deadline = time.monotonic() + 20
+    while executors() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not executors()
+    assert ray.cluster_resources()["CPU"] == 2
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
-
-
-def test_what_a_retry_may_mend_is_tried_again(manifest, monkeypatch, tmp_path):
-    """A disk that fails once, in the task; what a user must mend is raised at once, by the test below."""
-    mark, make_crops = tmp_path / "failed", data.make_crops
-
-    def fails_once(*args):
-        if not mark.exists():
-            mark.touch()
-            raise OSError(5, "input/output error")
-        return make_crops(*args)
-
-    def block(sequence, number):
-        return fails_once(sequence, sequence.positions(number))
-
-    monkeypatch.setattr(data, "_block", block)  # travels by value
-    assert_equal(joined(stream(manifest)), local(manifest))
-    assert mark.exists()
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import ray
+import ray.data
 import ray.train
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import placement_group, placement_group_table
 
+from jobs.cluster import ray_internals
 from jobs.cluster.ray_internals import SNAPSHOT, Trainer, put_broken_list_aside, release_reserved
 from jobs.storage.files import Folder
 from jobs.training.worker import listed
@@ -99,3 +101,21 @@ def test_put_broken_list_aside(short_folder, tmp_path):
         assert listed(place) == []
         put_broken_list_aside(place)
         assert SNAPSHOT not in place.names() and f"{SNAPSHOT}.damaged" in place.names(), content
+
+
+@pytest.mark.ray
+def test_pace_dataset(short_folder, monkeypatch):
+    """Broken: a core turns in the scheduling loop of a dataset, or its tasks wait for their blocks to be read."""
+    pauses, sleep = [], time.sleep
+    monkeypatch.setattr(ray_internals.time, "sleep", lambda time_s: pauses.append(time_s) or sleep(time_s))
+    ray.init("local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_folder))
+    try:
+        context = ray.data.DataContext.get_current().copy()
+        assert isinstance(context._max_num_blocks_in_streaming_gen_buffer, int)
+        ray_internals.pace_dataset(context, 7)
+        with ray.data.DataContext.current(context):
+            assert ray.data.range(5).count() == 5
+            assert sum(len(batch["id"]) for batch in ray.data.range(5).map_batches(lambda x: x).iter_batches()) == 5
+    finally:
+        ray.shutdown()
+    assert pauses.count(0.01) > 0
