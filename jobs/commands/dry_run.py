@@ -17,7 +17,7 @@ from jobs.data.sources.coco import file_sizes
 from jobs.data.sources.folders import COCO, SPLITS, folders_of, kind_of, read_splits
 from jobs.storage.files import absolute, is_remote, join
 from jobs.training import fake_step
-from jobs.training.num_categories import foretold
+from jobs.training.num_categories import expected
 from jobs.training.stage import EVALUATE, Stage, load_stage, phases_of
 from jobs.training.train_state import trained_weights
 
@@ -88,7 +88,7 @@ def text(config: Config, names: Sequence[str]) -> str:
     """Table of the stages, then data, workers and disk."""
     from jobs.training.worker import KEPT_CHECKPOINTS, sharing  # imports Ray, but starts nothing
 
-    config = foretold(config, find_data(config.data, config.output), names)
+    config = expected(config, find_data(config.data, config.output), names)
     compute = config.compute
     rows: list[tuple[str, ...]] = [HEAD]
     disk = 0

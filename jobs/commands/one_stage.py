@@ -28,21 +28,21 @@ def main(name: str, argv: list[str] | None = None) -> None:
 
 
 def start(name: str, argv: list[str] | None) -> None:
-    """Read the command line, and do what it says."""
+    """Read the command line, and do what it asks for."""
     note = f"This command runs {name} alone: what stands below the names of other stages changes nothing."
-    told = command_line.read(
+    command = command_line.read(
         StageConfig, argv, prog=f"python -m {MODULES[name]}", actions=(command_line.DRY_RUN,), note=note
     )
-    if told.action == command_line.DRY_RUN:
+    if command.action == command_line.DRY_RUN:
         from jobs.commands import dry_run
 
-        print(dry_run.text(told.config, (name,)))
+        print(dry_run.text(command.config, (name,)))
     else:
-        run_alone(name, told.config)
+        run_alone(name, command.config)
 
 
 def run_alone(name: str, config: StageConfig) -> None:
-    """The stage from the artifacts that `init_from` names; prints what it made."""
+    """Train the stage from the artifacts that `init_from` names, or reuse it; prints the result."""
     from jobs.cluster.shutdown import interruptible  # Ray takes seconds to import: not to print a configuration
     from jobs.training.num_categories import check_parent, open_fitted
     from jobs.training.reuse_or_train import StageInputs, find_lpips, reuse_stage, train_stage

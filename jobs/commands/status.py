@@ -23,7 +23,7 @@ from jobs.tracking.runs import flatten, runs_of
 from jobs.tracking.store import client, experiment_id, sqlite_path, tracking_uri
 from jobs.training import checkpoints, code_version
 from jobs.training.encoder import with_encoder
-from jobs.training.num_categories import foretold, learning_labels
+from jobs.training.num_categories import expected, learning_labels
 from jobs.training.stage import EVALUATE, MEASURED, ingredients, load_stage, sources, stage_key
 
 HEAD = ("stage", "state", "key", "run", "artifact")
@@ -48,7 +48,7 @@ class StageStatus:
 def states(config: Config, names: Sequence[str]) -> list[StageStatus]:
     """The stages in order. Raises UserError when MLflow's store or the data cannot be read."""
     manifests = find_data(config.data, config.output)
-    config = foretold(config, manifests, names)
+    config = expected(config, manifests, names)
     if learning_labels(names):
         config = with_encoder(config)
     found: dict[str, StageStatus] = {}

@@ -24,7 +24,7 @@ HELP = {
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Generic[C]):
-    """What a user asked for."""
+    """A command line that was read."""
 
     name: str
     """The preset's, or the configuration file's without its ending."""
@@ -48,8 +48,8 @@ def read(
     if len(chosen) > 1:
         raise UserError(f"{chosen[0]} and {chosen[1]} were given; choose one")
     rest, file = _without_file(rest)
-    told = "; ".join(f"{name}: {HELP[name]}" for name in actions)
-    about = f"--config FILE in place of PRESET takes what --print-config prints. Instead of running: {told}. "
+    instead = "; ".join(f"{name}: {HELP[name]}" for name in actions)
+    about = f"--config FILE in place of PRESET takes what --print-config prints. Instead of running: {instead}. "
     about += "'Default:' says where the recipe has its value from, and '(default: ...)' what you get here."
     about = f"{about} {note}".rstrip()
     if file is None:

@@ -91,8 +91,8 @@ def parse_preset(
     An unknown preset or flag, or a value that the config refuses, ends the process with one line and status 2.
     `about` stands above the list of presets in the help.
     """
-    told = list(sys.argv[1:] if argv is None else argv)
-    chosen = told[0] if told and told[0] in presets else None  # its help has the fields
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = words[0] if words and words[0] in presets else None  # its help has the fields
     first_lines = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in presets.items()}
     if chosen and about:
         first_lines[chosen] += f" {about}"

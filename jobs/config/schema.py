@@ -1,4 +1,4 @@
-"""Everything a run can be told: a frozen dataclass per stage, and `Config` with all of them (presets: jobs.presets)."""
+"""All settings of a run: a frozen dataclass per stage, and `Config` with all of them (presets: jobs/config/presets)."""
 
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -21,7 +21,7 @@ def _check(ok: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Length, learning rate and rhythm of one stage."""
+    """Length, learning rate, and intervals between metrics and checkpoints of one stage."""
 
     batch_parts: ClassVar[int] = 1
     """Parts into which a step divides its batch, each of which is shared among all workers."""
@@ -222,7 +222,7 @@ class ComputeConfig:
     soon."""
     wait_s: float = 0.0
     """How long to wait for nodes to come when the cluster is too small; an autoscaler is asked for them. Default: at
-    once, so that a number that is too large is told and not waited for."""
+    once, so that a number that is too large is an error at once."""
     grace_s: float = 25.0
     """After SIGTERM: how long the stages that run may take for a last checkpoint. Default: below the 30 s that spot
     nodes and Kubernetes give."""

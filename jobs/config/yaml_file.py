@@ -105,7 +105,7 @@ def compose(path: Path, fix: str) -> yaml.Node:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(f"{place}: no YAML ({problem}); mend it") from error
+        raise UserError(f"{place}: no YAML ({problem}); correct it") from error
     except RecursionError:
         raise UserError(f"{path} is nested too deeply; {fix}") from None
     if root is None:

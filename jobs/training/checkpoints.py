@@ -46,7 +46,7 @@ def candidates(place: Folder, committed: str | None) -> list[str]:
     """Names of the checkpoints to go on from, best first: the committed one, then those before it.
 
     By their steps, not by their names, which hold the time of one node's clock. Those that are newer than the committed
-    one were not yet heard of when training stopped, and don't count: their rows may be missing in MLflow.
+    one were not yet reported when training stopped, and do not count: their rows may be missing in MLflow.
     """
     steps = steps_of(place)
     limit = steps.get(committed) if committed else None

@@ -58,7 +58,7 @@ def fitted(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]) 
     return with_categories(config, found)
 
 
-def foretold(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]) -> C:
+def expected(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]) -> C:
     """As `fitted`, also where nothing is prepared yet (no manifests): a class table counts, and COCO's classes else."""
     if manifests:
         return fitted(config, manifests, stages)

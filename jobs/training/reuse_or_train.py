@@ -111,7 +111,7 @@ def train_stage(inputs: StageInputs, parent_run: str | None = None, side_by_side
     """Train the stage (going on from its last checkpoint) and publish it, or take the result of a run beside this one.
 
     side_by_side: stages that share the cluster with this one.
-    Raises UserError for what a user can mend, RuntimeError when training failed for good.
+    Raises UserError for what a user can correct, RuntimeError when training failed for good.
     """
     began = time.perf_counter()
     start_ray()

@@ -9,7 +9,7 @@ from egic import artifact
 from egic.networks.discriminator import Discriminator
 from jobs.commands import dry_run, one_stage
 from jobs.config.presets import extended, tiny
-from jobs.training.num_categories import check_parent, fitted, foretold, learning_labels, open_fitted, with_categories
+from jobs.training.num_categories import check_parent, expected, fitted, learning_labels, open_fitted, with_categories
 from pipelines.full import STAGES, Pipeline
 from tests.own_data import write_label_maps, write_photographs
 
@@ -65,18 +65,18 @@ def test_photographs_are_refused_before_they_are_read(tmp_path):
 
 
 def test_unprepared_data_is_foretold(tmp_path):
-    assert foretold(tiny(), {}, STAGES) == with_categories(tiny(), 133)  # scenes
+    assert expected(tiny(), {}, STAGES) == with_categories(tiny(), 133)  # scenes
     config = replace(tiny(), data=str(write_label_maps(tmp_path / "own")), output=str(tmp_path / "out"))
-    assert foretold(config, {}, STAGES) == with_categories(config, 5)
+    assert expected(config, {}, STAGES) == with_categories(config, 5)
     assert dry_run.data_line(config).endswith("own, label maps, to be prepared: 4 pictures in train, 2 pictures in val")
     mixed = replace(config, data=f"{write_photographs(tmp_path / 'mine', 4)},{config.data}")  # labels of one are enough
-    assert foretold(mixed, {}, STAGES) == with_categories(mixed, 5)
+    assert expected(mixed, {}, STAGES) == with_categories(mixed, 5)
     assert dry_run.data_line(mixed).endswith(
         "own, photographs and label maps, to be prepared: 7 pictures in train, 3 pictures in val"
     )
     assert open_fitted(mixed, ("segmentation",))[0] == with_categories(mixed, 5)
     with pytest.raises(ValueError, match="segmentation learns from labels, .*mine,.* has none"):
-        foretold(replace(mixed, data=f"{tmp_path / 'mine'},{tmp_path / 'mine/holidays'}"), {}, ("segmentation",))
+        expected(replace(mixed, data=f"{tmp_path / 'mine'},{tmp_path / 'mine/holidays'}"), {}, ("segmentation",))
     with pytest.raises(ValueError, match="several places must be local folders"):
         replace(mixed, data=f"{tmp_path / 'mine'},s3://bucket/folder")
 
