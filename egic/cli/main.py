@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from egic import __version__
 from egic.cli import demo as cli_demo
@@ -165,7 +165,7 @@ def _load(args: argparse.Namespace) -> "Model":
     return load(folder, device, args.precision)
 
 
-def _rate(args: argparse.Namespace) -> dict[str, float]:
+def _rate(args: argparse.Namespace) -> dict[str, Any]:
     """What of --quality, --bpp and --max-bytes is given, as `Model.compress` takes it. Raises UserError."""
     if args.quality is not None and not 0 <= args.quality <= MAX_QUALITY:
         raise UserError(f"--quality must lie in 0..{MAX_QUALITY} (0 the smallest file), got {args.quality}")
