@@ -1,9 +1,10 @@
 """`egic import-reference`: a TensorFlow checkpoint of the reference -> our artifact.
 
-TensorFlow names a variable by its way through the objects that hold it, such as
-`model/analysis_transform/layer_with_weights-1/blocks/0/norm1/gamma`: 1. such names become the paths that
-egic/reference/weights.py knows, 2. the arrays' shapes tell the configs, 3. what no network takes is listed, what one
-lacks is an error. Only `read` needs TensorFlow, an optional extra.
+TensorFlow names a variable by the path through the objects that hold it, such as
+`model/analysis_transform/layer_with_weights-1/blocks/0/norm1/gamma`. The import has three steps: such names become the
+paths of egic/reference/weights.py, the configs follow from the shapes of the arrays, and the arrays become weights.
+Variables that no network uses are listed; a missing variable is an error. Only `read` needs TensorFlow, an optional
+extra.
 """
 
 import hashlib
@@ -166,7 +167,7 @@ def discriminator_config(arrays: Arrays) -> DiscriminatorConfig:
 
 
 def components(variables: Arrays) -> tuple[dict[str, nn.Module], list[str]]:
-    """Variables by key -> the artifact's components (codec, orp, discriminator: those there are), and unused keys.
+    """Variables by key -> those of the artifact's components (codec, orp, discriminator) that it has, and unused keys.
 
     Raises UserError, naming the variables, when one is missing, misshaped or not finite.
     """
