@@ -37,7 +37,7 @@ test-numpy2: $(STAMP)
 	sed '/"compressai/d' pyproject.toml > $(VENV)-numpy2/pyproject.toml
 	$(VENV)/bin/uv venv --quiet --allow-existing --python $(PY) $(VENV)-numpy2
 	$(VENV)/bin/uv pip install --system-certs --python $(VENV)-numpy2/bin/python -r $(VENV)-numpy2/pyproject.toml \
-	    --extra train --extra demo --extra dev "numpy>=2"
+	    --extra train --extra demo --extra hub --extra dev "numpy>=2"
 	$(VENV)-numpy2/bin/python -m pytest tests/unit -m "not slow and not ray and not faults" $(TEST_ARGS)
 
 lint: $(STAMP)
@@ -51,7 +51,7 @@ bench: $(STAMP)
 # is listed, so that any platform finds its own.
 lock: $(STAMP)
 	$(VENV)/bin/uv pip compile --system-certs --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
-	    --python-version 3.11 --extra train --extra cloud --extra demo --extra dev pyproject.toml --output-file requirements.txt
+	    --python-version 3.11 --extra train --extra cloud --extra demo --extra hub --extra dev pyproject.toml --output-file requirements.txt
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -36,7 +36,6 @@ USED_BY_OTHERS = {
 COME_ALONG = {
     "requests": "mlflow",
     "safehttpx": "gradio",
-    "huggingface_hub": "timm",
     "jsonschema": "kubernetes-validate",
 }
 """Modules of what a distribution itself asks for."""
@@ -88,9 +87,9 @@ def imported(*folders: str) -> Iterator[tuple[str, Path]]:
 @pytest.mark.parametrize(
     "folders, extras",
     [
-        (("egic",), ("train", "demo", "import-reference")),
+        (("egic",), ("train", "demo", "hub", "import-reference")),
         (("jobs", "pipelines"), ("train", "cloud", "demo")),
-        (("tests", "docs", "infra"), ("train", "cloud", "demo", "import-reference", "dev")),
+        (("tests", "docs", "infra"), ("train", "cloud", "demo", "hub", "import-reference", "dev")),
     ],
 )
 def test_what_is_imported_is_asked_for(folders, extras):
