@@ -161,9 +161,10 @@ def _add_categories(merged: _Merged, given: list[dict], stuff: bool, path: Path)
             continue
         isthing = int(id_of(category.get("isthing", 0 if stuff else 1)) == 1)
         same = [c for c in merged.categories if (c["name"], c["isthing"]) == (name, isthing)]
-        found[key] = same[0] if same else {"id": key, "name": name, "isthing": isthing}
         if not same:
-            merged.categories.append(found[key])
+            same = [{"id": key, "name": name, "isthing": isthing}]
+            merged.categories += same
+        found[key] = same[0]
     ids = [c["id"] for c in merged.categories]
     if len(set(ids)) < len(ids) or not all(isinstance(i, int) for i in ids):
         for number, category in enumerate(merged.categories, start=1):

@@ -24,7 +24,7 @@ MAX_BYTES = 1 << 29
 
 
 def read_picture(
-    path: Path, label_shape: tuple[int, int] | None = None, *, keep_jpeg: bool = False
+    path: Path, label_shape: tuple[int, ...] | None = None, *, keep_jpeg: bool = False
 ) -> tuple[bytes, tuple[int, int]]:
     """A picture as the JPEG file that training decodes, and its height and width. Raises UserError if it is bad.
 
@@ -44,7 +44,8 @@ def read_picture(
             "keeps its pixels as stored, without EXIF's orientation, since its labels belong to them")  # fmt: skip
         log.info("%s %s", path, how)
     if keep_jpeg and data.startswith(b"\xff\xd8") and not (upright and pictures.is_turned(data)):
-        return data, decode_jpeg(data).shape[:2]
+        height, width, _ = decode_jpeg(data).shape
+        return data, (height, width)
     x, notes = pictures.read(data, MAX_PIXELS, upright=upright)
     for note in notes:
         log.info("%s: %s", path, note)
