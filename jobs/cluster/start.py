@@ -96,20 +96,16 @@ def _connect(address: str) -> None:
     if token and os.environ["RAY_AUTH_MODE"] == "token":
         ray_internals.use_token()
     log.info("connecting to the Ray at %s", address)
-    too_late = f"the Ray at RAY_ADDRESS={address} does not answer within {ANSWER_S:.0f} s; restart it, or {start_own}"
+    advice = (
+        ("the token that this machine has may be another one" if token else "if it asks for a token, none is here")
+        + f": copy the head's ~/.ray/auth_token to this home, or set RAY_AUTH_TOKEN; or {start_own}"
+    )
+    where = f"the Ray at RAY_ADDRESS={address}"
     try:
-        with ended_after(ANSWER_S, too_late):
+        with ended_after(ANSWER_S, f"{where} does not answer within {ANSWER_S:.0f} s; restart it. Or {advice}"):
             ray.init(address, logging_level=logging.WARNING)
     except Exception as error:
-        what = (
-            "the token that this machine uses may be another one"
-            if token
-            else "if it asks for a token, this machine has none"
-        )
-        raise UserError(
-            f"no connection to the Ray at RAY_ADDRESS={address} ({_first_line(error)}); {what}: copy the head's "
-            f"~/.ray/auth_token to this home, or set RAY_AUTH_TOKEN; or {start_own}"
-        ) from error
+        raise UserError(f"no connection to {where} ({_first_line(error)}); {advice}") from error
 
 
 def _has_token() -> bool:
