@@ -36,6 +36,7 @@ USED_BY_OTHERS = {
 COME_ALONG = {
     "requests": "mlflow",
     "safehttpx": "gradio",
+    "httpx": "huggingface-hub",
     "jsonschema": "kubernetes-validate",
 }
 """Modules of what a distribution itself asks for."""
