@@ -9,8 +9,8 @@
 
 A picture, file or model that cannot be used raises `egic.errors.UserError`, a ValueError; a bad file raises
 `egic.coding.bitstream.BitstreamError`, a UserError.
-Modules are one idea each: `model` (the above); `codec`, `orp`, `discriminator`, `losses`, `steps` (networks, and how
-they are trained); `coding`, `bitstream` (files); `quality`, `sets` (measures); `checkpoint` (artifacts).
+`egic.model` has the above, `egic.networks` the networks, `egic.training` losses and training steps, `egic.coding` the
+file format, `egic.metrics` the measures, `egic.artifact` models on disk.
 """
 
 from pathlib import Path
