@@ -1,7 +1,7 @@
 """OASIS-C: a U-Net that labels every pixel with a class or "fake", conditioned on y_hat (EGIC section 3.2; OASIS,
 arXiv 2012.04781). Classes: 0 void (never a target), 1..K the data set's categories, K + 1 fake.
 
-With `DiscriminatorConfig.encoder`, the way down of the U-Net is a frozen pre-trained network, as in DP-SIMS (arXiv
+With `DiscriminatorConfig.encoder`, the encoder of the U-Net is a frozen pre-trained network, as in DP-SIMS (arXiv
 2312.13314): each of its feature maps is normalised over its channels and projected by a 1x1 convolution.
 """
 
@@ -74,10 +74,10 @@ class DiscriminatorConfig:
 
 
 def normalised_conv(inp: int, out: int, size: int, input_rms: float) -> nn.Conv2d:
-    """Weight-normalised convolution (g * v / |v|, bias), started so that its output has variance 1.
+    """Weight-normalised convolution (g * v / |v|, bias), initialised so that its output has variance 1.
 
-    DIFFERS: the reference initialises g and the bias from the first batch; this analytic counterpart gives every
-    worker and every world size the same start.
+    DIFFERS: the reference initialises g and the bias from the first batch; this analytic initialisation is the
+    same on every worker and for every number of workers.
     """
     conv = nn.Conv2d(inp, out, size, padding=size // 2)
     nn.init.normal_(conv.weight)
@@ -97,13 +97,13 @@ def mean_of_neighbours(kernel: Tensor) -> Tensor:
     """Kernels (out, inp, 3, 3) -> (out, inp, 4, 4), averages over 2x2 of the kernel between zeros."""
     one_by_one = torch.eye(9, device=kernel.device).view(9, 1, 3, 3)
     averages = F.avg_pool2d(one_by_one, 2, 1, padding=1).view(9, 16)
-    return (kernel.flatten(2) @ averages).unflatten(2, (4, 4))  # pooling the kernels themselves takes six times as long
+    return (kernel.flatten(2) @ averages).unflatten(2, (4, 4))  # pooling the kernels directly takes six times as long
 
 
 def doubled_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """conv3x3 of x (B, C, H, W) doubled by nearest neighbours -> (B, out, 2H, 2W), with 4/9 of its products.
+    """conv3x3 of x (B, C, H, W) upsampled by nearest neighbours -> (B, out, 2H, 2W), with 4/9 of its products.
 
-    An output sees 2x2 different pixels only, so the kernel is summed where they are the same.
+    An output depends on only 2x2 different pixels, so kernel values that multiply the same pixel are added.
     """
     kernel = 4 * mean_of_neighbours(conv.weight).transpose(0, 1).flip(2, 3)
     return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
@@ -117,8 +117,8 @@ def halved_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
 class Block(nn.Module):
     """Residual block: [LeakyReLU, (x2),] conv3x3, LeakyReLU, conv3x3, (average pool) + shortcut with conv1x1.
 
-    What neighbours share is computed once: pooling and doubling are part of the conv3x3 beside them, and the shortcut's
-    conv1x1, which commutes with both, runs at the lower resolution.
+    Pooling and upsampling are part of the adjacent conv3x3 (`halved_conv`, `doubled_conv`), and the shortcut's conv1x1,
+    which commutes with both, is computed at the lower resolution.
     """
 
     def __init__(self, inp: int, out: int, *, variance: float, up: bool = False, first: bool = False):
@@ -129,7 +129,7 @@ class Block(nn.Module):
         self.conv2 = normalised_conv(out, out, 3, leaky_rms(1.0))
         self.conv_s = normalised_conv(inp, out, 1, PIXEL_STD if first else variance**0.5) if inp != out else None
         self.variance = 1.0 + (variance if inp == out else 1.0)
-        if first:  # pixels have a mean: take it away
+        if first:  # subtract the mean of pixels
             with torch.no_grad():
                 for conv in (self.conv1, self.conv_s):
                     assert conv is not None and conv.bias is not None
@@ -167,9 +167,9 @@ class Lateral(nn.Module):
 class Discriminator(nn.Module):
     """OASIS-C. forward: pictures and their latents -> logits per pixel.
 
-    encoder: weights of `config.encoder` (`frozen_features.find`). Without them it has random weights, which serve to
-    know sizes and costs. Raises UserError for an encoder that timm does not have, and for weights whose digest is not
-    `config.encoder_sha256`.
+    encoder: weights of `config.encoder` (`frozen_features.find`). Without them it has random weights, which is
+    enough to compute sizes and costs. Raises UserError for an encoder that timm does not have, and for
+    weights whose digest is not `config.encoder_sha256`.
     """
 
     def __init__(self, config: DiscriminatorConfig, encoder: Mapping[str, Tensor] | None = None):

@@ -14,10 +14,10 @@ from egic.errors import UserError
 
 
 class FrozenFeatures(nn.Module):
-    """Feature maps of a timm model. Its weights are buffers that no state_dict holds: nothing trains or stores them.
+    """Feature maps of a timm model. Its weights are buffers outside of state_dict: they are neither trained nor stored.
 
     name: any timm model that supports `features_only=True` and pictures of any size. num_levels: maps of strides 2,
-    4, ... 2^num_levels are used. weights: `find`'s; without them the features are random, which is enough to know
+    4, ... 2^num_levels are used. weights: `find`'s; without them the features are random, which is enough to compute
     sizes. Raises UserError for a name or weights that do not fit.
     """
 
@@ -39,7 +39,7 @@ class FrozenFeatures(nn.Module):
         _freeze(self.net)
 
     def train(self, mode: bool = True) -> "FrozenFeatures":
-        """Stays in eval mode: the statistics of its normalisation layers are frozen, too."""
+        """Keeps eval mode: the statistics of its normalisation layers are frozen, too."""
         return super().train(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -48,7 +48,7 @@ class FrozenFeatures(nn.Module):
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 (hex) of the values. Names do not count: timm's differ between its versions."""
+    """sha256 (hex) of the values, without names, which differ between versions of timm."""
     each = (value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for value in weights.values())
     return hashlib.sha256("\n".join(sorted(hashlib.sha256(value).hexdigest() for value in each)).encode()).hexdigest()
 
@@ -111,7 +111,7 @@ def _pixel_statistics(name: str) -> dict[str, tuple[float, ...]]:
 
 
 def _levels(name: str, num_levels: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Levels that a timm model has a map for, and the indices of these maps; of equal strides the last one."""
+    """Levels for which a timm model has a map, and the indices of these maps; of equal strides the last."""
     try:
         import timm  # takes seconds
     except ImportError as error:
@@ -136,7 +136,7 @@ def _levels(name: str, num_levels: int) -> tuple[tuple[int, ...], tuple[int, ...
 
 
 def _freeze(net: nn.Module) -> None:
-    """Parameters and buffers become buffers that belong to no state_dict."""
+    """Convert parameters and buffers to buffers that are not in state_dict."""
     for module in net.modules():
         for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             delattr(module, name)

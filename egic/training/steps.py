@@ -35,7 +35,7 @@ class Batch:
     weight: Tensor
     position: list[int]
     drawn: dict[tuple, Tensor] = field(default_factory=dict)
-    """Random numbers that steps have asked for, by function and arguments: a captured step gets them from outside."""
+    """Random numbers by function and arguments, drawn before the step if it is captured as a CUDA graph."""
 
     def draw(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """function(self, *args), computed once."""
