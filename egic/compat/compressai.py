@@ -128,9 +128,10 @@ class EGIC(CompressionModel):
         """The model that `state_dict()` was of. Raises UserError for a state_dict without its configuration."""
         if CONFIG not in state_dict:
             raise UserError(f"the state_dict has no {CONFIG}; it is not of egic.compat.compressai.EGIC")
-        found = json.loads(bytes(state_dict[CONFIG].tolist()))
+        found: dict[str, Any] = json.loads(bytes(state_dict[CONFIG].tolist()))
         quality = found.pop("quality")
-        config = CodecConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+        config = CodecConfig(**settings)
         model = cls(Codec(config), quality)
         model.load_state_dict(state_dict)
         return model

@@ -21,11 +21,14 @@ class FrozenFeatures(nn.Module):
     sizes. Raises UserError for a name or weights that do not fit.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, num_levels: int, weights: Mapping[str, Tensor] | None = None):
         super().__init__()
         self.levels, indices = _levels(name, num_levels)
         """Level (0 is stride 2) of each map, ascending."""
-        self.net = _create(name, indices)
+        self.net: Any = _create(name, indices)
         if weights is not None:
             missing = self.net.state_dict().keys() ^ weights.keys()
             if missing:
@@ -50,7 +53,7 @@ class FrozenFeatures(nn.Module):
 def digest(weights: Mapping[str, Tensor]) -> str:
     """sha256 (hex) of the values, without names, which differ between versions of timm."""
     each = (value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for value in weights.values())
-    return hashlib.sha256("\n".join(sorted(hashlib.sha256(value).hexdigest() for value in each)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(hashlib.sha256(value.data).hexdigest() for value in each)).encode()).hexdigest()
 
 
 def find(name: str, num_levels: int, file: str = "") -> dict[str, Tensor]:
@@ -96,7 +99,7 @@ def _load(name: str, indices: Sequence[int], path: Path | None, seed: int) -> di
     return net.state_dict()
 
 
-def _create(name: str, indices: Sequence[int], **options: Any) -> nn.Module:
+def _create(name: str, indices: Sequence[int], **options: Any) -> Any:
     import timm  # takes seconds
 
     return timm.create_model(name, features_only=True, out_indices=tuple(indices), **options)
@@ -107,7 +110,8 @@ def _pixel_statistics(name: str) -> dict[str, tuple[float, ...]]:
     import timm
 
     found = timm.get_pretrained_cfg(name)
-    return {"mean": found.mean, "std": found.std}
+    assert found is not None  # `_levels` has asked timm for the name
+    return {"mean": tuple(found.mean), "std": tuple(found.std)}
 
 
 def _levels(name: str, num_levels: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -120,7 +124,7 @@ def _levels(name: str, num_levels: int) -> tuple[tuple[int, ...], tuple[int, ...
         raise UserError(f"discriminator.encoder is {name!r}, which timm {timm.__version__} does not know")
     try:
         with torch.device("meta"):
-            net = timm.create_model(name, features_only=True)
+            net: Any = timm.create_model(name, features_only=True)
         maps = [m.shape for m in net.eval()(torch.zeros(1, 3, 64, 64, device="meta"))]
     except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
