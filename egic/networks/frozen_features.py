@@ -53,7 +53,8 @@ class FrozenFeatures(nn.Module):
 def digest(weights: Mapping[str, Tensor]) -> str:
     """sha256 (hex) of the values, without names, which differ between versions of timm."""
     each = (value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for value in weights.values())
-    return hashlib.sha256("\n".join(sorted(hashlib.sha256(value.data).hexdigest() for value in each)).encode()).hexdigest()
+    digests = sorted(hashlib.sha256(value.data).hexdigest() for value in each)
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def find(name: str, num_levels: int, file: str = "") -> dict[str, Tensor]:

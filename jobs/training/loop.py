@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.compiler.config
 from torch import Tensor
 
 from egic import artifact
@@ -88,11 +89,11 @@ def train(stage_name: str, config: Config, components: Components, session: Sess
 
 def compile_blocks(nets: Nets) -> None:
     """Let torch.compile make each kind of block once, for all blocks of that kind. Names of weights stay."""
-    limit = 128  # recompilations: shapes of blocks, with gradients and without
+    torch.compiler.config.recompile_limit = 128  # shapes of blocks, with gradients and without
     for network in nets.networks().values():
         for module in network.modules():
             if isinstance(module, SwinBlock | Block | PatchMerging | PatchSplitting):
-                module.compile(dynamic=False, backend=COMPILER, recompile_limit=limit)
+                module.compile(dynamic=False, backend=COMPILER)
 
 
 def queued_steps(context: Context) -> QueuedSteps | None:
