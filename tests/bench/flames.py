@@ -31,7 +31,7 @@ def kind(processes: list[str]) -> str:
     if found := re.search(r"ray::(\w+)", last):
         return "Ray's workers" if found[1] == "IDLE" else f"ray::{found[1]}"
     named = next((name for part, name in KINDS.items() if part in last), "")
-    return named or ("driver" if len(processes) < 2 else "forks of the driver")
+    return named or ("driver" if len(processes) < 2 else "other processes of the driver")
 
 
 def stack_of(line: str, depth: int) -> tuple[tuple[str, ...], int]:
