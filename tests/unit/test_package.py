@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that the codec in it works where none of the extras is installed."""
+"""The package: attributes of `egic`, contents of the wheel, and that the codec works without any of the extras."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = {"torch", "numpy", "pillow", "safetensors", "tyro", "constriction", "pytorch-msssim"}
-EXTRAS = (  # what only extras bring; torch itself uses jinja2, psutil and yaml where they are
+EXTRAS = (  # packages that only extras install; not jinja2, psutil and yaml, which torch uses if they are installed
     "ray", "mlflow", "lpips", "torchvision", "torchmetrics", "torch_fidelity", "matplotlib", "bjontegaard",
     "compressai", "pycocotools", "pyarrow", "gradio", "tensorflow", "scipy", "pandas", "requests", "huggingface_hub",
 )  # fmt: skip
@@ -28,7 +28,7 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 from egic.cli import main as cli
 
-def tell(*argv):
+def run(*argv):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -37,7 +37,7 @@ def tell(*argv):
             status = end.code
     return [status, out.getvalue(), err.getvalue()]
 
-found = {"file": cli.__file__} | {" ".join(argv): tell(*argv) for argv in ([["--version"], ["--help"]])}
+found = {"file": cli.__file__} | {" ".join(argv): run(*argv) for argv in ([["--version"], ["--help"]])}
 found["light"] = [name for name in ("torch", "numpy") if name in sys.modules]
 
 import numpy as np, torch
@@ -52,15 +52,29 @@ config = CodecConfig(
 artifact.save(Path("model"), {"codec": Codec(config)}, {})
 Image.fromarray(np.full((40, 60, 3), 99, np.uint8)).save("a.png")
 for line in sys.argv[1:]:
-    found[line] = tell(*line.split())
+    found[line] = run(*line.split())
 found["decoded"] = Image.open("b.png").size
 print(json.dumps(found))
 """
 
 
+def test_public_names_are_imported_on_first_use():
+    """`import egic` must stay fast, and torch takes seconds to import."""
+    code = """
+import sys
+import egic
+assert not {"torch", "numpy"} & sys.modules.keys()
+error, model = egic.BitstreamError, egic.Model
+assert error is sys.modules["egic.coding.bitstream"].BitstreamError and model is sys.modules["egic.model"].Model
+assert not hasattr(egic, "Codec")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy, offline, by the setuptools of this environment."""
+    """The wheel, built from a copy of the tree, offline, with the installed setuptools."""
     copy = tmp_path_factory.mktemp("tree")
     for name in ("egic", "jobs", "pipelines", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -73,7 +87,7 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_what_the_wheel_holds(wheel):
+def test_the_wheel_has_every_source_file_and_declares_dependencies(wheel):
     with zipfile.ZipFile(wheel) as content:
         names = {name for name in content.namelist() if ".dist-info/" not in name}
         metadata = content.read(next(n for n in content.namelist() if n.endswith("METADATA"))).decode()
@@ -90,7 +104,7 @@ def test_what_the_wheel_holds(wheel):
 
 
 @pytest.mark.slow
-def test_the_codec_works_without_the_extras_and_names_them(wheel, tmp_path):
+def test_the_codec_works_without_the_extras_and_errors_name_them(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as content:
         content.extractall(tmp_path / "site")
     works = ["compress a.png -m model --stats", "info a.egic", "decompress a.egic -m model -o b.png", "models ."]
@@ -117,7 +131,7 @@ def test_the_codec_works_without_the_extras_and_names_them(wheel, tmp_path):
         assert (status, out, err.count("\n")) == (2, "", 1) and f"pip install '{extra}'" in err, (line, found[line])
 
 
-def test_forms_and_workflows_are_yaml_as_github_takes_it():
+def test_issue_forms_and_workflows_are_valid():
     for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
         content = yaml.safe_load(form.read_text())
         assert {"name", "description", "body"} <= content.keys(), form
@@ -138,8 +152,8 @@ def test_forms_and_workflows_are_yaml_as_github_takes_it():
     assert any("requirements.txt" in step["with"].get("key", "") for step in action["runs"]["steps"])
 
 
-def test_the_lock_and_the_newest_releases_are_two_sets():
-    """The weekly job removes the upper bounds: its pattern must still find them."""
+def test_ray_and_mlflow_have_upper_bounds():
+    """The weekly job with the newest releases removes them by this pattern."""
     text = (ROOT / "pyproject.toml").read_text()
     for name in ("ray", "mlflow"):
         assert re.search(rf'^  "{name}[^"]*,<[0-9.]+', text, re.MULTILINE)
