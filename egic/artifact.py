@@ -2,7 +2,8 @@
 
 A discriminator's frozen encoder is not stored: config.json names its weights by their digest (frozen_features).
 
-Its digest is one sha256 over the weights and config.json: what a child stage, a registry or a file's header pins.
+The digest of an artifact is one sha256 over its weights and config.json. Later stages, the model registry and
+provenance files identify an artifact by it.
 """
 
 import dataclasses
@@ -42,10 +43,10 @@ class Components(TypedDict, total=False):
 
 
 def _config(data: object, where: str, kind: type):
-    """A config dataclass from JSON; unknown keys and wrong types are errors that name their place."""
+    """The config dataclass `kind` from JSON. Raises UserError, naming `where`, for unknown keys and wrong types."""
     fields = {f.name: f.type for f in dataclasses.fields(kind)}
     if not isinstance(data, dict) or (unknown := data.keys() - fields.keys()):
-        what = f"unknown keys {sorted(unknown)}" if isinstance(data, dict) else "no table"
+        what = f"unknown keys {sorted(unknown)}" if isinstance(data, dict) else "not a JSON object"
         raise UserError(f"{where}: {what}; it was written by another version, or is damaged")
     for name, value in data.items():
         ok = (
@@ -59,9 +60,9 @@ def _config(data: object, where: str, kind: type):
 
 
 def digest(folder: Path) -> str:
-    """sha256 (hex) over the artifact's config.json and weight files, by name; provenance does not count."""
+    """sha256 (hex) over the artifact's config.json and weight files, sorted by name; without provenance.json."""
     if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"{folder} is no EGIC model: it has no config.json")
+        raise UserError(f"{folder} is not an EGIC model: it has no config.json")
     total = hashlib.sha256()
     files = sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"])
     for path in files:
@@ -76,9 +77,9 @@ def save(
     provenance: Mapping[str, object],
     dtype: torch.dtype = torch.float32,
 ) -> str:
-    """Write the artifact aside, rename it into place, return its digest. `components`: as in the module's docstring.
+    """Write an artifact and return its digest. The folder is complete or absent: it is written aside, then renamed.
 
-    dtype: of the stored weights; networks are loaded as float32 whatever it is.
+    components: networks by name (codec, orp, discriminator). dtype: of the stored weights; `load` converts to float32.
     """
     folder = Path(folder)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -104,10 +105,10 @@ def save(
 
 
 def read_config(folder: str | Path) -> dict[str, CodecConfig | DiscriminatorConfig]:
-    """The artifact's component configs, by component. Raises UserError naming the folder and what is wrong."""
+    """The configs of the artifact's components, by component. Raises UserError naming the folder and what is wrong."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} is no EGIC model: it has no config.json")
+        raise UserError(f"{folder} is not an EGIC model: it has no config.json")
     try:
         data = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
@@ -123,9 +124,9 @@ def read_config(folder: str | Path) -> dict[str, CodecConfig | DiscriminatorConf
 
 
 def load(folder: str | Path, *names: str, encoder: Mapping[str, Tensor] | None = None) -> Components:
-    """The named components (all there are, without names) on the CPU, in eval mode, with exactly the stored weights.
+    """Load the named components, or all of them without names, on the CPU and in eval mode.
 
-    encoder: weights of the discriminator's frozen encoder, if it has one; without them, `frozen_features.find`'s.
+    encoder: weights of the discriminator's frozen encoder, if it has one; None loads them by `frozen_features.find`.
     Raises UserError for a missing component and for weights that are missing, surplus, misshaped or unreadable.
     """
     configs = read_config(folder)
@@ -148,7 +149,7 @@ def _load(
     try:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as e:
-        raise UserError(f"{path} cannot be read ({e}); fetch the artifact again") from e
+        raise UserError(f"{path} cannot be read ({e}); copy or download the artifact again") from e
     expected = module.state_dict()
     wrong = sorted(expected.keys() ^ tensors.keys())
     wrong += [k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape]

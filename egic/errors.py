@@ -1,4 +1,4 @@
-"""Errors by who can mend them, and how command-line tools show each: one line for the user's, a traceback for ours."""
+"""Error types, and how command-line tools show them: one line for a user's mistake, a traceback for a program fault."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ REPORT = (
 
 
 HIDDEN = ("`torch.jit.script` is deprecated",)
-"""How warnings begin that packages raise as they are imported, about themselves: compressai."""
+"""Beginnings of warnings to hide: packages (compressai) raise them about their own code when they are imported."""
 
 
 class UserError(ValueError):
-    """Something that a user can mend: a wrong value, a file that is missing or damaged, a server that does not answer.
+    """A mistake that a user can fix: a wrong value, a missing or damaged file, a server that does not answer.
 
     The message is one line that names the thing, what is wrong with it, and what to do. Every other exception except
     OSError is a fault of the program.
@@ -45,10 +45,10 @@ def run_main(main: Callable[[], object]) -> int | None:
       environment variable EGIC_TRACEBACK=1 adds the traceback.
     - Ctrl-C: one line, status 130.
     - Any other exception is a fault of the program: its traceback and a line that asks for a report, status 1.
-    - A reader of stdout that has ended, such as `head`: nothing, status 141, as other programs that SIGPIPE ends.
+    - The reader of stdout, such as `head`, has ended: no output, status 141, the usual status of SIGPIPE.
     - Otherwise the integer that `main` returned, or None for success.
 
-    File names that are no UTF-8 are printed with \\x.. or \\udc.. in place of what no text can hold.
+    Bytes of file names that are not valid UTF-8 are printed as \\x.. or \\udc...
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -74,7 +74,10 @@ def run_main(main: Callable[[], object]) -> int | None:
 
 
 def _reader_ended() -> bool:
-    """Whether stdout is a pipe that nobody reads any more; it is closed then, or Python would complain as it ends."""
+    """Whether stdout is a pipe whose reader has ended.
+
+    If so, stdout is redirected to the null device, because Python prints an error when it cannot flush it at exit.
+    """
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -84,12 +87,12 @@ def _reader_ended() -> bool:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """torch has a type for this on GPUs only."""
+    """Whether an error means that memory is exhausted. By its text, since torch has an error type for GPUs only."""
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def reason(error: Exception) -> str:
-    """An error in one line, without the file's name, which stands before it."""
+    """An error as one line, without the file name, which callers print before it."""
     if out_of_memory(error):
         return "not enough memory"
     if isinstance(error, OSError) and error.strerror:
@@ -98,9 +101,9 @@ def reason(error: Exception) -> str:
 
 
 def quiet(*loggers: str) -> None:
-    """Show warnings, and from the named loggers what they are doing; hide the warnings of `HIDDEN`.
+    """Configure logging: level INFO for the named loggers, WARNING for others; hide the warnings of `HIDDEN`.
 
-    The latter through the environment, too, for the processes that this one starts. A PYTHONWARNINGS that is set stays.
+    Child processes hide them through PYTHONWARNINGS, unless that variable is already set.
     """
     for message in HIDDEN:
         warnings.filterwarnings("ignore", re.escape(message), FutureWarning)

@@ -14,8 +14,8 @@ def parse_size(text: str) -> int:
     """
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?((?:[kmg]i?)?)b?", text.strip().lower())
     if found is None:
-        raise UserError(f"{text!r} is no size of a file; give bytes, or a number with a unit: 20000, 20kB, 0.1MB")
+        raise UserError(f"{text!r} is not a file size; give bytes, or a number with a unit: 20000, 20kB, 0.1MB")
     size = int(float(found[1]) * _UNITS[found[2]])
     if size < 1:
-        raise UserError(f"{text!r} is less than a byte; give the most bytes that a file may have, such as 20kB")
+        raise UserError(f"{text!r} is less than one byte; give the largest size that a file may have, such as 20kB")
     return size

@@ -22,8 +22,8 @@ DEFAULT_QUALITY = 50
 class Model:
     """A codec, with or without ORP, ready to code pictures on its device.
 
-    `precision` is that of g_a, h_a, g_s and ORP. Entropy parameters keep the weights' float32, so that a file decodes
-    whatever the precision of either side.
+    precision: of g_a, h_a, g_s and ORP. Entropy parameters are always computed in float32, so that a file decodes with
+    any precision, whichever it was made with.
     """
 
     def __init__(self, codec: Codec, orp: ResidualHead | None = None, precision: str = "float32"):
@@ -36,7 +36,7 @@ class Model:
 
     @property
     def identity(self) -> bytes:
-        """What a file's header pins: the entropy model, shared by all stages of a family."""
+        """Identity of the entropy model, stored in each file's header. Models trained from the same codec share it."""
         if self._identity is None:
             self._identity = identity(self.codec)
         return self._identity
@@ -52,13 +52,13 @@ class Model:
         return next(self.codec.parameters()).device
 
     def _transforms(self) -> torch.autocast:
-        """The precision of the transforms, for a `with` block."""
+        """Autocast context of the transforms' precision."""
         low = self.precision == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
 
     @property
     def has_quality(self) -> bool:
-        """Whether it codes at any quality, rather than at one rate."""
+        """Whether the model codes at any quality, rather than at one rate."""
         return self.codec.gains is not None
 
     def to(self, device: str | torch.device) -> "Model":
@@ -79,10 +79,9 @@ class Model:
     ) -> bytes:
         """RGB picture, uint8 (H, W, 3) or PIL -> the bytes of an .egic file.
 
-        A model that codes at any quality takes one of: quality, 0 (smallest file) to 100, 50 by default; bpp, the most
-        bits per pixel that the file may have; max_bytes, the most bytes. For the last two the file has the highest
-        quality that fits. Raises UserError for other inputs, for a size that cannot be reached, and for any of the
-        three on a model of one rate.
+        A model that codes at any quality takes one of: quality, 0 (smallest file) to 100, default 50; bpp, an upper
+        limit in bits per pixel; max_bytes, an upper limit in bytes. The limits select the highest quality that fits.
+        Raises UserError for other inputs, for a limit that is too low, and for any of the three on a model of one rate.
         """
         x = _as_array(image)
         self._check_rate(quality, bpp, max_bytes)
@@ -116,14 +115,14 @@ class Model:
         return torch.tensor([quality / MAX_QUALITY * (self.codec.config.rates - 1)], device=self.device)
 
     def _file(self, y: Tensor, size: tuple[int, ...], quality: int | None) -> bytes:
-        """Unscaled latents of the padded picture -> its file at this quality."""
+        """Unscaled latents of the padded picture -> the bytes of its file at this quality."""
         height, width = size
         payload, crc, _ = self.coder.encode(self.codec.scale(y, self._q(quality)).float(), height, width)
         header = Header(model_id=self.identity, height=height, width=width, symbols_crc=crc, quality=quality)
         return bitstream.pack(header, payload)
 
     def _largest_file(self, y: Tensor, size: tuple[int, ...], max_bytes: int) -> bytes:
-        """The file of the highest quality that has at most max_bytes, by bisection; each trial is an exact file."""
+        """The file of the highest quality that has at most max_bytes, by bisection over real files."""
         best = self._file(y, size, 0)
         if len(best) > max_bytes:
             raise UserError(
@@ -149,8 +148,8 @@ class Model:
         header, payload = bitstream.unpack(data, max_pixels)
         if header.model_id != self.identity:
             raise BitstreamError(
-                f"the file was made with model {header.model_id.hex()}, this is model {self.identity.hex()}: it needs "
-                "the model that made it, or one trained from that"
+                f"the file was made with model {header.model_id.hex()}, this is model {self.identity.hex()}: decode it "
+                "with the model that made it, or with one trained from that"
             )
         if (header.quality is None) != (self.codec.gains is None):
             raise BitstreamError("damaged .egic file: its format is not that of its model")
@@ -159,7 +158,7 @@ class Model:
 
     @torch.inference_mode()
     def _render(self, y_hat: Tensor, header: Header, gan: bool, orp: ResidualHead | None) -> dict[str, Tensor]:
-        """`gan` if asked for, and `mse` by `orp`: float (H, W, 3), 0..255, not clipped; no work for the other."""
+        """Decoded pictures by name, "gan" if `gan` and "mse" if `orp`: float (H, W, 3), 0..255, not clipped."""
         found = {}
         with self._transforms():
             h = self.codec.g_s.last_features(y_hat)
@@ -176,7 +175,7 @@ class Model:
         return found["gan"], found.get("mse")
 
     def check_alpha(self, alpha: float) -> float:
-        """alpha, when this model can blend with it; else UserError."""
+        """alpha, or its default. Raises UserError for an alpha that this model cannot use."""
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {alpha}")
         if self.orp is None:
@@ -184,7 +183,7 @@ class Model:
         return float(alpha)
 
     def decompress(self, data: bytes, alpha: float | None = None, max_pixels: int = bitstream.MAX_PIXELS) -> np.ndarray:
-        """File -> uint8 (H, W, 3). alpha 0 is the most faithful picture, 1 (the default) the most realistic one.
+        """The bytes of a file -> uint8 (H, W, 3). alpha: 0 most faithful, 1 (the default) most realistic.
 
         Raises BitstreamError for a bad file or one of more than `max_pixels`, UserError for alpha outside [0, 1] or
         for a model without ORP.
@@ -203,7 +202,7 @@ def as_bytes(x: Tensor) -> np.ndarray:
 
 
 def _as_array(image: np.ndarray | Image) -> np.ndarray:
-    """uint8 (H, W, 3), checked."""
+    """A picture as a uint8 array (H, W, 3). Raises UserError for other types and shapes."""
     x = np.asarray(image.convert("RGB") if isinstance(image, Image) else image)
     if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 or not x.size:
         raise UserError(f"a picture is RGB, uint8 of shape (H, W, 3); got {x.dtype} of shape {x.shape}")
@@ -212,7 +211,7 @@ def _as_array(image: np.ndarray | Image) -> np.ndarray:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> Model:
-    """The model of an artifact folder: its codec, and its ORP head where it has one. Raises UserError."""
+    """Load the model of an artifact folder: its codec and, if stored, its ORP head. Raises UserError."""
     configs = artifact.read_config(folder)
     if "codec" not in configs:
         raise UserError(f"{folder} holds no codec (only {', '.join(configs)}); name an MSE-codec, GAN or ORP model")

@@ -1,6 +1,6 @@
 """Picture files <-> uint8 RGB arrays: formats, bit depths, orientation, transparency and colour profiles.
 
-Needs no torch, so that a command line can look at pictures before it loads a model.
+Does not import torch, so that commands can check pictures before they load a model.
 """
 
 import io
@@ -27,14 +27,14 @@ _SUFFIXES = {
     **({"AVIF": (".avif",)} if find_spec("PIL._avif") else {}),
     **({"JPEG2000": (".jp2", ".j2k", ".jpx")} if features.check_codec("jpg_2000") else {}),
 }
-"""Suffixes of the formats that are read, by Pillow's names. Two of them are optional parts of Pillow."""
+"""File suffixes by Pillow's name of the format, for all formats that can be read. Pillow may lack two of them."""
 READS = tuple(_SUFFIXES)
 READ_SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 _OTHERS = (
     ".heic .heif .hif .avif .jp2 .j2k .jpx .jxl .jxr .psd .tga .ico .icns .svg .exr .hdr .pfm .qoi .dds .dng .raw .cr2 "
     ".cr3 .nef .arw .orf .raf .rw2 .srw .pef"
 ).split()
-"""Suffixes of pictures that are not read."""
+"""Suffixes of pictures in formats that cannot be read, or only with an optional part of Pillow."""
 _WRITES: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -54,18 +54,18 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation."""
+"""EXIF orientation -> the transposition that makes the picture upright."""
 
 
 def read(data: bytes, max_pixels: int | None = None, *, upright: bool = True) -> tuple[np.ndarray, list[str]]:
-    """The bytes of a picture file -> uint8 sRGB (H, W, 3), upright, and what the user should know of the conversion.
+    """The bytes of a picture file -> uint8 sRGB (H, W, 3), and notes for the user about the conversion.
 
-    upright: False leaves out the EXIF orientation, for pictures with labels that belong to the pixels as stored.
+    upright: apply the EXIF orientation. False for pictures whose labels belong to the pixels as stored.
 
-    16-bit values become 8-bit ones; transparency goes on white; colour profiles are converted to sRGB; of metadata, the
-    EXIF orientation alone is read. docs/format.md lists what is read and what is refused.
-    Raises UserError for what is no picture, is damaged, is of a kind that would come out wrong, or is too large: has
-    more than `max_pixels`, or than Pillow's limit against bombs (179 M pixels).
+    16-bit values become 8-bit ones; transparency becomes white; colour profiles are converted to sRGB; other metadata
+    is ignored. docs/format.md lists what is read and what is refused.
+    Raises UserError for data that is not a picture, is damaged, is of a kind that Pillow decodes wrongly, or has more
+    than `max_pixels` or Pillow's limit against decompression bombs (179 M pixels).
     """
     notes: list[str] = []
     try:
@@ -76,7 +76,7 @@ def read(data: bytes, max_pixels: int | None = None, *, upright: bool = True) ->
                     raise UserError(f"{image.width}x{image.height} pixels are over the limit of {max_pixels}")
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1 and image.format != "MPO":
-                    notes.append(f"it has {frames} frames, only the first is taken")
+                    notes.append(f"it has {frames} frames, only the first is used")
                 if isinstance(image, TiffImagePlugin.TiffImageFile):
                     _check_tiff(image)
                 if image.format == "PNG":
@@ -108,7 +108,7 @@ def is_turned(data: bytes) -> bool:
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Raise UserError for TIFFs that Pillow reads without an error, and wrong (tests hold it against tifffile)."""
+    """Raise UserError for TIFFs that Pillow decodes to wrong pixels without an error (tests compare with tifffile)."""
     tags = image.tag_v2
     bits, forms = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
     photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)
@@ -116,23 +116,23 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
     plain = tags.get(TiffImagePlugin.COMPRESSION, 1) == 1
     reason = ""
     if set(forms) != {1} or max(bits) > 16:
-        reason = "its samples are signed, floating-point or larger than 16 bits; only unsigned ones of 1 to 16 bits are"
+        reason = "its samples are signed, floating-point or over 16 bits; supported are unsigned ones of 1 to 16 bits"
     elif photometric in (8, 9, 10):
-        reason = "it is in CIE Lab; only grey, palette, RGB, CMYK and YCbCr are"
+        reason = "it is in CIE Lab; supported are grey, palette, RGB, CMYK and YCbCr"
     elif photometric == 6 and plain and planar:
-        reason = "it is uncompressed YCbCr in planes; only compressed YCbCr is"
+        reason = "it is uncompressed YCbCr in planes; supported is compressed YCbCr"
     elif planar and image.mode in ("LA", "La"):
-        reason = "its transparency lies in a plane of its own; only pixels with their transparency beside them are"
+        reason = "its transparency is stored in a separate plane; supported is transparency interleaved with the pixels"
     elif planar and max(bits) > 8 and plain:
-        reason = "its 16-bit colours are uncompressed planes; only interleaved or compressed ones are"
+        reason = "its 16-bit colours are uncompressed planes; supported are interleaved or compressed ones"
     if reason:
         raise UserError(f"this kind of TIFF is not read: {reason}. Convert it to PNG first")
 
 
 def _mend_png_key(image: Image.Image, *, depth: int, kind: int) -> None:
-    """The transparent colour (tRNS) of a grey PNG on the scale of the pixels, which Pillow stretches to 8 bits.
+    """Scale the transparent colour (tRNS) of a grey PNG to 8 bits, as Pillow does with the pixels only.
 
-    Raises UserError for 16-bit RGB, of which Pillow keeps 8 bits, too few to tell the colour from its neighbours.
+    Raises UserError for 16-bit RGB: Pillow keeps 8 bits, too few to distinguish the colour from similar ones.
     """
     key = image.info.get("transparency")
     if kind == 0 and depth in (2, 4) and isinstance(key, int):
@@ -142,15 +142,17 @@ def _mend_png_key(image: Image.Image, *, depth: int, kind: int) -> None:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 9 to 16 bits -> 8-bit grey, rounded, with a mask where it has a transparent value. (Pillow itself reads
-    16-bit colour as 8-bit.)"""
+    """Grey of 9 to 16 bits -> 8-bit grey, rounded, with an alpha channel if one value is transparent.
+
+    Other pictures are returned as they are: Pillow reads colour of 16 bits as 8 bits.
+    """
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise UserError("its values are neither 8 nor 16 bit; convert it first")
     top, white_is_0 = 65535, False
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow leaves such values as they are
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow does not scale or invert the values of a TIFF
         top = 2 ** image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] - 1
         white_is_0 = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     grey = Image.fromarray(np.rint((top - values if white_is_0 else values) * (255 / top)).astype(np.uint8))
@@ -161,7 +163,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image, source: Image.Image, notes: list[str]) -> Image.Image:
-    """`image` turned as the EXIF orientation of `source` says; nothing else of EXIF is looked at."""
+    """`image` transposed by the EXIF orientation of `source`."""
     try:
         orientation = source.getexif().get(ExifTags.Base.Orientation, 1)
         return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
@@ -182,7 +184,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
         image = image.convert("L" if image.mode == "1" else "RGB")
     image = _convert_profile(image, profile, notes)
     if alpha is not None and np.asarray(alpha).min() < 255:
-        notes.append("its transparency is put on white")
+        notes.append("its transparency is replaced by white")
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=alpha)
         return white
@@ -190,44 +192,44 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
 
 
 def _convert_profile(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """RGB by the embedded profile, or as the mode says without one."""
+    """To RGB by the embedded profile, or without one by Pillow's conversion from the image's mode."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if "srgb" in ImageCms.getProfileDescription(source).lower() and image.mode == "RGB":
                 return image
             srgb = ImageCms.createProfile("sRGB")
-            # None comes with inPlace alone
+            # the result is None only with inPlace
             return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")  # type: ignore[return-value]
-        except Exception as error:  # whatever is wrong with a profile must not stop its picture
-            notes.append(f"its colour profile is left out ({error})")
+        except Exception as error:  # a picture with any damage to its profile is still read
+            notes.append(f"its colour profile is ignored ({error})")
     return image.convert("RGB")
 
 
 def left_out(names: Iterable[str]) -> str:
-    """How many of the files are pictures of kinds that are not read: "3 .heic, 1 .dng"; empty for none."""
+    """Counts of picture files in formats that cannot be read: "3 .heic, 1 .dng"; empty for none."""
     kinds = Counter(PurePath(name).suffix.lower() for name in names)
     return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common() if kind in _OTHERS and kind not in READ_SUFFIXES)
 
 
 def printable(name: str) -> str:
-    """A file name as text that can be written anywhere: bytes that are no UTF-8 become \\xNN."""
+    """A file name as valid Unicode: bytes that are not UTF-8 become \\xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def check_suffix(suffix: str) -> None:
-    """Raise UserError unless pictures can be written under names that end so."""
+    """Raise UserError for a suffix in whose format pictures cannot be written."""
     if suffix.lower() not in _WRITES:
         raise UserError(f"cannot write {suffix or 'a name without suffix'}: use {', '.join(_WRITES)}")
 
 
 def write(x: np.ndarray, suffix: str = ".png") -> bytes:
-    """uint8 (H, W, 3) -> the bytes of a picture file of the suffix's format; only JPEG loses anything."""
+    """uint8 (H, W, 3) -> the bytes of a picture file in the suffix's format; all but JPEG are lossless."""
     check_suffix(suffix)
     form, options = _WRITES[suffix.lower()]
     if form == "WEBP" and max(x.shape) > 16383:
         raise UserError(
-            f"WebP holds at most 16383 pixels a side, this picture has {x.shape[1]} x {x.shape[0]}: use PNG"
+            f"WebP allows at most 16383 pixels a side, this picture has {x.shape[1]} x {x.shape[0]}: use PNG"
         )
     out = io.BytesIO()
     Image.fromarray(x).save(out, form, **options)

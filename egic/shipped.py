@@ -1,4 +1,4 @@
-"""The model that ships with the package: `egic.load()` and the command `egic` use it where no other is named."""
+"""The model that ships with the package, the default of `egic.load()` and of the command `egic`."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def shipped_model() -> Path:
     """Its artifact folder. Raises UserError where the package was built without one."""
     if not (FOLDER / "config.json").is_file():
         raise UserError(
-            "this package was built without a model of its own; name one with --model: a folder, "
+            "this package was built without a model; name one with --model: a folder, "
             "models:/egic-orp@best, or hf://owner/name"
         )
     return FOLDER

@@ -1,4 +1,4 @@
-"""egic demo: a local page to see the codec at work. Arguments, and what must be right before the page starts."""
+"""`egic demo`: a local page to try the codec. Command-line arguments, checks before the start, and the server."""
 
 import argparse
 import importlib.util
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from egic.model import Model
 
 PORT = 7860
-MAX_PIXELS = 2**22  # 2048 x 2048: about a minute at full size on two cores, and 100 MB that stay for alpha
+MAX_PIXELS = 2**22  # 2048 x 2048: about a minute on two cores, and 100 MB kept per page for the alpha slider
 
 
 def add(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """Put `demo` among the commands; the caller adds the model's options."""
-    demo = commands.add_parser("demo", help="a local page to see the codec at work (needs egic[demo])")
-    demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, only here)")
-    demo.add_argument("--port", type=int, default=PORT, help=f"0 takes any that is free (default: {PORT})")
+    """Add the command `demo` without the model's options, which the caller adds."""
+    demo = commands.add_parser("demo", help="a local page to try the codec (needs egic[demo])")
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, only local)")
+    demo.add_argument("--port", type=int, default=PORT, help=f"port to listen on, 0 for a free one (default: {PORT})")
     demo.add_argument("--no-open", action="store_true", help="do not open a browser")
     demo.add_argument(
         "--max-pixels", type=int, default=MAX_PIXELS, metavar="N",
-        help=f"largest picture, with sides rounded up to 256 (default: {MAX_PIXELS})",
+        help=f"most pixels of a picture, with sides rounded up to 256 (default: {MAX_PIXELS})",
     )  # fmt: skip
     demo.add_argument(
         "--serve", type=int, nargs="?", const=1, metavar="N", help="code in N replicas (default: 1) on Ray Serve"
@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], "Model"]) -> None:
-    """Serve the page until it is interrupted. Raises UserError for what cannot be."""
+    """Serve the page until Ctrl-C or SIGTERM. Raises UserError for arguments that cannot be used."""
     if args.max_pixels < 1:
         raise UserError(f"--max-pixels must be at least 1, got {args.max_pixels}")
     if args.serve is not None and args.serve < 1:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], "Model"])
     shown = "the model of this package" if args.model is None else args.model
     if args.model is not None and not model_refs.is_uri(args.model):
         shown = Path(args.model).resolve().name
-    elif args.model is not None:  # before the environment is Gradio's, which keeps the hub's client offline
+    elif args.model is not None:  # download now: _prepare_gradio sets HF_HUB_OFFLINE
         args.model = str(model_refs.folder_of(args.model))
     with tempfile.TemporaryDirectory(prefix="egic-demo-") as folder:
         _prepare_gradio(folder, args.host)
@@ -69,7 +69,7 @@ def _page(args: argparse.Namespace, coder: "Model", folder: Path, port: int, sho
     from egic.demo import page as demo
     from egic.demo import session
 
-    _end_as_ctrl_c_does()  # again, since Ray has a handler of its own
+    _end_as_ctrl_c_does()  # again, since Ray replaces the handler
     desk = session.Desk(coder, args.max_pixels)
     page = demo.build(desk, shown, folder, args.serve or 1)
     try:
@@ -86,12 +86,12 @@ def _page(args: argparse.Namespace, coder: "Model", folder: Path, port: int, sho
 
 
 def _end_as_ctrl_c_does() -> None:
-    """SIGTERM, too, stops the server and Ray, and clears the page's folder."""
+    """Handle SIGTERM as Ctrl-C, so that it stops the server and Ray, and removes the page's folder."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises UserError where host and port cannot be listened on."""
+    """The port, or a free one for 0. Raises UserError if the program cannot listen on this host and port."""
     if not 0 <= port <= 65535:
         raise UserError(f"--port must lie in 0..65535, got {port}")
     try:
@@ -101,7 +101,7 @@ def free_port(host: str, port: int) -> int:
             probe.bind(address)
             return probe.getsockname()[1]
     except (OSError, UnicodeError) as error:
-        fix = "--port 0 takes one that is free" if not isinstance(error, socket.gaierror) else "name another --host"
+        fix = "--port 0 selects a free one" if not isinstance(error, socket.gaierror) else "name another --host"
         raise UserError(f"cannot listen on {host} port {port} ({getattr(error, 'strerror', error)}); {fix}") from error
 
 
@@ -109,14 +109,14 @@ def _check_installed(serve: int | None) -> None:
     for module in ("gradio", *(() if serve is None else ("ray.serve",))):
         try:
             found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:  # the package above it
+        except ModuleNotFoundError:  # its parent package is missing
             found = None
         if found is None:
             raise UserError(f"egic demo needs {module}; install it with pip install 'egic[demo]'")
 
 
 def _prepare_gradio(folder: str, host: str) -> None:
-    """Gradio reads these when it is imported: no telemetry, no share, its files below `folder`."""
+    """Set the variables that Gradio reads when it is imported: no telemetry, no downloads, its files below `folder`."""
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1", GRADIO_TEMP_DIR=folder,
         NO_PROXY=",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", host))),

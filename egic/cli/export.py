@@ -1,7 +1,7 @@
-"""`egic export`: an artifact with a model card, as the Hugging Face hub lays out a model repository.
+"""`egic export`: an artifact with a model card, in the layout of a model repository on the Hugging Face hub.
 
-Weights and config stay byte for byte what they were, so the folder keeps its digest, and `egic.load` reads it; with
---half the weights are rounded to float16.
+Weights and config are copied byte for byte, so that the folder keeps its digest and `egic.load` reads it; with --half
+the weights are rounded to float16.
 """
 
 import json
@@ -50,7 +50,7 @@ discriminator = artifact.load(snapshot_download("USER/NAME"), "discriminator")["
 
 
 def card(parts: Mapping[str, Any], provenance: Mapping, digest: str, licence: str) -> str:
-    """README.md of a model repository: YAML front matter, what it is, how to load it, what was measured."""
+    """README.md of a model repository: YAML front matter, components, use, validation metrics and origin."""
     codes = "codec" in parts
     tags = ["egic", "image-compression", "learned-image-compression"] if codes else ["egic", "semantic-segmentation"]
     alpha = "; alpha=0 is the most faithful, 1 the most realistic one" if "orp" in parts else ""
@@ -71,7 +71,7 @@ def card(parts: Mapping[str, Any], provenance: Mapping, digest: str, licence: st
 
 
 def _measured(provenance: Mapping) -> list[str]:
-    """The stage's validation metrics as a section; nothing where none are known."""
+    """The lines of the section with the stage's validation metrics; [] if provenance has none."""
     found = {
         name.removeprefix("val/"): value
         for name, value in (provenance.get("metrics") or {}).items()
@@ -87,14 +87,14 @@ def _measured(provenance: Mapping) -> list[str]:
 
 
 def run(folder: Path, output: Path, licence: str, half: bool = False) -> list[str]:
-    """Copy the artifact `folder` to `output` with a card; returns lines for the user. Raises UserError for a bad one.
+    """Copy the artifact `folder` to `output` with a model card; returns lines to print. Raises UserError.
 
-    half: round the weights to float16, which halves the files. Such a model has an identity of its own: its files and
-    those of the original do not decode with each other.
+    half: round the weights to float16, which halves the files. The rounded model has another identity: it cannot decode
+    files of the original, and the original cannot decode its files.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
         raise UserError(f"--license must be an identifier such as apache-2.0 or cc-by-4.0, got {licence!r}")
-    parts = artifact.load(folder)  # whole, and what its config says
+    parts = artifact.load(folder)  # raises for a damaged artifact
     record = folder / "provenance.json"
     provenance = json.loads(record.read_text()) if record.is_file() else {}
     digest = artifact.digest(folder)

@@ -1,10 +1,10 @@
-"""Functions that packages above `egic` register for its command line, as entry points of the group "egic.extensions".
+"""Functions that other packages register for the command `egic`, as entry points of the group "egic.extensions".
 
-The training pipeline (`jobs`) registers there what `egic` cannot import, since imports run downward only: models in
-MLflow, `egic evaluate`, `egic compare`, replicas on Ray Serve. pyproject.toml holds the list.
+`egic` must not import `jobs`, which imports `egic`. The training pipeline (`jobs`) therefore registers its functions:
+models in MLflow, `egic evaluate`, `egic compare`, replicas on Ray Serve. pyproject.toml has the list.
 
-In a checkout the list is read from its pyproject.toml, so that it is never older than the code: the metadata of an
-editable install is only written when it is installed, and a plain checkout has none.
+In a checkout the list is read from its pyproject.toml: the metadata of an editable install can be older than the code,
+and a checkout that is not installed has none.
 """
 
 import tomllib
@@ -20,9 +20,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def extension(name: str, what: str, extra: str = "train") -> Callable[..., Any]:
-    """The function that is registered as `name`. what: how the message begins when it cannot be used ("X needs").
+    """The function that is registered as `name`. what: beginning of the error message, such as "egic compare needs".
 
-    Raises UserError naming the `extra` to install when nothing is registered, or a package of the extra is missing.
+    Raises UserError naming the `extra` to install if no function is registered, or a package of the extra is missing.
     """
     entry = registered().get(name)
     fix = f"pip install 'egic[{extra}]'"
@@ -35,7 +35,7 @@ def extension(name: str, what: str, extra: str = "train") -> Callable[..., Any]:
 
 
 def registered() -> dict[str, EntryPoint]:
-    """The group's entry points by name: of the checkout that this file lies in, else of the installed packages."""
+    """The group's entry points by name: of the checkout that contains this file, else of the installed packages."""
     pyproject = CHECKOUT / "pyproject.toml"
     if pyproject.is_file():
         declared = tomllib.loads(pyproject.read_text()).get("project", {}).get("entry-points", {}).get(GROUP)

@@ -1,4 +1,4 @@
-"""Which outputs belong to which inputs, and outputs that appear whole or not at all."""
+"""The output file of each input file, and outputs that are written completely or not at all."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ STD = "-"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One input and its output; None stands for stdin and stdout."""
+    """One input and its output; None means stdin or stdout."""
 
     source: Path | None
     target: Path | None
@@ -31,10 +31,11 @@ class Task:
 def plan(inputs: list[str], out: str | None, suffix: str, takes: tuple[str, ...]) -> list[Task]:
     """Pair each input with its output.
 
-    A folder stands for the files below it that end with one of `takes`. Outputs lie beside their inputs with `suffix`
-    in place of the input's own, or after it where two inputs differ in their suffixes alone: a.jpg and a.png become
-    a.jpg.egic and a.png.egic. `out` names the file for one input, and a folder for several (or when it is one, or ends
-    with a slash). Raises UserError for inputs that are missing and for two outputs of one name.
+    inputs: files, "-" for stdin, or folders, which mean all files below them with a suffix in `takes`.
+    out: the output file for one input; a folder for several inputs, or if it exists as a folder or ends with a slash;
+    None for files beside the inputs. `suffix` replaces the input's own suffix, or follows it where two inputs differ
+    only in their suffixes: a.jpg and a.png become a.jpg.egic and a.png.egic.
+    Raises UserError for inputs without any such file, and for two outputs of one name.
     """
     if inputs.count(STD) > 1:
         raise UserError("stdin (-) can be read only once")
@@ -44,7 +45,7 @@ def plan(inputs: list[str], out: str | None, suffix: str, takes: tuple[str, ...]
     many = len(sources) > 1 or Path(inputs[0]).is_dir()
     as_folder = out is not None and out != STD and (many or out.endswith(os.sep) or Path(out).is_dir())
     if many and out == STD:
-        raise UserError("several pictures do not fit on stdout; name a folder with -o")
+        raise UserError("only one file can be written to stdout; name a folder with -o")
     if out is not None and not as_folder:
         target = None if out == STD else Path(out)
         tasks = [Task(source=source, target=target) for source, _ in sources]
@@ -56,7 +57,7 @@ def plan(inputs: list[str], out: str | None, suffix: str, takes: tuple[str, ...]
 
 
 def _sources(inputs: Iterable[str], takes: tuple[str, ...]) -> Iterator[tuple[Path | None, Path | None]]:
-    """(path, path below the folder that was named) of every input file."""
+    """(path, path relative to the given folder) of every input file; (None, None) for stdin."""
     for name in inputs:
         path = Path(name)
         if name == STD:
@@ -70,13 +71,15 @@ def _sources(inputs: Iterable[str], takes: tuple[str, ...]) -> Iterator[tuple[Pa
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder by name, hidden ones left out."""
+    """Every file below a folder, sorted by path, without hidden files."""
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
 
 
 def _targets(places: Sequence[Path | None], suffix: str) -> list[Path | None]:
-    """The place of each output: the input's place with `suffix`, after its own suffix where that alone tells it from
-    another; None for stdin beside nothing."""
+    """The path of each output: the input's path with `suffix`; None for stdin.
+
+    `suffix` follows the input's own suffix where two outputs would otherwise have the same path.
+    """
     whole: set[int] = set()
     while True:
         made = [
@@ -108,7 +111,7 @@ def read(task: Task) -> bytes:
 
 
 def check_free(task: Task, force: bool) -> None:
-    """Raise UserError where the output exists already, before any work is done."""
+    """Raise UserError if the output exists already, unless `force`."""
     if task.target and task.target.is_dir():
         raise UserError(f"{task.target} is a folder")
     if task.target and task.target.is_file() and not force:
@@ -116,7 +119,7 @@ def check_free(task: Task, force: bool) -> None:
 
 
 def check_any_free(tasks: Sequence[Task], force: bool) -> None:
-    """Raise UserError where no output may be written, before a model is loaded for them."""
+    """Raise UserError if none of the outputs may be written: a check before the model is loaded."""
     problems = []
     for task in tasks:
         try:
@@ -128,18 +131,18 @@ def check_any_free(tasks: Sequence[Task], force: bool) -> None:
 
 
 def check_free_folder(folder: Path, force: bool) -> Path:
-    """The folder's absolute path, if a model may be written there: only a model is replaced. Raises UserError."""
+    """The folder's absolute path. Raises UserError if it exists, unless it is a model and `force` is set."""
     folder = folder.expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not folder.is_dir() or not (folder / "config.json").is_file():
-            raise UserError(f"{folder} exists and is no EGIC model; name a new folder with -o")
+            raise UserError(f"{folder} exists and is not an EGIC model; name a new folder with -o")
         if not force:
             raise UserError(f"{folder} exists; --force overwrites it")
     return folder
 
 
 def write(task: Task, data: bytes) -> None:
-    """Write aside, then rename: the output is whole or absent, and an older one stays until then."""
+    """Write aside, then rename: the output is complete or absent, and an existing file stays until the rename."""
     if task.target is None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

@@ -1,6 +1,6 @@
 """egic compress | decompress | info | demo | models | evaluate | report | compare | export | import-reference.
 
-Plain argparse: `egic --help` and `egic info` start in a fraction of a second, torch is imported only to code pictures.
+Uses argparse and imports torch only to code pictures, so that `egic --help` and `egic info` start in under a second.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
+    """The parser of all commands."""
     top = _Parser(prog="egic", description="EGIC, a generative image codec.")
     top.add_argument("--version", action="version", version=f"egic {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join([*_COMMANDS, *_JOBS]))
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("-f", "--force", action="store_true", help="overwrite outputs")
         command.add_argument("--stats", action="store_true", help="print rate, quality and time of each picture")
-        command.add_argument("-q", "--quiet", action="store_true", help="print warnings and errors alone")
+        command.add_argument("-q", "--quiet", action="store_true", help="print only warnings and errors")
     rate = compress.add_mutually_exclusive_group()
     rate.add_argument("--quality", type=int, metavar="Q", help=f"0 (the smallest file) to {MAX_QUALITY} (default: 50)")
     rate.add_argument("--bpp", type=float, metavar="B", help="the best quality with at most B bits per pixel: 0.2")
@@ -62,33 +62,33 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
         command.add_argument(
             "--precision", choices=("float32", "bfloat16"), default="float32",
-            help="of the transforms; entropy parameters stay float32, files fit either way (default: float32)",
+            help="of the transforms; files decode with either (default: float32)",
         )  # fmt: skip
     decompress.add_argument(
         "--alpha", type=float, metavar="A", help="0 most faithful ... 1 most realistic (default: 1; needs an ORP model)"
     )
-    info = commands.add_parser("info", help="what a file says of itself, and whether it is whole")
+    info = commands.add_parser("info", help="size, rate and model of .egic files, and whether they are complete")
     info.add_argument("files", nargs="+", metavar="FILE", help=".egic files, or - for stdin")
     models = commands.add_parser(
         "models", help="the model of this package and those in MLflow's registry, or models in folders"
     )
-    models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="look here instead of in MLflow")
-    report = commands.add_parser("report", help="write the report of an evaluation, with other codecs beside it")
-    report.add_argument("folder", metavar="FOLDER", type=Path, help="what egic evaluate wrote")
+    models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="list models in these folders instead")
+    report = commands.add_parser("report", help="write the report of an evaluation, optionally with other codecs")
+    report.add_argument("folder", metavar="FOLDER", type=Path, help="folder that egic evaluate wrote")
     report.add_argument(
         "--anchors",
         metavar="CODECS",
         help="other codecs at the sizes of the model's files: jpeg,webp,avif,jxl,bpg,vtm, and compressai's learned "
         "bmshj2018-hyperprior,mbt2018-mean,cheng2020-attn (downloaded, or files in EGIC_WEIGHTS)",
     )
-    report.add_argument("--images", metavar="FOLDER", type=Path, help="where the evaluated pictures lie, for --anchors")
-    commands.add_parser("evaluate", help="models on folders of pictures, through real files (needs egic[train])")
-    commands.add_parser("compare", help="all that MLflow has evaluated in one report (needs egic[train])")
+    report.add_argument("--images", metavar="FOLDER", type=Path, help="folder of the evaluated pictures, for --anchors")
+    commands.add_parser("evaluate", help="measure models on folders of pictures, with real files (needs egic[train])")
+    commands.add_parser("compare", help="one report of all evaluations in MLflow (needs egic[train])")
     export = commands.add_parser("export", help="a model as a folder for the Hugging Face hub, with a model card")
     export.add_argument("model", metavar="MODEL", help=_REF)
     export.add_argument("--license", default="apache-2.0", metavar="ID", help="of the weights (default: apache-2.0)")
     export.add_argument(
-        "--half", action="store_true", help="round the weights to float16: half the size, and an identity of its own"
+        "--half", action="store_true", help="round the weights to float16: half the size, incompatible .egic files"
     )
     reference = commands.add_parser(
         "import-reference", help="weights of the TensorFlow reference -> a model",
@@ -100,16 +100,16 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     reference.add_argument(
         "--stage", choices=("mse-codec", "gan"),
-        help="what a codec was trained for, as --init-from will take it (default: gan)",
+        help="the stage that trained a codec, for --init-from (default: gan)",
     )  # fmt: skip
     for command in (export, reference):
         command.add_argument("-o", "--output", required=True, metavar="FOLDER", type=Path, help="a new folder")
-        command.add_argument("-f", "--force", action="store_true", help="overwrite a model that is there")
+        command.add_argument("-f", "--force", action="store_true", help="overwrite an existing model")
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit status: 0, or 2 when anything could not be done."""
+    """Run the command line and return its exit status: 0, or 2 if any input failed. See `run_main` for others."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in _JOBS:  # jobs of the pipeline, with options of their own
         name, rest = argv[0], argv[1:]
@@ -123,9 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _each(tasks: list[Task], work: Callable[[Task], str], quiet: bool = False) -> int:
-    """Work on every task and print what each returns, one line each, on stderr, unless `quiet`.
+    """Call `work` for every task and print the line that it returns on stderr, unless `quiet`.
 
-    A failure is one line, too, and the rest goes on.
+    An error is printed as one line, and the next task follows. Returns the exit status.
     """
     failed = 0
     for number, task in enumerate(tasks, 1):
@@ -146,11 +146,11 @@ def _each(tasks: list[Task], work: Callable[[Task], str], quiet: bool = False) -
 
 
 def _load(args: argparse.Namespace) -> "Model":
-    """The model asked for, on its device."""
+    """Load the model of --model on the device of --device. Raises UserError."""
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads must be at least 1, got {args.threads}")
     folder = model_refs.folder_of(args.model)
-    import torch  # seconds; everything above fails without it
+    import torch  # takes seconds, so after the checks above
 
     from egic.model import load
 
@@ -166,7 +166,7 @@ def _load(args: argparse.Namespace) -> "Model":
 
 
 def _rate(args: argparse.Namespace) -> dict[str, Any]:
-    """What of --quality, --bpp and --max-bytes is given, as `Model.compress` takes it. Raises UserError."""
+    """--quality, --bpp or --max-bytes, if given, as keyword argument of `Model.compress`. Raises UserError."""
     if args.quality is not None and not 0 <= args.quality <= MAX_QUALITY:
         raise UserError(f"--quality must lie in 0..{MAX_QUALITY} (0 the smallest file), got {args.quality}")
     if args.bpp is not None and not 0 < args.bpp < float("inf"):
@@ -182,7 +182,7 @@ def _compress(args: argparse.Namespace) -> int:
     rate = _rate(args)
     folders = [Path(name) for name in args.inputs if Path(name).is_dir()]
     if left := pictures.left_out(path.name for folder in folders for path in files.files_below(folder)):
-        print(f"warning: left out, since pictures of these kinds are not read: {left}", file=sys.stderr)
+        print(f"warning: left out, because their formats cannot be read: {left}", file=sys.stderr)
     tasks = files.plan(args.inputs, args.output, SUFFIX, pictures.READ_SUFFIXES)
     files.check_any_free(tasks, args.force)
     model = _load(args)
@@ -202,7 +202,7 @@ def _compress(args: argparse.Namespace) -> int:
         if args.stats:
             print(f"{task.name}: {_quality(model, image, data, time_s)}", file=_beside(task))
             if sys.stdout.isatty():
-                return ""  # both would come to the same screen
+                return ""  # --stats printed it already on stderr
         quality = bitstream.unpack(data)[0].quality
         at = "" if quality is None else f" at quality {quality}"
         bpp = 8 * len(data) / image[..., 0].size
@@ -245,12 +245,12 @@ def _decompress(args: argparse.Namespace) -> int:
 
 
 def _beside(task: Task):
-    """Where a line of text goes without harm to the output: stderr when stdout carries it."""
+    """The stream for lines of text: stderr if the output is written to stdout, else stdout."""
     return sys.stdout if task.target else sys.stderr
 
 
 def _quality(model: "Model", image: "np.ndarray", data: bytes, compress_s: float) -> str:
-    """Rate, PSNR, MS-SSIM (from 161 pixels a side) and times of a picture and its file, decoded as by default."""
+    """Rate, PSNR, MS-SSIM (for sides of at least 161 pixels) and times of a picture, decoded at the default alpha."""
     import torch
 
     from egic.metrics import distortion
@@ -285,7 +285,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _list_models() -> None:
-    """The model of this package and those in MLflow. Raises UserError where neither can be listed."""
+    """Print the model of this package and those in MLflow. Raises UserError if neither can be listed."""
     try:
         own = [(str(shipped_model()), "of this package")]
     except UserError:
@@ -313,7 +313,7 @@ def _models(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     if (args.anchors is None) != (args.images is None):
-        raise UserError("--anchors and --images go together: which codecs, and the folder of the evaluated pictures")
+        raise UserError("--anchors (names of codecs) and --images (folder of the evaluated pictures) need each other")
     try:
         import matplotlib  # noqa: F401
         import pyarrow  # noqa: F401
@@ -324,7 +324,7 @@ def _report(args: argparse.Namespace) -> None:
         raise UserError(f"a report needs {error.name}; install it with pip install 'egic[train]'") from error
     if args.anchors is not None:
         names = [name.strip() for name in args.anchors.split(",") if name.strip()]
-        quiet("egic.report")  # its progress
+        quiet("egic.report")  # log its progress
         matched_rates.add(args.folder, matched_rates.below(args.images), names)
     print(write_report(args.folder))
 
@@ -355,7 +355,7 @@ _COMMANDS = {
     "import-reference": _import_reference,
 }
 _JOBS = ("evaluate", "compare")
-"""Commands of the training pipeline, which take the rest of the command line."""
+"""Commands of the training pipeline, which parse the rest of the command line themselves."""
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""What --model may name: an artifact folder, a file in one, an artifact in MLflow, or one on the Hugging Face hub."""
+"""Resolve --model: an artifact folder, a file in one, a model in MLflow, or one on the Hugging Face hub."""
 
 import os
 import sys
@@ -14,13 +14,15 @@ _HUB = "hf://"
 
 
 def is_uri(ref: str) -> bool:
-    """Whether `ref` names something in MLflow or on the hub, rather than a local folder."""
+    """Whether `ref` names a model in MLflow or on the hub, rather than a local folder."""
     return ref.startswith((*_MLFLOW, _HUB))
 
 
 def folder_of(ref: str | None) -> Path:
-    """The artifact folder that `ref` names, fetched into the cache when it is a URI; None: the model that ships with
-    the package. Raises UserError."""
+    """The artifact folder that `ref` names; URIs are downloaded into the cache. Raises UserError.
+
+    None means the model that ships with the package.
+    """
     if ref is None:
         return shipped_model()
     if ref.startswith(_HUB):
@@ -35,12 +37,12 @@ def folder_of(ref: str | None) -> Path:
             f"on the hub with {_HUB}"
         )
     if not (folder / "config.json").is_file():
-        raise UserError(f"--model {ref}: {folder} is no EGIC model, it has no config.json")
+        raise UserError(f"--model {ref}: {folder} is not an EGIC model, it has no config.json")
     return folder
 
 
 def _from_hub(ref: str) -> Path:
-    """`hf://owner/name[@revision]`: a model repository as `egic export` makes it, or its copy in the cache."""
+    """Download `hf://owner/name[@revision]`, a repository as `egic export` makes it, or use its copy in the cache."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import httpx
@@ -61,14 +63,14 @@ def _from_hub(ref: str) -> Path:
         )  # fmt: skip
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--model {ref} is neither in the cache nor can it be fetched ({why})") from error
+        raise UserError(f"--model {ref} is not in the cache and cannot be downloaded ({why})") from error
     if not (Path(fetched) / "config.json").is_file():
-        raise UserError(f"--model {ref} is no EGIC model, it has no config.json")
+        raise UserError(f"--model {ref} is not an EGIC model, it has no config.json")
     return Path(fetched)
 
 
 def local(folder: Path) -> list[Path]:
     """Artifact folders with a codec at or below `folder`."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder")
+        raise UserError(f"{folder} is not a folder")
     return sorted(path.parent for path in folder.rglob("codec.safetensors") if (path.parent / "config.json").is_file())

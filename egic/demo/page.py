@@ -1,7 +1,7 @@
-"""The page of `egic demo`: drop a picture, see its file's size, and the decoded picture beside the original.
+"""The page of `egic demo`: upload a picture, see the size of its file and the decoded picture beside the original.
 
-Built of Gradio's own parts. Nothing is fetched from elsewhere: fonts are the system's, analytics are off, and the
-caller sets Gradio's environment before this module is imported (`egic.cli.demo`).
+Built with Gradio. The page loads nothing from other hosts: fonts are the system's, analytics are off. The caller must
+set Gradio's environment variables before this module is imported (`egic.cli.demo`).
 """
 
 import html
@@ -26,7 +26,7 @@ FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "A
 
 
 def theme() -> gr.themes.Base:
-    """The report's colours, light and dark, and the system's own type."""
+    """The colours of the evaluation report, light and dark, and the system's fonts."""
     base = gr.themes.Base(font=FONT, font_mono=("ui-monospace", "monospace"))
     return base.set(
         body_background_fill="#f4f5f6", body_background_fill_dark="#121619",
@@ -43,7 +43,7 @@ def theme() -> gr.themes.Base:
 
 @dataclass(frozen=True)
 class Shelf:
-    """Something that was opened, and the folder where the files lie that the browser asks for."""
+    """An opened upload, and the folder of the files that the browser downloads."""
 
     opened: Opened
     folder: Path
@@ -62,7 +62,7 @@ class Shelf:
         return self.folder / f"{self.opened.name}.egic"
 
     def at(self, alpha: float) -> Path:
-        """The PNG at alpha, made when it is first asked for."""
+        """The PNG file of the decoded picture at alpha, made on first use."""
         path = self.folder / f"{self.opened.name}_alpha_{alpha:.2f}.png"
         if not path.exists():
             _save(self.opened.at(alpha), path)
@@ -73,11 +73,11 @@ class Shelf:
 
 
 def _save(x: np.ndarray, path: Path) -> None:
-    Image.fromarray(x).save(path, compress_level=1)  # a quarter of the usual level's time, a tenth more bytes
+    Image.fromarray(x).save(path, compress_level=1)  # a quarter of the default level's time, 10 % more bytes
 
 
 def _rate(opened: Opened) -> tuple:
-    """(row of quality and size, quality slider, size field); hidden where they would change nothing."""
+    """(row of quality and size, quality slider, size field); hidden without an original or for a model of one rate."""
     row = gr.Row(visible=opened.quality is not None and opened.original is not None)
     return row, gr.Slider(value=opened.quality or 0), gr.Textbox(value="")
 
@@ -103,7 +103,7 @@ def _mine(shelf: Shelf, alpha: float) -> tuple:
 
 
 def _jpeg(shelf: Shelf) -> tuple:
-    """(column, pictures, names, numbers) of the JPEG of nearest size; hidden where there is none."""
+    """(column, pictures, names, numbers) of the JPEG of nearest size; hidden without one."""
     opened = shelf.opened
     jpeg = opened.jpeg
     if jpeg is None:
@@ -117,7 +117,7 @@ def _jpeg(shelf: Shelf) -> tuple:
 
 
 def _times(opened: Opened, num_bytes: int) -> str:
-    """How often the file goes into the picture's 24-bit pixels."""
+    """Compression factor: bytes of the raw 24-bit pixels / bytes of the file."""
     return f"{3 * opened.size[0] * opened.size[1] / num_bytes:.0f}"
 
 
@@ -137,11 +137,11 @@ def _message(kind: str, text: str) -> str:
     return f'<p class="{kind}" role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</p>'
 
 
-LEFT_ALONE = _message("error", "the page was left alone for too long: open the file again")
+LEFT_ALONE = _message("error", "this picture is no longer stored on the server: open the file again")
 
 
 def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
-    """The page. model: what to call the model. folder: where its files lie. at_once: uploads coded side by side."""
+    """Build the page. model: name to show. folder: for its files. at_once: uploads that are coded in parallel."""
     with gr.Blocks(title="EGIC", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         state = gr.State(None, time_to_live=3600, delete_callback=lambda shelf: shelf and shelf.clear())
         gr.HTML(f"<h1>EGIC</h1><p>Generative image codec, <span>{html.escape(model)}</span></p>", elem_id="head")
@@ -187,7 +187,7 @@ def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
             }  # fmt: skip
 
         def shown(shelf: Shelf, at: float) -> dict:
-            """What changes with every file."""
+            """Updates of all components that depend on the file."""
             return {
                 state: shelf, save_egic: gr.DownloadButton(value=shelf.egic),
                 **dict(zip(rates, _rate(shelf.opened), strict=True)),
@@ -200,7 +200,7 @@ def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
             return dict(zip(mine, _mine(shelf, at), strict=True))
 
         def code_again(shelf: Shelf | None, at: float, **asked: int) -> Iterator[dict]:
-            """The size of the new file at once, then its pictures. asked: quality or max_bytes."""
+            """Code the picture again: yields the new file's size, then its pictures. asked: quality or max_bytes."""
             if shelf is None or shelf.opened.original is None:
                 yield {message: LEFT_ALONE}
                 return
@@ -249,8 +249,8 @@ def _pane(name: str) -> gr.ImageSlider:
 
 
 async def _no_url(*_, **__) -> None:
-    """In place of Gradio's two ways to fetch a file that a request names by URL, from any public machine."""
-    raise gr.Error("this page opens files that were uploaded to it, and no URLs", print_exception=False)
+    """Replaces Gradio's two functions that download a URL named in a request, so that the server makes no requests."""
+    raise gr.Error("this page opens only uploaded files, not URLs", print_exception=False)
 
 
 def start(page: gr.Blocks, host: str, port: int) -> str:

@@ -1,7 +1,7 @@
-"""What the demo page knows of a picture: its file, and what the networks make of it once, so that alpha is arithmetic.
+"""Pictures of the demo page: compress and decode an upload once, and render it at any alpha without the networks.
 
 alpha blends two decoded pictures before they are rounded (`egic.networks.orp`). Both are kept, so that another alpha
-costs no network and gives what `egic decompress --alpha` writes, bit for bit.
+runs no network, and equals the output of `egic decompress --alpha` bit for bit.
 """
 
 import io
@@ -26,11 +26,11 @@ from egic.networks.orp import blend
 from egic.report import anchors
 
 MAX_BYTES = 2**25
-"""Of an uploaded file: more than 4 million pixels need in any usual format."""
+"""Largest upload. Pictures of 4 million pixels are smaller in all usual formats."""
 
 
 class Coder(Protocol):
-    """What codes for the page: `egic.model.Model`, or replicas of it elsewhere."""
+    """Interface that the page codes with: `egic.model.Model`, or replicas of it on Ray Serve."""
 
     def compress(self, image: np.ndarray, *, quality: int | None = None, max_bytes: int | None = None) -> bytes: ...
 
@@ -39,16 +39,16 @@ class Coder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A picture or an .egic file that was opened: what the page shows of it."""
+    """A picture or an .egic file that was opened, with all that the page shows of it."""
 
     name: str
     """Name of the upload without its suffix."""
     data: bytes
     """The .egic file."""
     quality: int | None
-    """Of the file, 0 to 100; None for a model of one rate."""
+    """Quality of the file, 0 to 100; None for a model of one rate."""
     original: np.ndarray | None
-    """uint8 (H, W, 3); None where an .egic file was opened."""
+    """uint8 (H, W, 3); None if an .egic file was opened."""
     jpeg: anchors.Coded | None
     """The original as the JPEG file nearest in size; None without original."""
     x_gan: Tensor
@@ -56,7 +56,7 @@ class Opened:
     x_mse: Tensor | None
     """Picture at alpha 0; None for a model without ORP."""
     notes: tuple[str, ...]
-    """What was changed on the way in, in words."""
+    """Notes for the user about the conversion of the picture (`egic.pictures.read`)."""
     compress_s: float | None
     decompress_s: float
 
@@ -89,7 +89,7 @@ class Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """An .egic file, and the seconds that it took to compress; None for one that was uploaded."""
+    """An .egic file, and the seconds that compression took; None for an uploaded file."""
 
     data: bytes
     compress_s: float | None
@@ -102,7 +102,7 @@ class Desk:
         self.coder, self.max_pixels = coder, max_pixels
 
     def open(self, name: str, data: bytes) -> Opened:
-        """A picture, which is compressed, or an .egic file; either is then decoded from the file's bytes.
+        """Open an upload: a picture is compressed first; the .egic file is then decoded.
 
         Raises UserError with one line for the user.
         """
@@ -120,13 +120,13 @@ class Desk:
         return self._decoded(_plain(name), file, image, tuple(notes))
 
     def compress(self, image: np.ndarray, **rate: int) -> "File":
-        """rate: quality or max_bytes, as `egic.model.Model.compress` takes them. Raises UserError."""
+        """Compress a picture. rate: quality or max_bytes, as in `egic.model.Model.compress`. Raises UserError."""
         start = time.perf_counter()
         data = self.coder.compress(image, **rate)
         return File(data=data, compress_s=time.perf_counter() - start)
 
     def replaced(self, opened: Opened, file: "File") -> Opened:
-        """The same picture with another file of it, decoded."""
+        """The same picture with another file, decoded."""
         return self._decoded(opened.name, file, opened.original, opened.notes)
 
     def _decoded(self, name: str, file: "File", original: np.ndarray | None, notes: tuple[str, ...]) -> Opened:
@@ -140,7 +140,10 @@ class Desk:
         )  # fmt: skip
 
     def _check_size(self, height: int, width: int) -> None:
-        """Refuse what is too large before it is decoded; the networks work on sides rounded up to whole blocks."""
+        """Raise UserError for a picture that is too large, before it is decoded.
+
+        The networks work on sides rounded up to whole blocks.
+        """
         padded = bitstream.blocks(height, width) * bitstream.BLOCK**2
         if padded > self.max_pixels:
             raise UserError(
@@ -151,7 +154,7 @@ class Desk:
 
 
 def _sides(data: bytes) -> tuple[int, int]:
-    """Height and width from a picture's header; 0, 0 for what `pictures.read` will refuse with the reason."""
+    """Height and width from a picture's header; (0, 0) if it cannot be read: `pictures.read` then raises the error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -162,12 +165,12 @@ def _sides(data: bytes) -> tuple[int, int]:
 
 
 def _plain(name: str) -> str:
-    """A file's name without suffix, fit for any file system."""
+    """A file's name without suffix, and with only characters that are valid on any file system."""
     return re.sub(r"[^\w.-]+", "_", PurePath(name).stem)[:60].strip("._") or "picture"
 
 
 def _jpeg(x: np.ndarray, num_bytes: int) -> anchors.Coded | None:
-    """The JPEG of nearest size; none for sides that JPEG cannot hold."""
+    """The JPEG file of nearest size; None for sides over JPEG's limit."""
     (codec,), _ = anchors.find(("jpeg",))
     try:
         return anchors.Matcher(codec, x).nearest(num_bytes)

@@ -195,7 +195,7 @@ def test_a_package_without_a_model_says_so(command, pictures, monkeypatch, capsy
     monkeypatch.setattr("egic.shipped.FOLDER", tmp_path)
     assert run(command, *([pictures / "a.png"] if command == "compress" else ["--port", "0"])) == 2
     error = capsys.readouterr().err
-    assert "built without a model of its own; name one with --model" in error and error.count("\n") == 1
+    assert "built without a model; name one with --model" in error and error.count("\n") == 1
 
 
 def test_names_decide_formats(pictures, model, tmp_path):
@@ -262,7 +262,7 @@ def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
     a, mse = pictures / "a.png", model.with_name("mse")
     return [
         (("compress", a, "-m", pictures / "nothing"), "no such folder"),
-        (("compress", a, "-m", pictures), "no EGIC model"),
+        (("compress", a, "-m", pictures), "not an EGIC model"),
         (("compress", "nothing.png", "-m", model), "No such file"),
         (("compress", a, a, "-m", model), "would both become"),
         (("compress", pictures / "deeper", "-o", "-", "-m", model), "stdout"),
@@ -275,7 +275,7 @@ def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
         (("compress", a, "-m", model, "--max-bytes", "20k"), "one rate only, so --max-bytes has no meaning"),
         (("compress", a, "-m", pictures / "none", "--quality", "101"), "--quality must lie in 0..100"),
         (("compress", a, "-m", pictures / "none", "--bpp", "-1"), "--bpp must be a positive number"),
-        (("compress", a, "-m", pictures / "none", "--max-bytes", "much"), "'much' is no size of a file"),
+        (("compress", a, "-m", pictures / "none", "--max-bytes", "much"), "'much' is not a file size"),
         (("compress", a, "-m", model, "--bpp", "0.2", "--quality", "4"), "not allowed with"),
         (("compress", a, "-m", model.with_name("rates"), "--max-bytes", "10"), "at least"),
         (("decompress", a, "-m", model, "-o", "x.exe"), "cannot write"),

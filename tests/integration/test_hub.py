@@ -100,8 +100,8 @@ def test_a_model_is_fetched_once_and_used_without_a_network(hub, tmp_path):
 @pytest.mark.parametrize(
     "ref, online, word",
     [
-        ("hf://someone/other", True, "neither in the cache nor can it be fetched"),
-        ("hf://someone/model", False, "neither in the cache nor can it be fetched"),
+        ("hf://someone/other", True, "is not in the cache and cannot be downloaded"),
+        ("hf://someone/model", False, "is not in the cache and cannot be downloaded"),
         ("hf://model", True, "write hf://owner/name"),
         ("hf://a/b/c", True, "write hf://owner/name"),
     ],

@@ -116,7 +116,7 @@ def test_surplus_weights_are_named(folder):
 def test_damaged_weights_are_an_error(folder, damage):
     path = folder / "codec.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"codec\.safetensors cannot be read .*fetch the artifact again"):
+    with pytest.raises(ValueError, match=r"codec\.safetensors cannot be read .*download the artifact again"):
         artifact.load(folder)
 
 
@@ -148,7 +148,7 @@ def change_config(folder, change):
     [
         (lambda c: c["codec"].update(depth=3), r"codec: unknown keys \['depth'\]"),
         (lambda c: c.update(vae={}), r"unknown keys \['vae'\]"),
-        (lambda c: c.update(codec=[1]), "codec: no table"),
+        (lambda c: c.update(codec=[1]), "codec: not a JSON object"),
         (lambda c: c["codec"].update(window="8"), r"window has the wrong type \('8'\)"),
         (lambda c: c["codec"].update(window=True), "window has the wrong type"),
         (lambda c: c["codec"].update(dims=[32, 32, 64, 64.0]), "dims has the wrong type"),
@@ -164,7 +164,7 @@ def test_configs_that_say_something_else_are_refused(folder, change, message):
 
 
 def test_a_folder_without_config_is_no_model(tmp_path, folder):
-    with pytest.raises(ValueError, match=r"is no EGIC model: it has no config\.json"):
+    with pytest.raises(ValueError, match=r"is not an EGIC model: it has no config\.json"):
         artifact.load(tmp_path)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):

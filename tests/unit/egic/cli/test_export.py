@@ -90,7 +90,7 @@ def test_mistakes_are_one_line_and_change_nothing(folder, tmp_path, capsys):
     photos.mkdir()
     (photos / "a.png").touch()
     for arguments, words in (
-        ((folder, "-o", photos, "--force"), "is no EGIC model"),
+        ((folder, "-o", photos, "--force"), "is not an EGIC model"),
         ((folder, "-o", folder), "--force overwrites"),
         ((tmp_path / "nothing", "-o", tmp_path / "new"), "no such folder"),
         ((folder, "-o", tmp_path / "new", "--license", "apache-2.0\ntags: x"), "--license"),

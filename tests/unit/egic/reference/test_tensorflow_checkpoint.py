@@ -202,7 +202,7 @@ def test_the_command(tmp_path, parts, variables, monkeypatch, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.png").touch()
     status, out = run(capsys, *command[:-1], tmp_path / "mine", "--force")
-    assert status == 2 and "is no EGIC model" in out.err and (tmp_path / "mine" / "photo.png").exists()
+    assert status == 2 and "is not an EGIC model" in out.err and (tmp_path / "mine" / "photo.png").exists()
 
 
 def test_without_tensorflow_one_line_names_the_way_out(tmp_path, monkeypatch, capsys):

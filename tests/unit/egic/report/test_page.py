@@ -150,7 +150,7 @@ def test_anchors_stand_in_the_page_of_the_command(folder, capsys):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [((), "is not an evaluation folder"), (("--anchors", "jpeg"), "--anchors and --images go together")],
+    [((), "is not an evaluation folder"), (("--anchors", "jpeg"), "need each other")],
 )
 def test_a_users_mistake_is_one_line(tmp_path, capsys, arguments, message):
     assert main.main(["report", str(tmp_path), *arguments]) == 2

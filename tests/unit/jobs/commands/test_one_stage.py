@@ -17,5 +17,5 @@ def test_a_stage_alone_names_the_parents_it_needs():
 
 def test_a_parent_that_is_no_artifact(tmp_path):
     config = replace(extended(tiny, one_stage.StageConfig)(), init_from=(str(tmp_path),))
-    with pytest.raises(ValueError, match="no EGIC model"):
+    with pytest.raises(ValueError, match="not an EGIC model"):
         one_stage.named_parents(load_stage("gan"), config)

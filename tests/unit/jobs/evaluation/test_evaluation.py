@@ -336,7 +336,7 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
     "args, message",
     [
         ([], "no pictures to evaluate on; give --images FOLDER"),
-        (["--images", "x"], "built without a model of its own"),
+        (["--images", "x"], "built without a model"),
         (["--images", "x", "--model", "nowhere"], "nowhere is no folder"),
         (["--images", "x", "--model", "a", "a"], "two models are called a: give them names, --model first="),
     ],
