@@ -1,5 +1,5 @@
-"""Every use of something private to Ray, each with its reason. `tests/unit/jobs/cluster/test_ray_internals.py` names
-what breaks when Ray changes one of them; `pyproject.toml` bounds the release."""
+"""All uses of Ray's private names, each with its reason. `tests/unit/jobs/cluster/test_ray_internals.py` fails with an
+explanation when Ray changes one of them; `pyproject.toml` bounds the release."""
 
 import logging
 import os
@@ -27,10 +27,10 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def use_token() -> None:
-    """Have this process and its children authenticate with the token that Ray finds.
+    """Make this process and its children authenticate with the user's token.
 
-    Ray reads RAY_AUTH_MODE once, while it is imported, and for an address that is named `ray.init` does not look for a
-    token unless that variable asks for one. https://github.com/ray-project/ray/pull/64755
+    Ray reads RAY_AUTH_MODE only once, at import, and `ray.init` with an explicit address uses a token only if that
+    variable is `token`. https://github.com/ray-project/ray/pull/64755
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     Config.initialize("")
@@ -39,8 +39,8 @@ def use_token() -> None:
 def release_reserved(actor_id: str) -> None:
     """Remove the placement groups that a dead actor created. Ray does so only when the whole job ends.
 
-    The public table of placement groups does not name their creators. Without this, the next controller's workers
-    wait for resources that nobody uses. https://github.com/ray-project/ray/issues/65881
+    The public table of placement groups does not name their creators. Without this, the workers of the next controller
+    wait for resources that stay reserved but unused. https://github.com/ray-project/ray/issues/65881
     """
     for content in state.state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(content)
@@ -51,8 +51,8 @@ def release_reserved(actor_id: str) -> None:
 class Trainer(ray.train.torch.TorchTrainer):
     """TorchTrainer without the actor that removes a dead controller's placement groups.
 
-    That actor is one more process per stage, and asks the dashboard for the controller's state, which a Ray that a
-    command starts does not run; `release_reserved` does its work. https://github.com/ray-project/ray/pull/65447
+    That actor is one more process per stage, and needs the dashboard, which does not run in a Ray started by our
+    commands; `release_reserved` does its work. https://github.com/ray-project/ray/pull/65447
     """
 
     def _create_default_callbacks(self) -> list:
@@ -61,27 +61,28 @@ class Trainer(ray.train.torch.TorchTrainer):
 
 
 def put_broken_list_aside(place: Folder) -> None:
-    """Rename Ray Train's list of checkpoints when it is damaged, or names one that is gone.
+    """Rename Ray Train's list of checkpoints when it is damaged, or names a checkpoint that does not exist.
 
-    Ray Train refuses to start with such a list. Reading it is public (`Result.from_path`), the name of its file is not.
+    Ray Train refuses to start with such a list. The function that reads it is public (`Result.from_path`), the name of
+    its file is not.
     https://github.com/ray-project/ray/pull/58216
     """
     if not place.exists(SNAPSHOT):
         return
     try:
         ray.train.Result.from_path(place.path, storage_filesystem=place.filesystem)
-    except Exception as error:  # of many types: whatever Ray's reader raises, it would raise again in the controller
+    except Exception as error:  # of any type: Ray's controller would fail with the same error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        log.warning("%s/%s cannot be used (%s): going by the checkpoints themselves", place.path, SNAPSHOT, reason)
+        log.warning("%s/%s cannot be used (%s): using the checkpoint folders instead", place.path, SNAPSHOT, reason)
         place.filesystem.move(f"{place.path}/{SNAPSHOT}", f"{place.path}/{SNAPSHOT}.damaged")
 
 
 def pace_dataset(context: "DataContext", blocks_per_task: int) -> None:
-    """Give the scheduling loop of a dataset a pause, and let its tasks end before their blocks are read.
+    """Add a pause to a dataset's scheduling loop, and let its tasks end before their blocks are read.
 
-    While training is the slower part the loop turns without end and takes a core; the class of its callbacks is
-    private. https://github.com/ray-project/ray/issues/63544
-    A task stops once it has two blocks that nobody has read, and keeps its CPU; the number is a private field.
+    When the training is slower than the data, the loop polls without a pause and keeps a core busy. The pause is a
+    callback, whose base class is private. https://github.com/ray-project/ray/issues/63544
+    A task with two unread blocks waits, and keeps its CPU reserved; the private field raises that number of blocks.
     https://github.com/ray-project/ray/issues/42217
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback  # ray.data takes a second to import

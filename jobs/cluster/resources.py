@@ -1,4 +1,4 @@
-"""What stages need of a Ray cluster: CPUs, GPUs, threads, and storage that every node reaches."""
+"""Resources that stages need from a Ray cluster: CPUs, GPUs, threads, and storage that every node reaches."""
 
 import logging
 import os
@@ -25,20 +25,20 @@ def of_worker(compute: ComputeConfig) -> dict[str, float]:
 
 
 def needed(compute: ComputeConfig) -> dict[str, float]:
-    """Resources that one stage reserves at least: its workers, and one data task for each."""
+    """The smallest resources of one stage: those of its workers, and of one data task for each."""
     cpus = compute.min_workers * (compute.cpus_per_worker + compute.data_cpus)
     return {"CPU": cpus} | ({"GPU": float(compute.min_workers)} if compute.use_gpu else {})
 
 
 def places(compute: ComputeConfig) -> int:
-    """How many workers the nodes have room for, each whole on one node."""
+    """Number of workers that fit on the nodes; a worker cannot be split between nodes."""
     worker = of_worker(compute)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(node.get(name, 0.0) / count + 1e-6) for name, count in worker.items()) for node in nodes)
 
 
 def lacking(compute: ComputeConfig) -> str:
-    """What the cluster lacks for a stage, in words; empty when it has room."""
+    """A message that names the resources a stage lacks on this cluster; empty when it fits."""
     total = ray.cluster_resources()
     workers = f"{compute.min_workers} workers"
     for name, count in needed(compute).items():
@@ -62,7 +62,7 @@ def check_resources(compute: ComputeConfig) -> None:
         return
     if compute.wait_s:
         log.warning("waiting %g s for nodes: %s", compute.wait_s, lack)
-        request_resources(bundles=[of_worker(compute)] * compute.max_workers)  # for an autoscaler, if there is one
+        request_resources(bundles=[of_worker(compute)] * compute.max_workers)  # for an autoscaler, if any
         try:
             deadline = time.monotonic() + compute.wait_s
             while time.monotonic() < deadline and lacking(compute):
@@ -70,11 +70,11 @@ def check_resources(compute: ComputeConfig) -> None:
         finally:
             request_resources(bundles=[])
     if lack := lacking(compute):
-        raise UserError(lack + ("" if compute.wait_s else "; compute.wait_s waits for nodes that are still to come"))
+        raise UserError(lack + ("" if compute.wait_s else "; compute.wait_s sets a time to wait for nodes"))
 
 
 def check_shared(output: str, *files: str) -> None:
-    """Raise UserError naming a node that does not see local output, or one of the local files that stages read."""
+    """Raise UserError naming a node that cannot access a local output folder, or a local file that stages read."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     local = [absolute(file) for file in files if not is_remote(file)]
     if len(nodes) < 2 or (is_remote(output) and not local):
@@ -89,8 +89,8 @@ def check_shared(output: str, *files: str) -> None:
             if unseen:
                 folder = os.path.dirname(unseen[0])
                 raise UserError(
-                    f"node {node['NodeManagerAddress']} does not see what this machine has in {folder}; name storage "
-                    "that every node reaches with --data and --output: a shared folder, s3://bucket/folder or gs://..."
+                    f"node {node['NodeManagerAddress']} cannot access {folder} of this machine; use storage "
+                    "that every node reaches for --data and --output: a shared folder, s3://bucket/folder or gs://..."
                 )
     finally:
         if mark:
@@ -98,12 +98,12 @@ def check_shared(output: str, *files: str) -> None:
 
 
 def _looker(node: dict):
-    where: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)  # Ray's hints forget this one
+    where: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)  # missing in Ray's type annotations
     return ray.remote(num_cpus=0, scheduling_strategy=where)(_unseen)
 
 
 def _unseen(files: list[str]) -> list[str]:
-    """The files that this node does not see within 5 s: network disks show new files late."""
+    """The files that do not exist on this node within 5 s, since network disks show new files with a delay."""
     deadline = time.monotonic() + 5
     while (unseen := [file for file in files if not os.path.exists(file)]) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -117,7 +117,7 @@ def stages_side_by_side(compute: ComputeConfig) -> int:
 
 
 def threads(compute: ComputeConfig, side_by_side: int) -> int:
-    """A node's cores divided among the workers that share it. The nodes are taken to be like this machine, of which
-    counts what this process may use: its affinity and its container's quota."""
+    """Threads per worker: a node's cores divided by the workers on it. All nodes are assumed to have as many cores as
+    this process may use here, by its CPU affinity and its container's quota."""
     nodes = max(1, sum(n["Alive"] and n["Resources"].get("CPU", 0) > 0 for n in ray.nodes()))  # a head often has none
     return max(1, joblib.cpu_count() // max(1, -(-compute.max_workers * side_by_side // nodes)))

@@ -1,4 +1,4 @@
-"""How a run ends: Ctrl-C, SIGTERM or a failed stage end the stages that are running, and then Ray."""
+"""The end of a run: Ctrl-C, SIGTERM or a failed stage stop the running stages, and then Ray."""
 
 import os
 import signal
@@ -16,17 +16,17 @@ import ray
 T = TypeVar("T")
 
 LEAVE_S = 20.0
-"""How long the end of Ray waits for stages to notice that they shall end."""
+"""How long `leave` waits for the running stages before it shuts Ray down."""
 
 stopping = threading.Event()
-"""Set when the program shall end: by a signal, or since a stage failed."""
+"""Set when the program must end: after a signal, or because a stage failed."""
 _leaving = threading.Event()
-"""Set when nothing is waited for any more."""
+"""Set when the program ends without waiting for its stages any longer."""
 _running: list[Callable[[], None]] = []
 
 
 def in_background(work: Callable[[], T]) -> "Future[T]":
-    """Do it in a thread that does not keep an interrupted program from ending."""
+    """Call `work` in a daemon thread, which does not prevent an interrupted program from ending."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -41,7 +41,7 @@ def in_background(work: Callable[[], T]) -> "Future[T]":
 
 @contextmanager
 def stoppable(ask: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, Ctrl-C or SIGTERM calls `ask`, which asks for an early end; the block shall end then."""
+    """While the block runs, Ctrl-C or SIGTERM calls `ask`, which must make the block end early."""
     _running.append(ask)
     try:
         if stopping.is_set():
@@ -52,10 +52,10 @@ def stoppable(ask: Callable[[], None]) -> Iterator[None]:
 
 
 def run_until_left(work: Callable[[], T]) -> T:
-    """The result of `work`, which waits for Ray. Raises KeyboardInterrupt when the program does not wait any more.
+    """The result of `work`, which waits for Ray. Raises KeyboardInterrupt when the program ends without waiting for it.
 
-    The work is done in a thread of its own, so that this one is free to end: `ray.get` returns only as Ray shuts down.
-    Ray Train installs its own answer to Ctrl-C in the main thread only, so it does not take over `interruptible`'s.
+    `work` runs in a thread, since `ray.get` cannot be interrupted before Ray shuts down. In the main thread, Ray Train
+    would also replace the handler of Ctrl-C that `interruptible` has installed.
     """
     future = in_background(work)
     while not wait_for([future], timeout=0.2).done:
@@ -65,7 +65,7 @@ def run_until_left(work: Callable[[], T]) -> T:
 
 
 def leave() -> None:
-    """End what runs beside a failed stage, and shut Ray down."""
+    """Stop the other stages after one failed or the user interrupted, and shut Ray down."""
     stopping.set()
     _leaving.set()
     deadline = time.monotonic() + LEAVE_S
@@ -75,10 +75,10 @@ def leave() -> None:
 
 
 class interruptible:
-    """Ctrl-C and SIGTERM (`ray job stop`, a spot node's notice) end a run: Ray stops, and `at_stop` is called.
+    """Context manager in which Ctrl-C and SIGTERM (`ray job stop`, a spot node's notice) end the run and stop Ray.
 
-    On the first one the stages that train write a checkpoint first, for which they have `grace_s`; the second ends at
-    once. `at_stop` closes the books at the start of that time, since `ray job stop` kills after 3 s.
+    After the first signal, training stages have `grace_s` seconds to write a checkpoint; a second one ends the run at
+    once. `at_stop` is called at the start of that time, since `ray job stop` kills the process after 3 s.
     """
 
     def __init__(self, grace_s: float = 0.0, at_stop: Callable[[], None] = lambda: None):
@@ -96,7 +96,7 @@ class interruptible:
         stopping.set()
         if number == signal.SIGINT:
             print("stopping, with a checkpoint first; Ctrl-C again stops at once", file=sys.stderr, flush=True)
-        threading.Thread(target=self._wind_down, name="stop", daemon=True).start()  # a handler must not wait
+        threading.Thread(target=self._wind_down, name="stop", daemon=True).start()  # a signal handler must not block
 
     def _wind_down(self) -> None:
         for ask in list(_running):
@@ -110,7 +110,7 @@ class interruptible:
         if kind is not None:
             if issubclass(kind, KeyboardInterrupt):
                 self.at_stop()
-                error.args = ("the same command goes on from the last checkpoint",)
+                error.args = ("the same command continues from the last checkpoint",)
             leave()
         for number, handler in self.before.items():
             signal.signal(number, handler)

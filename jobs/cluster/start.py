@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 BUSY = "Ray did not start on this machine"
 CONNECT_S = 10.0
-"""How long a named cluster's address may take to accept a connection."""
+"""Time limit for a connection to the cluster's address."""
 ANSWER_S = 25.0
-"""How long it may take to answer."""
+"""Time limit for the cluster's answer."""
 MAX_SOCKET = 107
-"""Bytes of a Unix socket's path."""
+"""Largest length of a Unix socket's path, in bytes."""
 RAY_SOCKETS = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store") + 2
 """Bytes that Ray appends to the temporary folder's path."""
 
@@ -33,15 +33,15 @@ RAY_SOCKETS = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasm
 def start_ray() -> None:
     """Connect to the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start Ray on this machine.
 
-    Without RAY_ADDRESS no other Ray is joined, whatever runs on this machine. Raises UserError.
+    Without RAY_ADDRESS, a Ray that already runs on this machine is not joined. Raises UserError.
     """
     if ray.is_initialized():
         return
     root = str(Path(__file__).resolve().parents[2])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *(p for p in paths if p and p != root)])
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # reports are read this often; Ray's 2 s wait
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every printed line twice
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # interval for reading reports; Ray: 2 s
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every printed line is shown twice
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no colours in files and `ray job logs`
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -58,30 +58,30 @@ def _start() -> None:
     temp = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     if len(os.fsencode(temp)) + RAY_SOCKETS > MAX_SOCKET:
         raise UserError(
-            f"the temporary folder {temp} is too long for Ray's sockets, whose paths end at {MAX_SOCKET} bytes; set "
-            f"RAY_TMPDIR to a folder with a path of at most {MAX_SOCKET - RAY_SOCKETS} bytes, such as /tmp"
+            f"the temporary folder's path {temp} is too long for Ray's sockets, whose paths have at most {MAX_SOCKET} "
+            f"bytes; set RAY_TMPDIR to a folder with a path of at most {MAX_SOCKET - RAY_SOCKETS} bytes, such as /tmp"
         )
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Ray Train's workers could not use those
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Ray Train's workers cannot use them
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # for the dashboard, which does not run
     if "RAY_AUTH_MODE" not in os.environ:
-        ray_internals.use_token()  # as Ray does by itself, but then with a warning at every start
+        ray_internals.use_token()  # Ray's own default, but without its warning at every start
     log.info("starting Ray")
     try:
         ray.init("local", num_cpus=joblib.cpu_count(), logging_level=logging.WARNING, include_dashboard=False)
-    except Exception as error:  # Ray's type for a machine that is too slow is Exception
+    except Exception as error:  # on a machine that is too slow, Ray raises a plain Exception
         raise UserError(
-            f"{BUSY} ({_first_line(error)}). It waits 30 s for its processes: where the "
-            "machine is busy, give the same command again when less runs beside it. Their logs are in "
-            f"{temp}/ray/session_latest/logs; RAY_TMPDIR names another folder than {temp}"
+            f"{BUSY} ({_first_line(error)}). It waits 30 s for its processes: if the machine "
+            "is busy, repeat the command when the load is lower. The logs are in "
+            f"{temp}/ray/session_latest/logs; RAY_TMPDIR sets another folder than {temp}"
         ) from error
 
 
 def _connect(address: str) -> None:
     if "://" in address:
         raise UserError(
-            f"RAY_ADDRESS={address} names a Ray Client, which cannot train; name the cluster's own address, "
-            "such as 127.0.0.1:6379, or use `ray job submit`"
+            f"RAY_ADDRESS={address} is the address of a Ray Client, which cannot train; give the cluster's own "
+            "address, such as 127.0.0.1:6379, or use `ray job submit`"
         )
     start_own = "unset RAY_ADDRESS to have the command start a Ray of its own"
     host, _, port = address.rpartition(":")
@@ -97,9 +97,8 @@ def _connect(address: str) -> None:
         ray_internals.use_token()
     log.info("connecting to the Ray at %s", address)
     advice = (
-        ("the token that this machine has may be another one" if token else "if it asks for a token, none is here")
-        + f": copy the head's ~/.ray/auth_token to this home, or set RAY_AUTH_TOKEN; or {start_own}"
-    )
+        "the token on this machine may be wrong" if token else "if it needs a token, this machine has none"
+    ) + f": copy the head's ~/.ray/auth_token to this home, or set RAY_AUTH_TOKEN; or {start_own}"
     where = f"the Ray at RAY_ADDRESS={address}"
     try:
         with ended_after(ANSWER_S, f"{where} does not answer within {ANSWER_S:.0f} s; restart it. Or {advice}"):
@@ -109,7 +108,7 @@ def _connect(address: str) -> None:
 
 
 def _has_token() -> bool:
-    """Whether a token is in one of the places where Ray looks for it."""
+    """Whether one of the environment variables and files that Ray reads has a token."""
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     return bool(os.environ.get("RAY_AUTH_TOKEN")) or (Path(path) if path else Path.home() / ".ray/auth_token").is_file()
 
@@ -120,7 +119,8 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def ended_after(time_s: float, message: str) -> Iterator[None]:
-    """End the program with a message and status 2 when the block takes longer: nothing else interrupts Ray's calls."""
+    """End the program with a message and status 2 when the block takes longer, since Ray's calls cannot be
+    interrupted."""
 
     def end() -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
@@ -137,7 +137,7 @@ def ended_after(time_s: float, message: str) -> Iterator[None]:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Keep the program's own answers to signals: Ray takes SIGTERM over as it starts."""
+    """Keep the program's own signal handlers: `ray.init` replaces the one of SIGTERM."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -148,7 +148,7 @@ def handlers_kept() -> Iterator[None]:
 
 
 def quiet_ray() -> None:
-    """Leave out what Ray's libraries log about every dataset and report; warnings stay, of Ray Data errors only."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that progress bars are off, and of its own actors
+    """Hide Ray's log lines about every dataset and report: Ray Data logs errors only, the rest warnings and errors."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns about disabled progress bars and its own actors
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train's workers have it at INFO, and log every report
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train's workers set INFO, and log every report

@@ -1,9 +1,9 @@
-"""Places where data, checkpoints and results lie: a local (or NFS) folder, s3://bucket/folder or gs://bucket/folder.
+"""Storage for data, checkpoints and results: a local (or NFS) folder, s3://bucket/folder or gs://bucket/folder.
 
-A place is a string or a Path. Behind a `?` a URI takes the options of pyarrow's file systems, such as
-s3://bucket/folder?region=eu-central-1&endpoint_override=http://minio:9000; credentials come from the environment or the
-machine, as every AWS or Google tool finds them, never from the URI. A file appears whole or not at all: object stores
-work like that, and local files are written aside and renamed.
+A place is a string or a Path. A URI takes the options of pyarrow's file systems after a `?`, such as
+s3://bucket/folder?region=eu-central-1&endpoint_override=http://minio:9000. Credentials come from the environment or the
+machine, as for all AWS and Google tools, never from the URI. Writes are atomic: a reader sees the whole file or none.
+Object stores guarantee this; local files are written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from egic.errors import UserError
 Place = str | Path
 SCHEMES = ("s3", "gs")
 PROBE_S = 20
-"""How long storage may take to answer the first question; pyarrow itself waits minutes."""
+"""Time limit of `check`; pyarrow itself waits for minutes."""
 patiently = Retrying(
     retry=retry_if_exception_type(OSError) & retry_if_not_exception_type(FileNotFoundError),
     wait=wait_chain(wait_fixed(1), wait_fixed(4), wait_fixed(16)), stop=stop_after_attempt(4), reraise=True,
 )  # fmt: skip
-"""Calls a function, and again when the network or the server failed, in addition to what pyarrow repeats by itself."""
+"""Calls a function, and repeats the call after network and server errors, in addition to pyarrow's own retries."""
 
 
 def is_remote(place: Place) -> bool:
-    """Whether a place is a URI; everything else is a path that this machine knows."""
+    """Whether a place is a URI; everything else is a path on this machine."""
     return "://" in os.fspath(place)
 
 
 def check_spelling(name: str, place: Place) -> None:
-    """Raise UserError when `place` is a URI that cannot be meant, before anything is asked of a network."""
+    """Raise UserError when `place` is not a valid URI of a supported scheme; sends no network request."""
     if not re.match(r"\w[\w+.-]*:/", os.fspath(place)):
         return
     parts = urlsplit(os.fspath(place))
@@ -67,7 +67,7 @@ def check_spelling(name: str, place: Place) -> None:
 
 
 def filesystem_and_path(place: Place) -> tuple[fs.FileSystem, str]:
-    """The file system of a place, and its path there; what Ray Train and pyarrow take. Raises UserError, OSError."""
+    """pyarrow's file system of a place, and the path in it, as Ray Train takes them. Raises UserError, OSError."""
     if not is_remote(place):
         return fs.LocalFileSystem(), os.path.abspath(place)
     parts = urlsplit(os.fspath(place))
@@ -80,7 +80,7 @@ def _filesystem(scheme: str, netloc: str, options: str) -> fs.FileSystem:
     try:
         return fs.FileSystem.from_uri(f"{scheme}://{netloc}/?{options}")[0]
     except pa.ArrowInvalid as error:
-        raise UserError(f"{scheme}://{netloc}?{options} is no storage: {error}") from error
+        raise UserError(f"{scheme}://{netloc}?{options} is not valid storage: {error}") from error
 
 
 def join(place: Place, *names: str) -> str:
@@ -92,7 +92,7 @@ def join(place: Place, *names: str) -> str:
 
 
 def split(place: Place) -> tuple[str, str]:
-    """The folder that a file lies in, and the file's name: what `join` puts together."""
+    """The folder of a file, and the file's name; the inverse of `join`."""
     if not is_remote(place):
         return os.path.split(place)
     head, mark, options = os.fspath(place).partition("?")
@@ -106,13 +106,13 @@ def absolute(place: Place) -> str:
 
 
 def exists(place: Place) -> bool:
-    """Whether there is a file or folder; cheaper than reading it."""
+    """Whether a file or folder exists; cheaper than reading it."""
     filesystem, path = filesystem_and_path(place)
     return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
 
 def sizes(folder: Place) -> dict[str, int]:
-    """Bytes of every file below a folder, by its path in there; empty when there is no folder."""
+    """Size in bytes of every file below a folder, by the path relative to it; empty when the folder does not exist."""
     filesystem, root = filesystem_and_path(folder)
     found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
     return {info.path[len(root) :].lstrip("/"): info.size for info in found if info.type == fs.FileType.File}
@@ -132,7 +132,7 @@ def _read(place: Place) -> bytes:
 
 
 def read_ranges(place: Place, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The bytes at each (offset, size) of a file; fewer where the file ends. Raises FileNotFoundError, OSError."""
+    """The bytes at each (offset, size) of a file; fewer at the file's end. Raises FileNotFoundError, OSError."""
     if not is_remote(place):
         with open(place, "rb", buffering=0) as file:
             return [os.pread(file.fileno(), size, offset) for offset, size in ranges]
@@ -141,13 +141,13 @@ def read_ranges(place: Place, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
 
 @lru_cache(maxsize=4096)
 def _opened(place: Place) -> pa.NativeFile:
-    """An object to read at random: opening it takes a request of its own, and it holds no connection."""
+    """A remote file for random access, cached: opening takes a request, and an open file holds no connection."""
     filesystem, path = filesystem_and_path(place)
     return filesystem.open_input_file(path)
 
 
 def write(place: Place, content: bytes) -> None:
-    """A file, whole or not at all, in place of what was there."""
+    """Write a file atomically; an existing one is replaced."""
     if is_remote(place):
         filesystem, name = filesystem_and_path(place)
         return patiently(_write, filesystem, name, content)
@@ -164,7 +164,7 @@ def _write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
 
 
 def remove(place: Place) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it exists."""
     filesystem, path = filesystem_and_path(place)
     try:
         filesystem.delete_file(path)
@@ -174,10 +174,10 @@ def remove(place: Place) -> None:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder and the small files in it, by their names."""
+    """A folder, with functions for the small files in it."""
 
     place: str
-    """Absolute: other machines are told it, too."""
+    """An absolute path or a URI, since it is sent to other machines as well."""
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -185,11 +185,11 @@ class Folder:
 
     @property
     def path(self) -> str:
-        """Of the folder, in `filesystem`."""
+        """The folder's path in `filesystem`."""
         return filesystem_and_path(self.place)[1]
 
     def read(self, name: str) -> bytes | None:
-        """Content of a file; None when there is none."""
+        """Content of a file; None when it does not exist."""
         try:
             return read(join(self.place, name))
         except FileNotFoundError:
@@ -218,7 +218,8 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def filled(folder: Place, last: str) -> Iterator[Path]:
-    """A local folder to write results to, which are in `folder` afterwards: the file `last` after all others."""
+    """A local folder to write results to. For a remote `folder`, its files are uploaded at the end, `last` as the last
+    one."""
     if not is_remote(folder):
         yield Path(folder)
         return
@@ -231,7 +232,7 @@ def filled(folder: Place, last: str) -> Iterator[Path]:
 
 @contextmanager
 def fetched(folder: Place) -> Iterator[Path]:
-    """The files of a folder (or none) as a local folder, to read many of them."""
+    """The folder itself, or a local copy of a remote one; empty when that does not exist."""
     if not is_remote(folder):
         yield Path(folder)
         return
@@ -243,7 +244,7 @@ def fetched(folder: Place) -> Iterator[Path]:
 
 
 def working_folder(output: Place) -> Path:
-    """Where local copies lie: below a local output itself, else in this machine's cache."""
+    """Folder for local copies: a local output itself, else this machine's cache."""
     if not is_remote(output):
         return Path(output)
     return cache_folder()
@@ -252,7 +253,8 @@ def working_folder(output: Place) -> Path:
 def check(place: Place, *, writable: bool) -> None:
     """Raise UserError or OSError when a place cannot be read, or written to, within PROBE_S seconds.
 
-    Asked by a process of its own: pyarrow waits long for a server that does not answer, and cannot be stopped.
+    The check runs in a process of its own: pyarrow waits for minutes for a server that does not answer, and its calls
+    cannot be interrupted.
     """
     if not is_remote(place):
         if writable:
@@ -267,7 +269,7 @@ def check(place: Place, *, writable: bool) -> None:
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{place} does not answer within {PROBE_S} s; {hint}") from error
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no error message"])[-1]
         raise UserError(f"{place} cannot be {'written to' if writable else 'read'}: {reason}; {hint}")
 
 
@@ -278,7 +280,7 @@ def _probe(place: str, *, writable: bool) -> None:
         _write(filesystem, mark, b"")
         filesystem.delete_file(mark)
     elif filesystem.get_file_info(path).type == fs.FileType.NotFound:
-        raise OSError("no such bucket, or nothing there")
+        raise OSError("the bucket or the folder does not exist")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One driver at a time works on a stage's folder; another one that wants the same result waits for it.
+"""A lock: one driver at a time works on a stage's folder, and others that need the same result wait.
 
-A lease is a small file which its holder rewrites every few seconds. It works on any storage, object stores included,
-and compares no clocks: a lease is dead when it did not change for `DEAD_S` of the waiting process's own time, or at
-once when its holder was a process of this machine that is gone.
+A lease is a small file that its holder rewrites every `BEAT_S` seconds. It works on any storage, object stores
+included, and compares no clocks of different machines: a lease has expired when the waiting process sees no change for
+`DEAD_S` seconds, or at once when its holder was a process of this machine that has ended.
 """
 
 import _thread
@@ -25,7 +25,8 @@ NAME = "lease.json"
 BEAT_S = 5.0
 DEAD_S = 30.0
 SETTLE_S = 0.5
-"""Two that take a dead lease at the same moment both wait this long; whose name then stands in the file has it."""
+"""Two processes may take an expired lease at the same moment: each waits this long, and the one whose id is then in the
+file holds it."""
 
 
 def _boot() -> str:
@@ -36,7 +37,7 @@ def _boot() -> str:
 
 
 def _local_pid(content: bytes) -> int | None:
-    """The holder's process id, when it is one of this machine since it was started."""
+    """The holder's process id, if it ran on this machine since the last boot; else None."""
     try:
         holder = json.loads(content)
         return int(holder["pid"]) if (holder["host"], holder["boot"]) == (socket.gethostname(), _boot()) else None
@@ -45,13 +46,13 @@ def _local_pid(content: bytes) -> int | None:
 
 
 def _dead(content: bytes) -> bool:
-    """Whether the holder was a process of this machine that is gone."""
+    """Whether the holder was a process of this machine that has ended."""
     pid = _local_pid(content)
     return pid is not None and not psutil.pid_exists(pid)
 
 
 def is_held(place: Folder) -> bool:
-    """Whether a run works on `place` now. A holder on another machine is watched for a beat."""
+    """Whether a run works on `place` now. For a holder on another machine this takes up to two beats."""
     content = place.read(NAME)
     if content is None or _local_pid(content) is not None:
         return content is not None and not _dead(content)
@@ -64,7 +65,7 @@ def is_held(place: Folder) -> bool:
 
 
 class held:
-    """While the block runs, this process holds the lease of `place`; waits for it, and says so once."""
+    """Context manager that holds the lease of `place`; it waits until the lease is free, and logs that once."""
 
     def __init__(self, place: Folder, what: str):
         self.place, self.what, self.owner = place, what, uuid.uuid4().hex
@@ -80,7 +81,7 @@ class held:
         return content is not None and self.owner.encode() in content
 
     def __enter__(self) -> None:
-        seen, since, spoken = None, time.monotonic(), False
+        seen, since, logged = None, time.monotonic(), False
         while True:
             content = self.place.read(NAME)
             if content != seen:
@@ -91,8 +92,8 @@ class held:
                 if self._mine():
                     break
                 continue
-            if not spoken:
-                spoken = True
+            if not logged:
+                logged = True
                 log.info("%s: another run works on it, waiting (%s/%s)", self.what, self.place.path, NAME)
             time.sleep(1.0)
         self.thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -102,7 +103,7 @@ class held:
         while not self.done.wait(BEAT_S):
             try:
                 if not self._mine():
-                    log.error("%s: another run has taken it over, ending this one", self.what)
+                    log.error("%s: another run has taken the lease, ending this run", self.what)
                     _thread.interrupt_main()
                     return
                 self._write()

@@ -1,4 +1,4 @@
-"""Curves to MLflow without ever making training wait: a bounded buffer and a thread that delivers it."""
+"""Metrics to MLflow without delaying the training: a bounded buffer, and a thread that sends its content."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from jobs.tracking import store
 log = logging.getLogger(__name__)
 
 BATCH_LIMIT = 1000  # values per request, MLflow's limit
-CAPACITY = 200_000  # values kept while the server is away, about 40 MB; then the oldest go
+CAPACITY = 200_000  # values kept while the server is not reachable, about 40 MB; then the oldest are dropped
 PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE"}
 
 Value = tuple[str, float, int, int]  # metric, value, time in ms since 1970, step
@@ -22,23 +22,23 @@ Value = tuple[str, float, int, int]  # metric, value, time in ms since 1970, ste
 class MetricLog:
     """Delivers rows like {"step": 100, "train/loss": 3.2} to one run.
 
-    `log` returns at once; a thread sends what is waiting in batches and tries again, slower and slower, while the
-    server does not answer. A value keeps the time it was logged at, so a batch that arrives twice is stored once.
-    Values whose metric the run already has at that step or a later one are dropped: steps that a resumed stage runs or
-    tells again appear once.
-    Infinite and not-a-number values are left out and named in the log (MLflow would store 1.8e308 for infinity).
+    `log` returns at once; a thread sends the buffered values in batches, and retries at growing intervals while the
+    server does not answer. Each value keeps the time at which it was logged, so a batch that arrives twice is stored
+    once. Values of a metric that the run already has at the same or a later step are dropped, so steps that a resumed
+    stage repeats appear once. Infinite and NaN values are dropped with a warning (MLflow would store 1.8e308 for
+    infinity).
     """
 
     def __init__(self, run_id: str, *, capacity: int = CAPACITY) -> None:
         self.run_id = run_id
         self.num_lost = 0
         self.undelivered: list[Value] = []
-        """After `close`: what the server did not take in time, for `resend`."""
+        """After `close`: values that the server did not accept in time, for `resend`."""
         self._uri = store.tracking_uri()
         self._waiting: deque[Value] = deque()
         self._sending: list[Value] = []
         self._capacity = capacity
-        self._last_step: dict[str, int] | None = None  # per metric, as MLflow had it when we began; read by the thread
+        self._last_step: dict[str, int] | None = None  # of each metric in MLflow at the start; read by the thread
         self._nonfinite: set[str] = set()
         self._wake = threading.Condition()
         self._closing = False
@@ -47,7 +47,7 @@ class MetricLog:
         self._thread.start()
 
     def log(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Hand over rows; each has an int `step` and numbers (floats, 0-d arrays or tensors) by metric name."""
+        """Add rows to the buffer: an int `step`, and numbers (floats, 0-d arrays or tensors) by metric name."""
         now_ms = int(time.time() * 1000)
         values = []
         for row in rows:
@@ -60,11 +60,11 @@ class MetricLog:
                     values.append((name, value, now_ms, step))
                 elif name not in self._nonfinite:
                     self._nonfinite.add(name)
-                    log.warning("%s is %s at step %d: left out of MLflow, and its later ones too", name, value, step)
+                    log.warning("%s is %s at step %d: such values are not sent to MLflow", name, value, step)
         self.resend(values)
 
     def resend(self, values: Iterable[Value]) -> None:
-        """Hand over values as they are, such as another log's `undelivered`; before anything newer."""
+        """Add values as they are, such as another log's `undelivered`. Call it before `log`."""
         with self._wake:
             assert not self._closing, "log after close"
             self._waiting.extend(values)
@@ -72,14 +72,14 @@ class MetricLog:
             self._wake.notify()
 
     def waiting(self) -> list[Value]:
-        """What the server has not taken yet, or has not yet said so."""
+        """Values that the server has not confirmed yet."""
         with self._wake:
             return [*self._sending, *self._waiting]
 
     def close(self, timeout: float = 30) -> int:
-        """Deliver what is waiting, for at most `timeout` seconds; returns how many values did not arrive.
+        """Send the buffered values, for at most `timeout` seconds; returns the number of values that did not arrive.
 
-        Those that may still arrive are in `undelivered`; the others are named in the log.
+        Values that can be sent later are in `undelivered`; a warning counts the others.
         """
         with self._wake:
             self._closing = True
@@ -103,29 +103,30 @@ class MetricLog:
                 self._waiting.popleft()
 
     def _deliver(self) -> None:
-        """The thread: send batches until closed and empty, or until the time to close has passed."""
+        """Main function of the thread: sends batches until the log is closed and the buffer empty, or the timeout of
+        `close` has passed."""
         pause_s, down = 1.0, False
         while batch := self._next_batch():
             try:
                 self._send(batch)
-            except Exception as error:  # MLflow, requests and sqlalchemy each have their own
+            except Exception as error:  # MLflow, requests and sqlalchemy raise errors of different types
                 if getattr(error, "error_code", None) in PERMANENT:
                     log.warning("MLflow refuses metrics of run %s: %s", self.run_id, error)
                     self.num_lost += len(batch)
                     continue
                 if not down:
-                    log.warning("MLflow does not take metrics; they wait, training goes on (%s)", error)
+                    log.warning("MLflow does not accept metrics; they are sent later, training continues (%s)", error)
                 down = True
                 if not self._wait_to_retry(pause_s):
                     return
                 pause_s = min(2 * pause_s, 30)
             else:
                 if down:
-                    log.warning("MLflow takes metrics again")
+                    log.warning("MLflow accepts metrics again")
                 pause_s, down = 1.0, False
 
     def _next_batch(self) -> list[Value]:
-        """Wait for values and take some out of the buffer; empty once closed and all is sent."""
+        """Wait for values and take some out of the buffer; an empty list once the log is closed and all are sent."""
         with self._wake:
             self._sending = []
             self._wake.wait_for(lambda: self._waiting or self._closing)
@@ -133,7 +134,7 @@ class MetricLog:
             return self._sending
 
     def _wait_to_retry(self, pause_s: float) -> bool:
-        """Put the batch back to the front and pause, shorter when closing; False when it is too late to try again."""
+        """Put the batch back to the front of the buffer and pause, shorter when closing; False after the timeout."""
         with self._wake:
             self._waiting.extendleft(reversed(self._sending))
             self._sending = []

@@ -1,9 +1,9 @@
-"""What a stage leaves behind: published to MLflow as a logged model and registered version, found again, fetched.
+"""Artifacts of stages in MLflow: published as a logged model and a registered version, searched, downloaded.
 
-An artifact is a folder of safetensors and JSON (egic/artifact.py), never a pickle, and is named by its sha256: what
-is fetched is checked against it. `models:/egic-gan@latest` is the newest version, which MLflow works out itself (the
-alias name is reserved); `@best` is set by `promote_if_best`. `python -m jobs.registry FOLDER` registers a
-folder from elsewhere.
+An artifact is a folder of safetensors and JSON (egic/artifact.py), never a pickle. Its sha256 identifies it, and every
+download is checked against it. `models:/egic-gan@latest` is the newest version (an alias that MLflow reserves and
+resolves itself); `@best` is set by `promote_if_best`. `python -m jobs.registry FOLDER` registers a folder from
+elsewhere.
 """
 
 import json
@@ -30,7 +30,7 @@ STAGES = ("segmentation", "mse-codec", "gan", "orp")
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A stage's result. `uri` is `models:/m-...`, which never moves, or a local folder, without a run and version."""
+    """A stage's result. `uri` is `models:/m-...`, which never changes, or a local folder, without run and version."""
 
     run_id: str
     uri: str
@@ -46,9 +46,9 @@ def publish(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> Artifact:
-    """Upload `folder` as a new version of the registered model `egic-<stage>`, and note it on the run.
+    """Upload `folder` as a new version of the registered model `egic-<stage>`, and record it in the run.
 
-    Publishing the same run and digest again, after a crash say, returns the version that is already there.
+    Publishing the same run and digest again, for example after a crash, returns the existing version.
     """
     client, name = store.client(), f"egic-{stage}"
     published = version_of(run_id, name, sha256)
@@ -58,7 +58,7 @@ def publish(
             client.get_run(run_id).info.experiment_id,
             name=name,
             source_run_id=run_id,
-            params={key: value[:250] for key, value in runs.flatten(params).items()},  # whole ones: on the run
+            params={key: value[:250] for key, value in runs.flatten(params).items()},  # the run has them uncut
             tags=tags,
             model_type="egic",
         )
@@ -82,18 +82,18 @@ def version_of(run_id: str, name: str, sha256: str) -> Any | None:
 
 
 def stage_of(folder: Path) -> str:
-    """The stage that made an artifact folder, as its provenance says. Raises UserError."""
+    """The stage that made an artifact folder, read from its provenance.json. Raises UserError."""
     try:
         stage = json.loads((folder / "provenance.json").read_text())["stage"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: provenance.json does not say which stage made it ({error!r})") from error
     if stage not in STAGES:
-        raise UserError(f"{folder}: provenance.json names the stage {stage!r}, known are {', '.join(STAGES)}")
+        raise UserError(f"{folder}: provenance.json names the stage {stage!r}; the stages are {', '.join(STAGES)}")
     return stage
 
 
 def publish_folder(folder: Path, *, experiment: str = store.EXPERIMENT) -> Artifact:
-    """Register an artifact that no run here has made, imported weights say; once, however often it is called."""
+    """Register an artifact that was not trained here, such as imported weights. A second call changes nothing."""
     sha256 = digest(folder)
     stage, key = stage_of(folder), sha256[:16]
     if artifact := find_finished(stage, key, experiment=experiment):
@@ -105,7 +105,7 @@ def publish_folder(folder: Path, *, experiment: str = store.EXPERIMENT) -> Artif
 
 
 def register(name: str, uri: str, run_id: str, model_id: str, tags: Mapping[str, str]) -> Any:
-    """A new version of model `name`, which is made when missing."""
+    """Create a version of model `name`, and the model if it does not exist."""
     client = store.client()
     try:
         client.create_registered_model(name)
@@ -116,7 +116,7 @@ def register(name: str, uri: str, run_id: str, model_id: str, tags: Mapping[str,
 
 
 def find_finished(stage: str, key: str, *, experiment: str = store.EXPERIMENT) -> Artifact | None:
-    """The artifact of the newest FINISHED run of `stage` with `key` whose files still exist, if any."""
+    """The artifact of the newest FINISHED run of `stage` with `key` whose files still exist; else None."""
     client = store.client()
     for run in runs.runs_of(stage, key, experiment=experiment):
         artifact = artifact_of(run)
@@ -134,7 +134,7 @@ def find_finished(stage: str, key: str, *, experiment: str = store.EXPERIMENT) -
 
 
 def artifact_of(run: Any) -> Artifact | None:
-    """What a stage's run has published."""
+    """The artifact that a stage's run has published; None without one."""
     tags = run.data.tags
     if "egic.uri" not in tags:
         return None
@@ -147,7 +147,7 @@ def artifact_of(run: Any) -> Artifact | None:
 
 
 def log_parents(run_id: str, parents: Mapping[str, Artifact]) -> None:
-    """Note the artifacts a stage began from: MLflow's lineage (model inputs) and tags `egic.parent.<name>.*`."""
+    """Record the artifacts a stage starts from: MLflow's lineage (model inputs) and tags `egic.parent.<name>.*`."""
     client = store.client()
     tags: dict[str, str] = {}
     for name, parent in parents.items():
@@ -162,10 +162,10 @@ def log_parents(run_id: str, parents: Mapping[str, Artifact]) -> None:
 def promote_if_best(
     name: str, version: int, metric: str, value: float, higher_is_better: bool, data_digest: str
 ) -> bool:
-    """Give `version` of model `name` the alias `best` when `metric` improves on the best one's, on the same data.
+    """Give `version` of model `name` the alias `best` when `metric` is better than the best version's.
 
-    The first version becomes best. Values on other data or of another metric are not compared. Returns whether
-    `version` is the best now.
+    The first version becomes best. Values of another metric, or measured on other data, are not compared. Returns
+    whether `version` is the best now.
     """
     client = store.client()
     tags = {"egic.metric": metric, "egic.value": repr(float(value)), "egic.metric_data": data_digest}
@@ -177,7 +177,7 @@ def promote_if_best(
         return False
     if best_version is not None and int(best_version) != version:
         best = client.get_model_version(name, best_version).tags
-        if best.get("egic.metric") != metric or best.get("egic.metric_data") != data_digest:  # none: set by hand
+        if best.get("egic.metric") != metric or best.get("egic.metric_data") != data_digest:  # None: alias set by hand
             log.info("%s %s is not compared with the best, %s: other data or metric", name, version, best_version)
             return False
         gain = value - float(best["egic.value"])
@@ -189,12 +189,12 @@ def promote_if_best(
 
 def resolve(ref: str) -> Artifact:
     """The artifact that `ref` names now: a local folder, `models:/egic-gan@latest`, `@best`, `models:/egic-gan/3`,
-    `models:/m-...` or `runs:/RUN_ID`. Raises UserError when there is none.
+    `models:/m-...` or `runs:/RUN_ID`. Raises UserError when it does not exist.
     """
     if not ref.startswith(("models:/", "runs:/")):
         folder = Path(ref)
         if not folder.is_dir():
-            raise UserError(f"{ref} is no folder; name one, or an artifact such as models:/egic-gan@latest")
+            raise UserError(f"{ref} is not a folder; name one, or an artifact such as models:/egic-gan@latest")
         return Artifact(run_id="", uri=str(folder.resolve()), sha256=digest(folder), model_version=None)
     client, mlflow = store.client(), store.mlflow()
     rest = ref.partition(":/")[2].strip("/")
@@ -225,8 +225,8 @@ def resolve(ref: str) -> Artifact:
 def fetch(ref: str, dest: Path, expect_sha256: str | None = None) -> Path:
     """The folder of artifact `ref` (see `resolve`), downloaded to `dest`; a local folder is returned as it is.
 
-    Its digest must be the one recorded when it was published, and `expect_sha256` where that is given; else UserError.
-    `dest` appears at once and whole; one that is there already is kept when its digest is right.
+    Raises UserError when the digest differs from the one recorded at publishing, or from `expect_sha256` if given.
+    `dest` appears only when complete; an existing one with the right digest is kept.
     """
     artifact = resolve(ref)
     if expect_sha256 and artifact.sha256 != expect_sha256:
@@ -249,7 +249,7 @@ def fetch(ref: str, dest: Path, expect_sha256: str | None = None) -> Path:
         checked(aside, artifact)
         try:
             os.rename(aside, dest)
-        except OSError:  # another process was first
+        except OSError:  # another process has created it in the meantime
             return checked(dest, artifact)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -257,9 +257,9 @@ def fetch(ref: str, dest: Path, expect_sha256: str | None = None) -> Path:
 
 
 def fetch_cached(ref: str) -> Path:
-    """The folder of an artifact in MLflow, in the user's cache under its digest: an alias moves, a digest does not.
+    """The folder of an artifact in MLflow, downloaded to the user's cache under its digest, since aliases change.
 
-    `egic -m models:/...` calls this. Raises UserError when there is none.
+    `egic -m models:/...` calls this. Raises UserError when the artifact does not exist.
     """
     artifact = resolve(ref)
     return fetch(ref, cache_folder() / artifact.sha256[:32], expect_sha256=artifact.sha256)
@@ -275,7 +275,7 @@ def registered() -> list[tuple[str, str]]:
                 aliases.setdefault(str(version), []).append("@" + alias)
             versions = client.search_model_versions(f"name = '{model.name}'")
             for place, version in enumerate(sorted(versions, key=lambda v: -int(v.version))):
-                latest = ["@latest"] if place == 0 else []  # MLflow resolves it by itself, and lists it nowhere
+                latest = ["@latest"] if place == 0 else []  # MLflow resolves this alias but never lists it
                 marks = " ".join(sorted(aliases.get(str(version.version), []) + latest))
                 sha256 = version.tags.get("egic.sha256", "")[:12]
                 rows.append((f"models:/{model.name}/{version.version}", f"{sha256} {marks}".strip()))
@@ -285,13 +285,13 @@ def registered() -> list[tuple[str, str]]:
 
 
 def local_copy(artifact: Artifact, output: str) -> Path:
-    """The artifact's folder, on this machine, downloaded when missing, its digest checked in any case."""
+    """The artifact's folder on this machine, downloaded when missing; the digest is always checked."""
     folder = files.working_folder(output) / "artifacts" / artifact.sha256[:16]
     return fetch(artifact.uri, folder, artifact.sha256)
 
 
 def checked(folder: Path, artifact: Artifact) -> Path:
-    """`folder`, when its digest is the artifact's; else UserError."""
+    """`folder`, after comparing its digest with the artifact's. Raises UserError when they differ."""
     found = digest(folder)
     if found != artifact.sha256:
         raise UserError(

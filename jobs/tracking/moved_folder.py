@@ -68,7 +68,7 @@ def _same(there: Path, here: Path) -> bool:
 
 
 def _holds(here: Path, connection: sqlite3.Connection, location: str) -> bool:
-    """Whether something that the database has below `location` is in the folder `here`."""
+    """Whether the folder `here` has a file or folder that the database lists below `location`."""
     for table, column in (PATHS[1], PATHS[2]):
         rows = connection.execute(f"SELECT {column} FROM {table} WHERE {_is_below(column)}", (location,))
         if any((here / path[len(location) + 1 :]).exists() for (path,) in rows):

@@ -39,10 +39,10 @@ def start_stage(
     *,
     experiment: str = EXPERIMENT,
 ) -> str:
-    """Start the run of `stage` below its pipeline (None: alone); returns its run id.
+    """Start the run of `stage` as a child of its pipeline's run (None: without a parent); returns its run id.
 
-    An unfinished run of the same key (a killed one, say) is opened again, moved below the new parent, and its curves go
-    on; so a stage that was interrupted is one run.
+    An unfinished run of the same key, such as a killed one, is reopened and moved below the new parent, and its curves
+    continue; so an interrupted stage stays one run.
     """
     client, where = store.client(), store.writable_experiment(experiment)
     tags = {"egic.kind": "stage", "egic.stage": stage, "egic.key": key, **tags}
@@ -53,7 +53,7 @@ def start_stage(
         run_id = found[0].info.run_id
         client.update_run(run_id, status="RUNNING")
         set_tags(run_id, tags)
-        log.info("%s: its unfinished MLflow run %s goes on", stage, run_id)
+        log.info("%s continues in its unfinished MLflow run %s", stage, run_id)
     else:
         run_id = client.create_run(where, run_name=stage, tags=tags).info.run_id
         log.info("%s starts in MLflow run %s", stage, run_id)
@@ -84,7 +84,7 @@ def finished_runs(stage: str, *, experiment: str = EXPERIMENT) -> "list[Run]":
 
 
 def start_comparison(key: str, tags: Mapping[str, str], *, experiment: str = EXPERIMENT) -> str:
-    """Open the run that holds the comparison of evaluations with this key again, or start it; returns its run id."""
+    """Reopen the run with the comparison of evaluations that has this key, or start it; returns its run id."""
     client, where = store.client(), f"tags.`egic.kind` = 'comparison' and tags.`egic.key` = '{key}'"
     tags = {"egic.kind": "comparison", "egic.key": key, **tags}
     for run in client.search_runs([store.experiment_id(experiment)], where):
@@ -95,13 +95,13 @@ def start_comparison(key: str, tags: Mapping[str, str], *, experiment: str = EXP
 
 
 def reuse_stage(parent_run_id: str, stage: str, run_id: str) -> None:
-    """Say on a pipeline's run that it took `stage` from the finished run `run_id`."""
+    """Record in a pipeline's run that it reuses `stage` from the finished run `run_id`."""
     set_tags(parent_run_id, {f"egic.stage.{stage}": run_id, f"egic.reused.{stage}": run_id})
     log.info("%s is finished already, in MLflow run %s", stage, run_id)
 
 
 def finish(run_id: str, status: str = "FINISHED") -> None:
-    """End a run as FINISHED, FAILED or KILLED. Only a FINISHED one is reused."""
+    """End a run with the status FINISHED, FAILED or KILLED. Only FINISHED runs are reused."""
     if status not in ("FINISHED", "FAILED", "KILLED"):
         raise ValueError(f"status must be FINISHED, FAILED or KILLED, not {status!r}")
     store.client().set_terminated(run_id, status)
@@ -112,7 +112,7 @@ _open_runs: list[str] = []
 
 @contextmanager
 def ending(run_id: str) -> Iterator[None]:
-    """End the run with the block: FINISHED, KILLED when interrupted, FAILED with anything else that is raised."""
+    """Context manager that ends the run: as FINISHED, KILLED when interrupted, or FAILED after any other exception."""
     _open_runs.append(run_id)
     try:
         yield
@@ -128,7 +128,7 @@ def ending(run_id: str) -> Iterator[None]:
 
 
 def interrupt() -> None:
-    """Mark the runs that `ending` has open as KILLED, before what they do has ended, and wait for no server."""
+    """Mark all runs inside `ending` as KILLED at once, while their work still ends, without waiting for a server."""
     store.interrupted.set()
     for run_id in list(_open_runs):
         try:
@@ -138,7 +138,7 @@ def interrupt() -> None:
 
 
 def flatten(params: Any, prefix: str = "") -> dict[str, str]:
-    """Nested dataclasses and mappings as {"gan.lam": "2.0", ...}; sequences as JSON, anything else as `str` has it."""
+    """Nested dataclasses and mappings as {"gan.lam": "2.0", ...}; sequences as JSON, other values by `str`."""
     if dataclasses.is_dataclass(params) and not isinstance(params, type):
         params = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     if isinstance(params, Mapping):
@@ -152,10 +152,10 @@ def flatten(params: Any, prefix: str = "") -> dict[str, str]:
 
 
 def log_params(run_id: str, params: Mapping[str, Any] | Any) -> None:
-    """Log a config (flattened). A value over MLflow's limit is cut, and says so.
+    """Log a config (flattened). A value over MLflow's limit is cut, with a note at its end.
 
-    MLflow can't change a parameter: where a reopened run has another value, the new one becomes the tag
-    `changed.<name>` and the log says so.
+    MLflow can't change a parameter: when a reopened run has another value, the new one is stored as the tag
+    `changed.<name>`, with a warning.
     """
     client = store.client()
     had = client.get_run(run_id).data.params
@@ -191,12 +191,12 @@ def log_pictures(run_id: str, step: int, pictures: Mapping[str, bytes]) -> None:
             path.write_bytes(png)
         try:
             store.client().log_artifacts(run_id, folder)
-        except Exception as error:  # whatever transport the artifact store uses has its own exceptions
+        except Exception as error:  # each kind of artifact store raises its own errors
             log.warning("pictures of step %d did not reach MLflow: %s", step, error)
 
 
 def log_folder(run_id: str, folder: Path, metrics: Mapping[str, float]) -> None:
-    """Store a folder's files on the run, and final values beside them."""
+    """Store a folder's files in the run, and its final metrics."""
     client = store.client()
     client.log_artifacts(run_id, str(folder))
     for name, value in metrics.items():
@@ -204,14 +204,14 @@ def log_folder(run_id: str, folder: Path, metrics: Mapping[str, float]) -> None:
 
 
 def log_rows(run_id: str, rows: Iterable[Mapping[str, float]]) -> None:
-    """Store rows of numbers, each with its int `step`, at once (metric_log.py is for those of training)."""
+    """Store rows of numbers, each with its int `step`, in one call (for training, see metric_log.py)."""
     now_ms, entity = int(time.time() * 1000), store.mlflow().entities.Metric
     values = [entity(k, float(v), now_ms, int(row["step"])) for row in rows for k, v in row.items() if k != "step"]
     store.client().log_batch(run_id, metrics=values)
 
 
 def log_paths(run_id: str, paths: Iterable[Path]) -> None:
-    """Store files, and folders under their own names, on the run."""
+    """Store files and folders, under their own names, in the run."""
     client = store.client()
     for path in paths:
         if path.is_dir():

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 interrupted = threading.Event()
-"""Set when the program is asked to stop. What fails in its threads from then on was ended, and is not an error."""
+"""Set when the program is asked to stop. Exceptions in its threads after that are effects of the stop, not errors."""
 
 EXPERIMENT = "egic"
 PAUSE = wait_exponential(max=15)
@@ -90,7 +90,7 @@ def client() -> "MlflowClient":
     try:
         module = mlflow()
     except ModuleNotFoundError as error:
-        raise UserError(f"what MLflow holds needs the package {error.name}: pip install 'egic[train]'") from error
+        raise UserError(f"reading from MLflow needs the package {error.name}: pip install 'egic[train]'") from error
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         check_server(uri)
@@ -113,7 +113,7 @@ def client() -> "MlflowClient":
 def _locked(database: Path) -> Iterator[None]:
     """One process, and one thread of it, at a time: MLflow fails when two create the tables of a database at once.
 
-    Where the disk has no locks, or somebody holds one for a minute, the block runs all the same.
+    Without the lock, the block runs as well: on disks that have none, and after a minute of waiting.
     """
     lock = FileLock(database.with_name(f".{database.name}.lock"))
     try:
@@ -206,16 +206,16 @@ def writable_experiment(name: str = EXPERIMENT) -> str:
 
 
 def patiently(action: Callable[[], T], what: str) -> T:
-    """`action()`, again while the MLflow server is away, for at most EGIC_MLFLOW_PATIENCE_S seconds (300).
+    """`action()`, repeated while the MLflow server is not reachable, for at most EGIC_MLFLOW_PATIENCE_S (300) seconds.
 
-    Raises UserError when it stays away: `what` happened, and how to go on.
+    Then raises UserError, whose message begins with `what` and says how to continue.
     """
     patience_s = float(os.environ.get("EGIC_MLFLOW_PATIENCE_S", "300"))
 
     def report(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         left_s = patience_s - (state.seconds_since_start or 0)
-        log.warning("%s, but MLflow does not take it (%s); trying again for %.0f s", what, error, left_s)
+        log.warning("%s, but MLflow does not accept it (%s); trying again for %.0f s", what, error, left_s)
 
     attempts = Retrying(
         retry=retry_if_exception(lambda error: bool(_away()) or is_transient(error)),
@@ -224,7 +224,7 @@ def patiently(action: Callable[[], T], what: str) -> T:
     )  # fmt: skip
     try:
         return attempts(action)
-    except Exception as error:  # MLflow, requests and the artifact stores each have their own
+    except Exception as error:  # MLflow, requests and the artifact stores raise errors of different types
         if away := _away():
             raise UserError(f"{what}, but {away}; then give the same command again") from error
         raise
@@ -242,7 +242,7 @@ def _away() -> str:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help: a server that stopped answering, or one whose database did."""
+    """Whether a retry may help: the server, or the server's database, stopped answering."""
     import requests
 
     if not tracking_uri().startswith("http"):

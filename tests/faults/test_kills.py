@@ -93,7 +93,7 @@ def test_the_list_of_checkpoints_is_damaged(tmp_path, unbroken):
     snapshot.write_bytes(snapshot.read_bytes()[:20])
     with Run(tmp_path) as run:
         assert run.end() == 0, run.text()
-        assert "going by the checkpoints themselves" in run.text()
+        assert "using the checkpoint folders instead" in run.text()
         assert digest(run.text()) == unbroken
 
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_is_written_first(tmp_path, monkeypatch, unbroken, by):
         assert run.end(60) == 130
         ours = [line for line in run.text().splitlines() if "pid=" not in line]  # Ray's own processes may complain
         assert not [line for line in ours if "Traceback" in line], run.text()
-        assert ours[-1] == "stopped; the same command goes on from the last checkpoint"
+        assert ours[-1] == "stopped; the same command continues from the last checkpoint"
         step = run.committed()
     assert EVERY < step < STEPS
     steps, statuses = curves(tmp_path, monkeypatch)

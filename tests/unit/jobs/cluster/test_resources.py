@@ -77,7 +77,7 @@ def three_nodes(monkeypatch):
 
 def test_local_output_that_a_node_does_not_see(three_nodes, tmp_path):
     nodes, seen = three_nodes
-    with pytest.raises(ValueError, match=f"node 10.0.0.2 does not see what this machine has in {tmp_path}/out"):
+    with pytest.raises(ValueError, match=f"node 10.0.0.2 cannot access {tmp_path}/out of this machine"):
         resources.check_shared(str(tmp_path / "out"))
     assert [node for node, _ in seen] == ["10.0.0.1", "10.0.0.2"] and not list((tmp_path / "out").iterdir())
     nodes.pop()
@@ -87,7 +87,7 @@ def test_local_output_that_a_node_does_not_see(three_nodes, tmp_path):
 def test_local_data_that_a_node_does_not_see(three_nodes, tmp_path):
     file = tmp_path / "manifest.json"
     file.write_text("{}")
-    with pytest.raises(ValueError, match=f"node 10.0.0.2 does not see what this machine has in {tmp_path}"):
+    with pytest.raises(ValueError, match=f"node 10.0.0.2 cannot access {tmp_path}"):
         resources.check_shared("s3://bucket/runs", str(file), "s3://bucket/shards/manifest.json")
     assert three_nodes[1][0][1] == [str(file)]
     three_nodes[1].clear()

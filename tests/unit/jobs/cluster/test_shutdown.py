@@ -32,7 +32,7 @@ def test_the_first_signal_asks_for_a_checkpoint_and_the_second_ends(number, ende
     assert run_main(main) == 130
     assert ended == ["ray"] and signal.getsignal(number) is before
     *messages, last = capsys.readouterr().err.splitlines()
-    assert last == "stopped; the same command goes on from the last checkpoint"
+    assert last == "stopped; the same command continues from the last checkpoint"
     assert messages == ["stopping, with a checkpoint first; Ctrl-C again stops at once"] * (number == signal.SIGINT)
 
 

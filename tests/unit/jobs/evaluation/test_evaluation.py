@@ -337,7 +337,7 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
     [
         ([], "no pictures to evaluate on; give --images FOLDER"),
         (["--images", "x"], "built without a model"),
-        (["--images", "x", "--model", "nowhere"], "nowhere is no folder"),
+        (["--images", "x", "--model", "nowhere"], "nowhere is not a folder"),
         (["--images", "x", "--model", "a", "a"], "two models are called a: give them names, --model first="),
     ],
 )

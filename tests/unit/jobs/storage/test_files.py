@@ -241,7 +241,7 @@ def test_storage_that_cannot_work_is_told_early(server, tmp_path, monkeypatch):
     good = place_on(server, "fine")
     storage.check(good, writable=True)
     assert files(good) == set()
-    assert "no such bucket, or nothing there" in refuses(False, place_on(server, "nowhere"))
+    assert "the bucket or the folder does not exist" in refuses(False, place_on(server, "nowhere"))
     missing = good.replace(BUCKET, "missing")
     assert "NO_SUCH_BUCKET" in refuses(True, missing) and "no such bucket" in refuses(False, missing)
     assert "Unexpected query parameter" in refuses(True, good + "&colour=red")

@@ -83,7 +83,7 @@ def test_latest_is_the_newest_version(folder, experiment):
         ("models:/m-0123", "models:/m-0123 is not in sqlite"),
         ("runs:/0123", "runs:/0123 is not in sqlite"),
         ("runs:/0123/model", "so write runs:/0123"),
-        ("no/such/folder", "no/such/folder is no folder"),
+        ("no/such/folder", "no/such/folder is not a folder"),
     ],
 )
 def test_unknown_references_are_clear_errors(ref, message, folder, experiment, tmp_path):
