@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What training costs: floating-point work of every stage, counted, and GPU-hours and money at an assumed speed.
+"""Estimate the cost of training: counted FLOP of every stage, GPU-hours and price at a given speed.
 
     python pipelines/cost.py paper --tflops 40 --price 2
 
-Nothing is started, and no speed is measured here: docs/cost.md says what to put in for `--tflops`.
+Starts no training and measures no speed. docs/cost.md explains which value to use for `--tflops`.
 """
 
 import sys
@@ -26,7 +26,7 @@ HEAD = ("stage", "steps", "batch", "TFLOP/step", "EFLOP", "GPU-hours", "price")
 
 @dataclass(frozen=True, kw_only=True)
 class Priced(Config):
-    """A preset's configuration, the speed that a GPU is taken to have, and its price."""
+    """A preset's configuration, and assumed speed and price of a GPU."""
 
     tflops: float = 40.0
     """Sustained TFLOP/s of one GPU in these networks. Default: an assumption, 13 % of an A100's bfloat16 peak."""
@@ -41,17 +41,17 @@ class Priced(Config):
 
 
 def phases(config: Config) -> Iterator[tuple[str, Phase]]:
-    """Each stage's name with each of its phases, in the order of training; the GAN stage has two."""
+    """(stage name, phase) of all stages in the order of training; the GAN stage has two phases."""
     for name in MODULES:
         for phase in phases_of(load_stage(name), config):
             yield name, phase
 
 
 def flop_per_picture(stage_name: str, config: Config, step: int) -> float:
-    """Floating-point operations of that training step, forward and backward, per picture of its batch.
+    """FLOP of a training step, forward and backward, per picture of the batch.
 
-    Matrix products, convolutions and attention are counted (two per multiply-add), in a step on tensors without values;
-    what is left out (norms, activations, Adam) takes memory bandwidth rather than arithmetic.
+    Counts matrix products, convolutions and attention (two per multiply-add) of a step on fake tensors. Norms,
+    activations and Adam are not counted: they are limited by memory bandwidth.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -60,16 +60,16 @@ def flop_per_picture(stage_name: str, config: Config, step: int) -> float:
 
     stage, batch = load_stage(stage_name), 2  # the adversarial step halves its batch
     counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted on CPUs
+    with sdpa_kernel(SDPBackend.MATH):  # FlopCounterMode does not count fused attention on CPUs
         fake_step.take_steps(stage, config, fake_step.networks(stage, config), batch, [step], counter)
     return counter.get_total_flops() / batch
 
 
 def text(config: Priced) -> str:
-    """Table of the phases and their sum."""
+    """The table of the phases and their sum."""
     from jobs.training.num_categories import with_categories
 
-    if not config.discriminator.num_categories:  # as many as the data has
+    if not config.discriminator.num_categories:  # 0 means the data's number
         config = with_categories(config, len(CATEGORIES))
     rows: list[tuple[str, ...]] = [HEAD]
     total = 0.0
@@ -91,7 +91,7 @@ def _priced(flop: float, config: Priced) -> tuple[str, str, str]:
 
 
 def start(argv: list[str] | None = None) -> None:
-    """Read the command line, and print the table."""
+    """Parse the command line and print the table."""
     print(text(command_line.read(Priced, argv, prog="cost.py").config))
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The whole pipeline: COCO pictures and panoptic masks in, a codec whose files decode at any alpha out.
+"""The whole pipeline: trains a codec, whose files decode at any alpha, on COCO pictures and panoptic masks.
 
     python pipelines/full.py tiny
     ray job submit --working-dir . -- python pipelines/full.py paper --data /shared/coco --output /shared/egic
 
-Stages that are finished with the same configuration, code, parents and data are reused; the others run, side by side
-where they do not depend on each other and the cluster has room. The stages: jobs/segmentation.py, jobs/mse_codec.py,
-jobs/gan.py, jobs/orp.py, jobs/evaluate.py.
+Stages that are finished with the same configuration, code, parents and data are reused. The others run, in parallel if
+they do not depend on each other and the cluster has resources for both. The stages are jobs/segmentation.py,
+jobs/mse_codec.py, jobs/gan.py, jobs/orp.py and jobs/evaluate.py.
 """
 
 import json
@@ -25,7 +25,7 @@ from jobs.config.flags import flag
 from jobs.config.schema import Config
 from jobs.training.stage import EVALUATE, MEASURED, STAGES, groups, load_stage
 
-if TYPE_CHECKING:  # Ray and MLflow take seconds to import, which --help and --print-config do without
+if TYPE_CHECKING:  # Ray and MLflow take seconds to import, and --help and --print-config do not need them
     from jobs.data.shards import Manifest
     from jobs.training.reuse_or_train import Lpips, Outcome, StageInputs
 
@@ -37,27 +37,27 @@ class Pipeline(Config):
     """A preset's configuration, and which of its stages to run."""
 
     start: Annotated[str, flag("from")] = STAGES[0]
-    """First stage to run; the ones before it must be finished: segmentation, mse-codec, gan, orp or evaluate. Default:
-    all stages."""
+    """First stage to run: segmentation, mse-codec, gan, orp or evaluate. The stages before it must be finished.
+    Default: all stages."""
     until: str = STAGES[-1]
-    """Last stage to run. Of the others, those run that it starts from. Default: all stages."""
+    """Last stage to run, after the stages that it depends on. Default: all stages."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, stage in (("from", self.start), ("until", self.until)):
             if stage not in STAGES:
-                raise UserError(f"--{name} {stage} is no stage; choose one of {', '.join(STAGES)}")
+                raise UserError(f"--{name} {stage} is not a stage; choose one of {', '.join(STAGES)}")
         if STAGES.index(self.start) > STAGES.index(self.until):
             raise UserError(f"--from {self.start} comes after --until {self.until}")
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """`until` and all stages that it starts from, directly or not, in order."""
+        """`until` and all stages that it depends on, directly or indirectly, in order."""
         return tuple(name for group in groups(self.until) for name in group)
 
 
 def start(argv: Sequence[str] | None = None) -> None:
-    """Read the command line, and do what it asks for."""
+    """Parse the command line and run the pipeline, or print its dry run or status."""
     command = command_line.read(Pipeline, argv, prog="full.py", actions=(command_line.DRY_RUN, command_line.STATUS))
     if command.action == command_line.DRY_RUN:
         from jobs.commands import dry_run
@@ -98,8 +98,8 @@ def main(preset: str, config: Pipeline) -> None:
 def open_inputs(config: Pipeline) -> tuple[Pipeline, "Mapping[str, Manifest]"]:
     """The configuration with the data's number of categories, and the manifests of train and val.
 
-    Preparing the data, creating MLflow's database and starting Ray take seconds each: they run side by side.
-    Raises UserError for data that the wanted stages cannot use, before anything is started.
+    Preparing the data, creating MLflow's database and starting Ray take seconds each, so they run in parallel.
+    Raises UserError for data that the wanted stages cannot use, before Ray or MLflow are started.
     """
     from jobs.cluster.shutdown import in_background
     from jobs.cluster.start import start_ray
@@ -112,14 +112,14 @@ def open_inputs(config: Pipeline) -> tuple[Pipeline, "Mapping[str, Manifest]"]:
     data = in_background(lambda: open_fitted(config, config.wanted))
     database = in_background(lambda: store.experiment_id(config.experiment))
     prepared = files.is_remote(config.data) or find_prepared(config.data, config.output)
-    if not prepared:  # then no stage is finished with this data, and stages will train
+    if not prepared:  # no stage can be finished with this data, so Ray will be needed
         start_ray()
     database.result()
     return data.result()
 
 
 def run_stages(config: Pipeline, manifests: "Mapping[str, Manifest]", lpips: "Lpips", run_id: str) -> list[dict]:
-    """Run the wanted stages in order, and return each one's row of the summary."""
+    """Run the wanted stages in order, and return the rows of the summary."""
     from jobs.commands import summary
     from jobs.evaluation import evaluation
     from jobs.training.reuse_or_train import StageInputs
@@ -143,7 +143,7 @@ def run_stages(config: Pipeline, manifests: "Mapping[str, Manifest]", lpips: "Lp
 
 
 def run_group(inputs: "Sequence[StageInputs]", config: Pipeline, run_id: str) -> "list[Outcome]":
-    """The outcomes of stages that do not depend on each other: finished ones are reused, the others are trained."""
+    """Reuse the finished ones of stages that do not depend on each other, train the others; returns all outcomes."""
     from jobs.training.reuse_or_train import reuse_stage, train_side_by_side
 
     outcomes = {each.stage.name: reuse_stage(each, run_id) for each in inputs}
@@ -155,7 +155,7 @@ def run_group(inputs: "Sequence[StageInputs]", config: Pipeline, run_id: str) ->
 
 
 def check_may_train(missing: Sequence[str], start: str) -> None:
-    """Raise UserError for a stage that is not finished and comes before the one to start from."""
+    """Raise UserError for an unfinished stage that comes before the one to start from."""
     for name in missing:
         if STAGES.index(name) < STAGES.index(start):
             raise UserError(

@@ -1,8 +1,8 @@
 # %% [markdown]
-# # EGIC in one sitting
-# A picture goes into a file and comes back at three alphas; then each of the paper's four stages makes a training step.
-# The networks are small and untrained, so their pictures are grey. Where `make demo` has trained some, set
-# `EGIC_MODEL=models:/egic-orp@best` (or a folder), and `EGIC_PICTURE=photo.png` for a picture of your own.
+# # EGIC tutorial
+# Compress a picture, decompress it at three alphas, then run one training step of each of the paper's four stages.
+# The networks are small and untrained, so their pictures are grey. To use a trained model, for example from
+# `make demo`, set `EGIC_MODEL=models:/egic-orp@best` (or a folder). `EGIC_PICTURE=photo.png` uses your own picture.
 
 # %%
 import builtins
@@ -39,7 +39,7 @@ def show(name, row, titles):
 
 # %% [markdown]
 # ## Load
-# A model is a folder of safetensors and JSON: a codec, and the residual head (ORP) that makes alpha possible.
+# A model is a folder of safetensors and JSON files: a codec, and the residual head (ORP), which alpha needs.
 
 # %%
 torch.manual_seed(0)
@@ -52,7 +52,8 @@ print(f"{sum(p.numel() for p in model.codec.parameters()):,} parameters, {'train
 
 # %% [markdown]
 # ## Compress, decompress
-# A file decodes at every alpha: 0 is the most faithful picture, 1 the most realistic one. JPEG comes nearest in size.
+# One file decodes at every alpha: 0 is the most faithful picture, 1 the most realistic one. For comparison: the JPEG
+# file of nearest size.
 
 # %%
 scene, ids, segments = draw_scene(np.random.default_rng(4), SceneConfig(min_side=256, max_side=256))
@@ -69,10 +70,10 @@ show("alphas", [x, *(x_hat for x_hat, _ in decoded.values())], titles)
 
 # %% [markdown]
 # ## A training step of each stage
-# Training needs labels: which of 133 classes each pixel belongs to, 0 for none (void).
+# Training needs labels: the class of each pixel, 1 to 133, or 0 for void.
 # `segmentation`: the discriminator learns to label real pictures. `mse-codec`: the codec learns `mse255 + beta * bits`.
-# `gan`: g_s alone, first for distortion and LPIPS, then also against the discriminator. `orp`: the residual head learns
-# to take g_s's picture back to the most faithful one.
+# `gan`: trains g_s only, first with distortion and LPIPS, then also with the discriminator. `orp`: the residual head
+# learns to turn g_s's picture into the most faithful one.
 
 # %%
 class_of = {category.id: number for number, category in enumerate(CATEGORIES, 1)}

@@ -1,1 +1,1 @@
-"""EGIC in the interfaces of other packages; none of them is imported unless a module here is."""
+"""EGIC with the interfaces of other packages. A package is imported only if its module here is."""

@@ -1,4 +1,4 @@
-"""A codec as a model of CompressAI, so that scripts written for `compressai.models` take it.
+"""A codec with the interface of a CompressAI model, for scripts written for `compressai.models`.
 
     model = EGIC(egic.load(folder).codec)                     # or EGIC.from_state_dict(torch.load(checkpoint))
     out = model(x)                                            # {"x_hat": ..., "likelihoods": {"y": ..., "z": ...}}
@@ -27,17 +27,17 @@ from egic.networks import entropy
 from egic.networks.charm import Index
 from egic.networks.codec import STRIDE_Z, Codec, CodecConfig
 
-LIKELIHOOD_MIN = 1e-9  # as in CompressAI: the logarithm stays finite
+LIKELIHOOD_MIN = 1e-9  # as in CompressAI, so that the logarithm is finite
 CONFIG = "_extra_state"
-"""Where a state_dict has the codec's configuration: its JSON as bytes (torch.nn.Module.get_extra_state)."""
+"""Key of the codec's configuration in a state_dict: JSON as bytes (torch.nn.Module.get_extra_state)."""
 
 
 @register_model("egic")
 class EGIC(CompressionModel):
-    """CompressAI's interface around a codec.
+    """A codec with CompressAI's interface.
 
-    codec: of one rate, or of every rate. quality: of a codec that serves every rate, 0 (smallest files) to 100; None
-    for 50, and for a codec of one rate. Raises UserError for a quality that the codec cannot have.
+    codec: of one rate or of any rate. quality: for a codec of any rate, 0 (smallest files) to 100, None for 50; for a
+    codec of one rate, None. Raises UserError for another quality.
     """
 
     def __init__(self, codec: Codec, quality: int | None = None):
@@ -49,9 +49,9 @@ class EGIC(CompressionModel):
         self._model: Model | None = None
 
     def forward(self, x: Tensor) -> dict[str, Any]:
-        """x_hat (B, 3, H, W), and the likelihood of each element of y and z, which are those of the padded picture.
+        """x_hat (B, 3, H, W), and the likelihood of each element of y and z of the padded picture.
 
-        In training mode rates are those of noisy latents, in eval mode those of rounded ones.
+        Likelihoods are those of noisy latents in training mode, of rounded latents in eval mode.
         """
         height, width = x.shape[2:]
         m = self.codec.config.multiple
@@ -86,25 +86,25 @@ class EGIC(CompressionModel):
 
     @property
     def model(self) -> Model:
-        """The codec with its tables; made anew after `update` and `load_state_dict`."""
+        """The codec with its coding tables. `update` and `load_state_dict` discard it."""
         if self._model is None:
             self._model = Model(self.codec)
         return self._model
 
     def compress(self, x: Tensor) -> dict[str, Any]:
-        """Pictures of 8 bits -> strings [[.egic file of each]], shape (rows, columns) of z."""
+        """Compress pictures, rounded to 8 bits: strings [[.egic file of each]], shape (rows, columns) of z."""
         pictures = (255 * x).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         strings = [[self.model.compress(picture, quality=self.quality) for picture in pictures]]
         return {"strings": strings, "shape": torch.Size(-(-side // STRIDE_Z) for side in x.shape[2:])}
 
     def decompress(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> dict[str, Tensor]:
-        """x_hat (B, 3, H, W), rounded to 8 bits. Raises BitstreamError for a string that is not this model's."""
+        """x_hat (B, 3, H, W), rounded to 8 bits. Raises BitstreamError for a damaged string or one of another model."""
         pictures = [torch.from_numpy(self.model.decompress(data)) for data in strings[0]]
         x = torch.stack(pictures).permute(0, 3, 1, 2).to(next(self.parameters()).device)
         return {"x_hat": x.float() / 255}
 
     def update(self, scale_table: Tensor | None = None, force: bool = False, **ignored: object) -> bool:
-        """Make the tables of the entropy coder anew, from the weights alone. Returns whether there were none."""
+        """Compute the entropy coder's tables from the weights. Returns True if no tables existed before."""
         had_none = self._model is None
         if force:
             self._model = None
@@ -112,12 +112,12 @@ class EGIC(CompressionModel):
         return had_none or force
 
     def get_extra_state(self) -> Tensor:
-        """The codec's configuration and quality, as the bytes of JSON."""
+        """The codec's configuration and quality as JSON in a uint8 tensor."""
         text = json.dumps(dataclasses.asdict(self.codec.config) | {"quality": self.quality})
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing to set: `from_state_dict` reads it before the weights are loaded."""
+        """Does nothing: `from_state_dict` reads the configuration before the weights are loaded."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
         self._model = None
@@ -125,7 +125,7 @@ class EGIC(CompressionModel):
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> "EGIC":
-        """The model that `state_dict()` was of. Raises UserError for a state_dict without its configuration."""
+        """A model from its `state_dict()`. Raises UserError for a state_dict without the configuration."""
         if CONFIG not in state_dict:
             raise UserError(f"the state_dict has no {CONFIG}; it is not of egic.compat.compressai.EGIC")
         found: dict[str, Any] = json.loads(bytes(state_dict[CONFIG].tolist()))

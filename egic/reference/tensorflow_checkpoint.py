@@ -1,10 +1,9 @@
 """`egic import-reference`: a TensorFlow checkpoint of the reference -> our artifact.
 
-TensorFlow names a variable by the path through the objects that hold it, such as
-`model/analysis_transform/layer_with_weights-1/blocks/0/norm1/gamma`. The import has three steps: such names become the
-paths of egic/reference/weights.py, the configs follow from the shapes of the arrays, and the arrays become weights.
-Variables that no network uses are listed; a missing variable is an error. Only `read` needs TensorFlow, an optional
-extra.
+TensorFlow names a variable by the path through the objects that contain it, such as
+`model/analysis_transform/layer_with_weights-1/blocks/0/norm1/gamma`. The import has three steps: translate these names
+to the paths of egic/reference/weights.py, infer the configs from the shapes of the arrays, copy the arrays.
+Unused variables are listed; a missing variable is an error. Only `read` needs TensorFlow, an optional extra.
 """
 
 import hashlib
@@ -41,9 +40,9 @@ _LOGITS = re.compile(rf"{_LAYER}/layer_with_weights-0/(kernel|bias)")
 
 
 def reference_path(key: str) -> str | None:
-    """An object path of the codec or its ORP head -> the reference path; None for anything else.
+    """An object path of the codec or its ORP head -> the reference path; None for other paths.
 
-    What has a path need not be a variable of a network: the network decides.
+    A path with this form may still name a variable that no network has.
     """
     if m := _TRANSFORM.fullmatch(key):
         kind, orp, index, rest = m.groups()
@@ -61,8 +60,11 @@ def reference_path(key: str) -> str | None:
 
 
 def _discriminator_paths(keys: Iterable[str]) -> dict[str, str]:
-    """Object paths below a discriminator -> reference paths. Keras numbers the residual blocks by their depth, the
-    latent branch somewhere among them: in their order, the first half of the blocks goes down, the second up."""
+    """Object paths below a discriminator -> reference paths.
+
+    Keras numbers the residual blocks and the latent branch in one sequence. Of the blocks in this order, the first half
+    are down blocks, the second half up blocks.
+    """
     keys = set(keys)
     found = {key: m for key in keys if (m := _WEIGHT_NORM.fullmatch(key))}
     blocks = sorted({int(m[1]) for m in found.values() if m[2]})
@@ -76,29 +78,29 @@ def _discriminator_paths(keys: Iterable[str]) -> dict[str, str]:
 
 
 def keys_by_path(keys: Iterable[str]) -> dict[str, str]:
-    """Reference path -> the checkpoint key or object path that it goes by; keys without such a path are left out.
+    """Reference path -> checkpoint key or object path; keys of other variables are ignored.
 
-    Raises UserError when two keys name the same variable.
+    Raises UserError if two keys name the same variable.
     """
     short = {key: key.removesuffix(_VALUE).removeprefix("model/") for key in keys}
     paths = {key: reference_path(name) for key, name in short.items()}
     discriminator: dict[str, str] = {}
-    for prefix in ("disc/", ""):  # held by the codec's model, or saved alone
+    for prefix in ("disc/", ""):  # part of the codec's model, or saved alone
         below = _discriminator_paths(n.removeprefix(prefix) for n in short.values() if n.startswith(prefix))
         discriminator |= {prefix + name: path for name, path in below.items()} if not discriminator else {}
     found: dict[str, str] = {}
     for key, path in paths.items():
         path = path or discriminator.get(short[key])
         if path and found.setdefault(path, key) != key:
-            raise UserError(f"{path} is there twice, as {found[path]} and {key}")
+            raise UserError(f"{path} is stored twice, as {found[path]} and {key}")
     return found
 
 
 def spatial_kernels(variables: Arrays) -> dict[str, np.ndarray]:
-    """Slice kernels that tfc keeps as real DFTs (`.../real`, `.../imag`, its default) as kernels (h, w, in, out).
+    """Convert ChARM's kernels from real DFTs (`.../real`, `.../imag`, tfc's default) to kernels (h, w, in, out).
 
-    The reference keeps plain kernels; a model of it built otherwise may not. tfc.RDFTParameter is an orthonormal DFT
-    over both sides; an odd and an even width have the same number of frequencies, so the kernel is taken as square.
+    The reference stores plain kernels, but a variant of it may not. tfc.RDFTParameter is an orthonormal DFT over height
+    and width. An odd and an even width have the same number of frequencies, so the kernel is assumed to be square.
     """
     found = dict(variables)
     for key in variables:
@@ -113,7 +115,7 @@ def spatial_kernels(variables: Arrays) -> dict[str, np.ndarray]:
 
 
 def _sizes(arrays: Arrays, pattern: str, axis: int) -> dict[int, int]:
-    """Number in the path -> size along `axis`, by majority, so that one bad array is named later and not believed."""
+    """Number in the path -> most frequent size along `axis`, so that one misshaped array does not change the config."""
     found: dict[int, list[int]] = {}
     for path, array in arrays.items():
         if (m := re.fullmatch(pattern, path)) and array.ndim:
@@ -140,12 +142,12 @@ def _transforms(arrays: Arrays, prefix: str, num_stages: int) -> tuple[tuple[int
 
 
 def codec_config(arrays: Arrays) -> CodecConfig:
-    """What the shapes tell, the paper's config where they tell too little. Raises UserError for an impossible one."""
+    """The codec's config from the arrays' shapes, or the paper's if they are incomplete. Raises UserError."""
     try:
         dims, depths, window = _transforms(arrays, "", 4)
         hyper_dims, hyper_depths, hyper_window = _transforms(arrays, "hyper_", 2)
         num_slices = 1 + max(_sizes(arrays, r"cc_(?:mean|scale)_transforms/(\d+)/.+", -1))
-    except (KeyError, ValueError):  # nothing of a stage, no table, no slice
+    except (KeyError, ValueError):  # no array of a stage, bias table or slice
         return CodecConfig()
     return CodecConfig(
         dims=dims, depths=depths, window=window, hyper_dims=hyper_dims, hyper_depths=hyper_depths,
@@ -167,9 +169,9 @@ def discriminator_config(arrays: Arrays) -> DiscriminatorConfig:
 
 
 def components(variables: Arrays) -> tuple[dict[str, nn.Module], list[str]]:
-    """Variables by key -> those of the artifact's components (codec, orp, discriminator) that it has, and unused keys.
+    """Variables by key -> (the components that they contain: codec, orp, discriminator; unused keys).
 
-    Raises UserError, naming the variables, when one is missing, misshaped or not finite.
+    Raises UserError naming the variables that are missing, misshaped or not finite.
     """
     variables = spatial_kernels(variables)
     keys = keys_by_path(variables)
@@ -185,7 +187,9 @@ def components(variables: Arrays) -> tuple[dict[str, nn.Module], list[str]]:
     if "disc" in roots:
         found["discriminator"] = Discriminator(discriminator_config(arrays))
     if not found:
-        raise UserError("none of the reference's variables are there, but " + (_some(sorted(variables)) or "nothing"))
+        raise UserError(
+            "the checkpoint has no variables of the reference, only " + (_some(sorted(variables)) or "none")
+        )
     wanted = {name: [path for _, path, _ in reference_paths(module)] for name, module in found.items()}
     for name, paths in wanted.items():
         if missing := [path for path in paths if path not in arrays]:
@@ -203,14 +207,14 @@ def _some(names: list[str], limit: int = 8) -> str:
 
 
 def grouped(keys: Iterable[str]) -> list[str]:
-    """Keys that differ in numbers only become one line with their count."""
+    """The keys, where those that differ only in numbers are one entry with their count."""
     counts = Counter(re.sub(r"\d+", "*", key) for key in keys)
     return [name if count == 1 and "*" not in name else f"{name} ({count})" for name, count in sorted(counts.items())]
 
 
 def find_prefix(where: Path) -> Path:
-    """The checkpoint prefix (`.../ckpt-7`) that a user means by a prefix, one of its files, a training's backup folder
-    or a SavedModel's. Raises UserError."""
+    """The checkpoint prefix (`.../ckpt-7`) of `source`: a prefix, one of its files, the backup folder of a training, or
+    the folder of a SavedModel. Raises UserError."""
     if where.is_file() and (m := re.fullmatch(r"(.+)\.(?:index|data-\d{5}-of-\d{5})", where.name)):
         where = where.with_name(m[1])
     if where.with_name(where.name + ".index").is_file():
@@ -220,23 +224,23 @@ def find_prefix(where: Path) -> Path:
     for folder in (where, where / "chief"):  # Keras' BackupAndRestore writes into chief/
         if (folder / "checkpoint").is_file():
             m = re.search(r'^model_checkpoint_path: "(.+)"$', (folder / "checkpoint").read_text(), re.MULTILINE)
-            newest = folder / Path(m[1]).name if m else folder  # an absolute path may be another machine's
+            newest = folder / Path(m[1]).name if m else folder  # an absolute path may be that of another machine
             if newest.with_name(newest.name + ".index").is_file():
                 return newest
     raise UserError(
-        f"{where} is no TensorFlow checkpoint; name its prefix (.../ckpt-7), the folder of a training's backup, "
+        f"{where} is not a TensorFlow checkpoint; name its prefix (.../ckpt-7), the folder of a training's backup, "
         "or a SavedModel's"
     )
 
 
-# Keras' lists of what the objects hold anyway: in a SavedModel they are the shortest way to many variables.
+# Keras' lists of objects that have names as attributes, too; in a SavedModel, the shortest paths to many variables.
 _LISTS = re.compile(
     r"layer-\d+|layers|variables|(non_)?trainable_variables|weights|_?metrics|keras_api|signatures|regularization_losses"
 )
 
 
 def object_paths(children: Mapping[int, Iterable[tuple[str, int]]]) -> dict[int, str]:
-    """Node -> its shortest path of attribute names from node 0; Keras' bookkeeping lists are no way."""
+    """Node -> its shortest path of attribute names from node 0, without paths through Keras' lists."""
     paths, queue = {0: ""}, deque([0])
     while queue:
         node = queue.popleft()
@@ -248,8 +252,8 @@ def object_paths(children: Mapping[int, Iterable[tuple[str, int]]]) -> dict[int,
 
 
 def read(prefix: Path) -> dict[str, np.ndarray]:
-    """Every variable of a checkpoint, by object path where it has one, else by key. Raises UserError."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its start-up messages go to stderr, errors are raised
+    """All variables of a checkpoint by object path, or by key if they have none. Raises UserError."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hide start-up messages on stderr; errors are raised anyway
     try:
         import tensorflow as tf
         from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
@@ -269,22 +273,22 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
             names = {a.checkpoint_key: paths[i] for i, n in enumerate(graph.nodes) if i in paths for a in n.attributes}
         return {names.get(key, key): reader.get_tensor(key) for key in types if key != _GRAPH}
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
-        raise UserError(f"{prefix} cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
+        raise UserError(f"{prefix} cannot be read ({str(error).splitlines()[0]}); copy it again") from error
 
 
 def stage_of(found: Mapping[str, nn.Module], wanted: str | None) -> str:
-    """The stage that makes such components: what `--init-from` takes the artifact for. Raises UserError."""
+    """The stage that makes such components, which `--init-from` needs to know. Raises UserError."""
     if "orp" in found or "codec" not in found:
         stage = "orp" if "orp" in found else "segmentation"
     else:
         stage = wanted or "gan"
     if wanted not in (None, stage) or (stage == "mse-codec" and len(found) > 1):
-        raise UserError(f"a checkpoint with {' + '.join(found)} is no {wanted} model; leave --stage out")
+        raise UserError(f"a checkpoint with {' + '.join(found)} is not a model of {wanted}; leave --stage out")
     return stage
 
 
 def run(source: Path, output: Path, stage: str | None) -> list[str]:
-    """Import `source` into the artifact folder `output`; returns what to tell. Raises UserError."""
+    """Import `source` into the artifact folder `output`; returns lines to print. Raises UserError."""
     prefix = find_prefix(source)
     variables = read(prefix)
     try:
@@ -292,7 +296,7 @@ def run(source: Path, output: Path, stage: str | None) -> list[str]:
         stage = stage_of(found, stage)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    index = prefix.with_name(prefix.name + ".index").read_bytes()  # it holds the checksums of all arrays
+    index = prefix.with_name(prefix.name + ".index").read_bytes()  # has the checksums of all arrays
     provenance = {
         "stage": stage,
         "source": f"{source.resolve().name}, a TensorFlow checkpoint of the EGIC reference",

@@ -1,4 +1,4 @@
-"""Weights of the TensorFlow reference -> our modules, by the reference's variable paths."""
+"""Copy weights of the TensorFlow reference into our modules, by the reference's variable paths."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +33,7 @@ def _conv(a: np.ndarray) -> np.ndarray:
 
 
 def _signal_conv(a: np.ndarray) -> np.ndarray:
-    """tfc.SignalConv2D(corr=False) is a true convolution: its kernel is torch's, flipped."""
+    """tfc.SignalConv2D(corr=False) convolves, torch correlates: the kernel is flipped."""
     return _conv(a[::-1, ::-1])
 
 
@@ -45,7 +45,7 @@ Layout = Callable[[np.ndarray], np.ndarray]
 
 
 def _transform_path(name: str, root: str, resample: str) -> tuple[str, Layout]:
-    """A parameter of an Analysis or Synthesis, such as stages.0.blocks.1.attn.qkv.weight."""
+    """The reference path of a parameter of an Analysis or Synthesis, such as stages.0.blocks.1.attn.qkv.weight."""
     if name.startswith("patch_embed"):
         return (f"{root}/patch_embed/kernel", _conv) if name.endswith("weight") else (f"{root}/patch_embed/bias", _keep)
     _, stage, rest = name.split(".", 2)
@@ -93,10 +93,12 @@ def _disc_path(name: str) -> tuple[str, Layout]:
 
 
 def reference_paths(model: nn.Module) -> Iterator[tuple[Tensor, str, Layout]]:
-    """Each parameter of a Codec, ResidualHead or Discriminator with its reference path and the change of layout."""
+    """Parameters of a Codec, ResidualHead or Discriminator, each with its reference path and conversion of layout."""
     rules = {Codec: _codec_path, ResidualHead: _orp_path, Discriminator: _disc_path}
     if type(model) not in rules:
-        raise ValueError(f"no reference weights exist for a {type(model).__name__}; give a Codec, ORP head or D")
+        raise ValueError(
+            f"the reference has no weights for a {type(model).__name__}; give a Codec, ResidualHead or Discriminator"
+        )
     for name, parameter in model.named_parameters():
         yield parameter, *rules[type(model)](name)
 
@@ -105,8 +107,8 @@ def reference_paths(model: nn.Module) -> Iterator[tuple[Tensor, str, Layout]]:
 def load_reference_weights(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Copy the reference's variables into a Codec, ResidualHead or Discriminator.
 
-    `arrays` maps the reference's paths (`analysis_transform/stage0/block0/norm1/gamma`) to arrays in its own layout.
-    Raises UserError, before anything is changed, naming every missing, surplus or misshaped variable.
+    arrays: by reference path (`analysis_transform/stage0/block0/norm1/gamma`), in the reference's layout.
+    Raises UserError naming every missing, surplus or misshaped variable; the model is then unchanged.
     """
     wanted = {path: (parameter, layout) for parameter, path, layout in reference_paths(model)}
     problems = [f"missing {p}" for p in wanted if p not in arrays]

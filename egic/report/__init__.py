@@ -1,1 +1,1 @@
-"""The report of an evaluation: a page, its plots, other codecs as anchors."""
+"""The report of an evaluation: a page, plots, and other codecs to compare with (anchors)."""

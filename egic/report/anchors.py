@@ -1,6 +1,6 @@
-"""Other codecs to compare a model with: JPEG, WebP, AVIF and JPEG XL through Pillow, BPG and VTM where installed.
+"""Other codecs to compare a model with: JPEG, WebP, AVIF and JPEG XL through Pillow, BPG and VTM if installed.
 
-Pillow's codecs run at their settings for small files, AVIF at libavif's usual speed 6. BPG and VTM are called by
+Pillow's codecs use their settings for the smallest files, AVIF libavif's default speed 6. BPG and VTM run through
 compressai's benchmark classes: 4:4:4, YCbCr, 8 bit, VTM all-intra. Learned codecs come from compressai's zoo.
 """
 
@@ -26,7 +26,7 @@ from egic.errors import UserError, reason
 
 @dataclass(frozen=True, kw_only=True)
 class Coded:
-    """A picture that went through a codec: bytes of the file, decoded picture (uint8 (H, W, 3)), and seconds."""
+    """A picture that was encoded and decoded: bytes of the file, decoded picture (uint8 (H, W, 3)), and seconds."""
 
     num_bytes: int
     picture: np.ndarray
@@ -40,7 +40,7 @@ class Coded:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A file of a codec, not decoded yet."""
+    """An encoded picture that is not decoded yet."""
 
     num_bytes: int
     encode_s: float
@@ -97,16 +97,16 @@ def _pillow(form: str, **options) -> Callable[[np.ndarray, int], Encoded]:
 
 
 def _compressai(name: str, arguments: list[str]) -> Callable[[np.ndarray, int], Encoded]:
-    """A class of compressai.utils.bench.codecs, which calls binaries; it always decodes as well.
+    """A codec that the class `name` of compressai.utils.bench.codecs runs as a binary; encoding always decodes as well.
 
-    Its conversion to YCbCr and back truncates values instead of rounding them: a coder that changes nothing has 44.0
-    dB, so the PSNR of VTM is slightly too low, and more so at higher qualities.
+    The class truncates values when it converts to YCbCr and back: even a lossless codec has a PSNR of 44.0 dB, so the
+    PSNR of VTM is slightly too low, and more so at higher qualities.
     """
 
     def run(x: np.ndarray, quality: int) -> Encoded:
         import argparse
 
-        from compressai.utils.bench import codecs  # takes seconds
+        from compressai.utils.bench import codecs  # here, because the import takes seconds
 
         parser = argparse.ArgumentParser()
         getattr(codecs, name).setup_args(parser)
@@ -166,7 +166,7 @@ def _bpg() -> Anchor:
 
 def _vtm() -> Anchor:
     folder = _binary("EncoderAppStatic").parent
-    settings = folder.parent / "cfg" / "encoder_intra_vtm.cfg"  # as in VTM's own tree: bin/ beside cfg/
+    settings = folder.parent / "cfg" / "encoder_intra_vtm.cfg"  # VTM's source tree has bin/ beside cfg/
     if not (folder / "DecoderAppStatic").is_file() or not settings.is_file():
         raise LookupError(f"EncoderAppStatic needs DecoderAppStatic in the same folder, and {settings}")
     run = _compressai("VTM", ["--build-dir", str(folder), "--config", str(settings)])
@@ -174,11 +174,11 @@ def _vtm() -> Anchor:
 
 
 def _learned(name: str) -> Anchor:
-    """A learned codec of compressai's zoo, trained for MSE: its files in $EGIC_WEIGHTS, else compressai's download."""
+    """A learned codec of compressai's zoo, trained for MSE. Weights: files in $EGIC_WEIGHTS, else downloaded."""
     files = _zoo_files(name)
     local = [quality for quality, path in files.items() if path.is_file()]
     low, high = min(files), max(files)
-    if local:  # the qualities that are there, up to the first gap
+    if local:  # the available qualities up to the first missing one
         low = local[0]
         high = next((q - 1 for q in range(low, max(files) + 1) if q not in local), max(files))
     try:
@@ -189,9 +189,9 @@ def _learned(name: str) -> Anchor:
 
 
 def _zoo_files(name: str) -> dict[int, Path]:
-    """Where the weights of each quality would lie in $EGIC_WEIGHTS, under the names of compressai's own files."""
+    """The path of each quality's weights in $EGIC_WEIGHTS, whether it exists or not; names are compressai's."""
     try:
-        from compressai.zoo import image  # takes seconds
+        from compressai.zoo import image  # here, because the import takes seconds
     except ImportError as error:
         raise LookupError("the package compressai is not installed") from error
     folder = Path(os.environ.get("EGIC_WEIGHTS", ""))
@@ -200,7 +200,7 @@ def _zoo_files(name: str) -> dict[int, Path]:
 
 @lru_cache(maxsize=16)
 def _zoo_model(name: str, quality: int):
-    """The model with its tables, on the CPU. Raises UserError where there are no weights, and for damaged ones."""
+    """The model with its entropy coder's tables, on the CPU. Raises UserError for missing and damaged weights."""
     from compressai.zoo import image, image_models
 
     path = _zoo_files(name)[quality]
@@ -212,7 +212,7 @@ def _zoo_model(name: str, quality: int):
             model = image_models[name](quality=quality, metric="mse", pretrained=True, progress=False)
     except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
         if path.is_file():
-            raise UserError(f"{path} does not hold compressai's {name} ({reason(error)}); fetch it again") from error
+            raise UserError(f"{path} does not hold compressai's {name} ({reason(error)}); download it again") from error
         raise UserError(
             f"weights of compressai's {name} could not be downloaded ({reason(error)}); go online, or put {path.name} "
             "into a folder and name it in EGIC_WEIGHTS"
@@ -223,7 +223,7 @@ def _zoo_model(name: str, quality: int):
 
 @torch.inference_mode()
 def _learned_file(name: str, x: np.ndarray, quality: int) -> Encoded:
-    """The strings of one picture. As in compressai's own evaluation, black borders fill the sides up to 64 pixels."""
+    """Encode one picture. Sides are padded to multiples of 64 with black, as in compressai's own evaluation."""
     from compressai.ops import compute_padding
 
     model, start = _zoo_model(name, quality), time.perf_counter()
@@ -248,7 +248,7 @@ LEARNED = ("bmshj2018-hyperprior", "mbt2018-mean", "cheng2020-attn")
 
 
 def find(names: Sequence[str] = NAMES) -> tuple[list[Anchor], dict[str, str]]:
-    """The codecs of these names that are installed, and for each of the others the reason why it is left out.
+    """(codecs of these names that are installed, by name the reason why each other one is not available).
 
     Raises UserError for a name that is neither in NAMES nor in LEARNED.
     """
@@ -264,12 +264,13 @@ def find(names: Sequence[str] = NAMES) -> tuple[list[Anchor], dict[str, str]]:
 
 
 class Matcher:
-    """One picture through one codec at the sizes of given files. Nothing is encoded or decoded twice."""
+    """Finds the qualities at which a codec's file of one picture matches given sizes. Keeps all results, so that no
+    quality is encoded or decoded twice."""
 
     def __init__(self, anchor: Anchor, x: np.ndarray):
         self.anchor, self.x = anchor, x
         self.files: dict[int, Encoded] = {}
-        """By step: qualities above the lowest one."""
+        """By step, the number of qualities above the lowest one."""
         self.decoded: dict[int, Coded] = {}
 
     def file(self, step: int) -> Encoded:
@@ -280,11 +281,10 @@ class Matcher:
         return self.files[step]
 
     def step(self, num_bytes: float) -> int:
-        """The step whose file size is nearest to `num_bytes`. Decodes nothing.
+        """The step whose file size is nearest to `num_bytes`; 0 if even the smallest file is larger. Decodes nothing.
 
-        The search starts from the files that are known and assumes sizes that grow exponentially; every second guess
-        halves the interval, so that it ends whatever the sizes are. A codec whose smallest file is larger than
-        `num_bytes` gives its smallest file.
+        The search starts from the files of earlier calls and assumes that sizes grow exponentially; every second guess
+        halves the interval, so that the search ends for any sizes.
         """
         below, above = 0, abs(self.anchor.high - self.anchor.low)
         if self.file(below).num_bytes >= num_bytes:
@@ -302,7 +302,7 @@ class Matcher:
         return min(below, above, key=lambda step: abs(self.files[step].num_bytes - num_bytes))
 
     def _guess(self, below: int, above: int, num_bytes: float) -> int:
-        """Between two steps, as if the logarithm of the size were linear in the step."""
+        """A step between two others, by linear interpolation of the logarithm of the size."""
         low, high = (math.log(max(1, self.files[step].num_bytes)) for step in (below, above))
         part = (math.log(max(1, num_bytes)) - low) / (high - low) if high > low else 0.5
         return min(above - 1, max(below + 1, round(below + part * (above - below))))

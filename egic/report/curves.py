@@ -1,4 +1,4 @@
-"""Curves over the rate, and Bjontegaard's average differences between two of them."""
+"""Rate-metric curves, and Bjontegaard's average differences between two of them."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ import numpy as np
 from egic.errors import UserError
 
 MIN_POINTS = 3
-"""Piecewise cubics need three points; Bjontegaard's own fit (VCEG-M33) took four."""
+"""Piecewise cubic interpolation needs three points (Bjontegaard's original fit, VCEG-M33, four)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ METRICS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A metric over the rate: bpp rises, one value each."""
+    """Values of a metric at rising rates, one per rate."""
 
     label: str
     metric: Metric
@@ -52,27 +52,26 @@ class Curve:
 
 
 def number(entry: Mapping, name: str) -> float | None:
-    """A finite number of a row or set, or None where it is missing, null, NaN or infinite."""
+    """The value `name` of a row or set; None if it is missing, null, NaN or infinite."""
     value = entry.get(name)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def is_reliable(entry: Mapping, metric: Metric) -> bool:
-    """False for a distance between sets of too few patches."""
+    """False for a distance (FID, KID) between sets of too few patches."""
     return not (metric.patch and entry.get("reliable" if metric.patch == 256 else f"reliable{metric.patch}") is False)
 
 
 def curve_label(entry: Mapping) -> str:
-    """What the curve of an entry of sets.json is called."""
+    """The label of the curve that an entry of sets.json belongs to."""
     alpha = number(entry, "alpha")
     return entry["label"] if alpha is None else f"{entry['label']}, alpha {alpha:g}"
 
 
 def curves(sets: Iterable[Mapping], metric: str) -> list[Curve]:
-    """One curve per label and alpha, in the order of `sets`; unreliable and missing values are left out.
+    """One curve per label and alpha, in the order of `sets`, without unreliable and missing values.
 
-    sets: entries of an evaluation's sets.json. A model of several rates makes one curve per alpha.
-    Raises UserError for a metric that is unknown.
+    sets: entries of an evaluation's sets.json. Raises UserError for an unknown metric.
     """
     if metric not in METRICS:
         raise UserError(f"unknown metric {metric!r}; the metrics are {', '.join(METRICS)}")
@@ -88,9 +87,9 @@ def curves(sets: Iterable[Mapping], metric: str) -> list[Curve]:
 
 
 def bd_rate(reference: Curve, test: Curve) -> float:
-    """Mean difference in rate at equal quality, in percent of the reference's: -20 = a fifth fewer bits.
+    """Mean difference in rate at equal quality, in percent of the reference's rate: -20 means 20 % fewer bits.
 
-    Bjontegaard's average (VCEG-M33) over log rates, interpolated piecewise (pchip, as in JVET's tables).
+    Bjontegaard's average (VCEG-M33) over log rates with piecewise cubic interpolation (pchip, as JVET uses it).
     Raises UserError for curves of different metrics, with fewer than MIN_POINTS points, with a value that does not
     improve when the rate rises, or whose values do not overlap.
     """
@@ -112,9 +111,9 @@ def bd_rate(reference: Curve, test: Curve) -> float:
 
 
 def bd_metric(reference: Curve, test: Curve) -> float:
-    """Mean difference test - reference at equal rate, in the metric's unit: negative is better where lower is.
+    """Mean difference test - reference at equal rate, in the metric's unit.
 
-    Raises UserError as `bd_rate` does, but for rates that do not overlap, and whichever way the values go.
+    Raises UserError for curves of different metrics, with fewer than MIN_POINTS points, or whose rates do not overlap.
     """
     import bjontegaard
 

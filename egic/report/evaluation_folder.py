@@ -1,11 +1,11 @@
-"""The evaluation folder: what `jobs.evaluate` writes, and every report reads.
+"""The evaluation folder, which `jobs.evaluate` writes and reports read.
 
     rows.parquet             a row per codec, operating point and picture
     sets.json                means over the pictures of each codec and point, and distances between sets of pictures
-    skipped.json             pictures that were left out, with the reason
-    pictures/<picture>/      original.png and <codec>_<point>.png, of pictures that are shown
+    skipped.json             pictures that could not be evaluated, with the reason
+    pictures/<picture>/      original.png and <codec>_<point>.png, of the pictures that reports show
 
-A point is what a user can choose: quality and alpha of an EGIC model, or the file whose size another codec matches.
+A point is quality and alpha of an EGIC model, or for another codec the model's file whose size it matches.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ from egic.metrics import fid_kid
 from egic.report.curves import METRICS, number
 
 CODEC = "egic"
-"""`codec` of the rows of EGIC models."""
+"""Value of the column `codec` for EGIC models."""
 ONLY = "decoded"
-"""The point of a model without a choice: one rate, no ORP."""
+"""The point of a model with one rate and no ORP."""
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was measured: rows per picture, sets per label and point, and the pictures that were left out."""
+    """The results of an evaluation: rows per picture, sets per label and point, and skipped pictures."""
 
     folder: Path
     rows: list[dict]
@@ -41,7 +41,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One decoded picture that was kept: its file, and its row."""
+    """A stored decoded picture: its file and its row."""
 
     file: Path
     row: dict
@@ -54,7 +54,7 @@ def read(folder: Path) -> Evaluation:
 
     for name in ("rows.parquet", "sets.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} is not an evaluation folder: it has no {name}; name one of egic evaluate")
+            raise UserError(f"{folder} is not an evaluation folder: it has no {name}; name the output of egic evaluate")
     try:
         rows = pq.read_table(folder / "rows.parquet").to_pylist()
     except pa.ArrowException as error:
@@ -64,9 +64,9 @@ def read(folder: Path) -> Evaluation:
     lacking = sorted({"label", "codec", "point", "name", "bpp"} - set(rows[0])) if rows else []
     if lacking:
         raise UserError(f"{folder / 'rows.parquet'} lacks the columns {', '.join(lacking)}")
-    for name in {row["name"] for row in rows}:  # the folder may come from elsewhere
+    for name in {row["name"] for row in rows}:  # the folder may come from an untrusted source
         if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{folder / 'rows.parquet'} names a picture {name!r}, which leads out of the folder")
+            raise UserError(f"{folder / 'rows.parquet'} names a picture {name!r}, which is outside the folder")
     return Evaluation(folder=folder, rows=rows, sets=sets, skipped=skipped)
 
 
@@ -81,7 +81,7 @@ def _json(path: Path, keys: tuple[str, ...]) -> list[dict]:
 
 
 def replace(evaluation: Evaluation, rows: list[dict], sets: list[dict]) -> Evaluation:
-    """Put rows and sets into the folder, in place of what it has under their labels; returns what it has now."""
+    """Add rows and sets to the folder, in place of those with the same labels; returns the new content."""
     labels, folder = {row["label"] for row in rows}, evaluation.folder
     rows = [row for row in evaluation.rows if row["label"] not in labels] + rows
     sets = [entry for entry in evaluation.sets if entry["label"] not in labels] + sets
@@ -90,7 +90,7 @@ def replace(evaluation: Evaluation, rows: list[dict], sets: list[dict]) -> Evalu
 
 
 def write(folder: Path, rows: Sequence[Mapping], sets: Sequence[Mapping]) -> None:
-    """Write rows.parquet and sets.json, each whole or not at all; a column that a row lacks is null there."""
+    """Write rows.parquet and sets.json, each completely or not at all; missing values become null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -105,8 +105,8 @@ def write(folder: Path, rows: Sequence[Mapping], sets: Sequence[Mapping]) -> Non
 def sets_of(rows: Iterable[Mapping]) -> list[dict]:
     """Entries of sets.json without distances between sets: one per label and point, in the order of the rows.
 
-    Each has the mean of every metric over the pictures that have it, and `intervals`: by metric, the 95 % bootstrap
-    interval of that mean.
+    Each has the mean of every metric over the pictures that have a value, and `intervals`: by metric, the 95 %
+    bootstrap interval of that mean.
     """
     groups: dict[tuple, list[Mapping]] = {}
     for row in rows:
@@ -127,10 +127,10 @@ def distances(
     names: Sequence[str], group: Sequence[Mapping], decoded: Mapping[int, np.ndarray],
     original: Mapping[int, np.ndarray],
 ) -> dict[str, float | int | bool | None]:  # fmt: skip
-    """Distances of a set (the rows of one label and point) for its entry in sets.json.
+    """Distances (FID, KID) of a set, the rows of one label and point, for its entry in sets.json.
 
-    names: such as fid256. decoded, original: features of all patches by their side. `num_patches` and `reliable` are of
-    patches of 256 pixels, `num_patches64` and `reliable64` of 64.
+    names: of metrics, such as fid256. decoded, original: features of all patches, by side of the patches. The returned
+    `num_patches` and `reliable` are for patches of 256 pixels, `num_patches64` and `reliable64` for 64 pixels.
     """
     found: dict[str, float | int | bool | None] = {}
     for patch in sorted({fid_kid.PATCH_OF[name] for name in names}, reverse=True):
@@ -144,16 +144,16 @@ def distances(
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are not None; None when there is none.
+    """The mean of the values that are not None; None without any.
 
-    Whether a picture has a value depends on its size alone, so that means of one folder are over the same pictures.
+    Whether a picture has a value depends only on its size, so that all means of a folder are over the same pictures.
     """
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def interval(values: Iterable[float | None]) -> list[float] | None:
-    """The 95 % bootstrap interval [low, high] of the mean: 2000 resamples from a fixed seed; None below 2 values."""
+    """The 95 % bootstrap interval [low, high] of the mean, of 2000 resamples with a fixed seed; None below 2 values."""
     known = np.array([value for value in values if value is not None])
     if len(known) < 2:
         return None
@@ -162,33 +162,33 @@ def interval(values: Iterable[float | None]) -> list[float] | None:
 
 
 def point(quality: int | None, alpha: float | None) -> str:
-    """The name of an EGIC model's point: "quality 50, alpha 0.5", without the part that is None."""
+    """The name of an EGIC model's point, such as "quality 50, alpha 0.5"; a value of None is omitted."""
     parts = [] if quality is None else [f"quality {quality}"]
     parts += [] if alpha is None else [f"alpha {alpha:g}"]
     return ", ".join(parts) or ONLY
 
 
 def slug(text: str) -> str:
-    """A label or a point as part of a file's name: models:/egic-orp@best -> models_egic-orp_best."""
+    """A label or a point as part of a file name: models:/egic-orp@best -> models_egic-orp_best."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.") or "model"
 
 
 def decoded_file(label: str, point: str) -> str:
-    """Name of a decoded picture's file in its picture's folder."""
+    """File name of a decoded picture in the folder of its original."""
     return f"{slug(label)}_{slug(point)}.png"
 
 
 def picture_folder(name: str) -> str:
-    """Where the files of a picture lie below pictures/: under its whole name, so that a.jpg and a.png differ.
+    """The folder of a picture below pictures/: its name with suffix, so that a.jpg and a.png differ.
 
-    Names with characters that object stores or URLs treat specially get a short hash instead of these.
+    Characters that object stores or URLs treat specially are replaced by a short hash.
     """
     plain = "/".join(slug(part) for part in name.split("/"))
     return name if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def shown(evaluation: Evaluation) -> dict[str, tuple[Path, list[Shown]]]:
-    """Pictures that were kept, by name: the original's file and the decoded ones, in the order of the rows."""
+    """Stored pictures by name: the file of the original and the decoded pictures, in the order of the rows."""
     found: dict[str, tuple[Path, list[Shown]]] = {}
     for row in evaluation.rows:
         folder = evaluation.folder / "pictures" / picture_folder(row["name"])

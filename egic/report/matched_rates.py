@@ -1,4 +1,4 @@
-"""Other codecs at the sizes of the models' files, picture by picture, so that they compare at equal rates."""
+"""Other codecs at the sizes of the models' files, picture by picture, to compare them at equal rates."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,22 +18,22 @@ log = logging.getLogger(__name__)
 
 MIN_POINTS = 4
 MULTIPLES = (1.5, 2.0, 3.0)
-"""Of the largest file: points that make an anchor's curve long enough where the models have few files."""
+"""Multiples of the largest file's size: further points of an anchor's curve, if the models have few files."""
 
 
 def file_name(row: Mapping) -> str:
-    """What the file of a model's row is called; its alphas share it."""
+    """The name of a model's file: label and quality. All alphas share the file."""
     quality = row.get("quality")
     return row["label"] if quality is None else f"{row['label']}, quality {quality}"
 
 
 def matched(file: str) -> str:
-    """The point of another codec that has the size of this file."""
+    """The name of another codec's point that matches the size of this file."""
     return f"rate of {file}"
 
 
 def targets(files: Mapping[str, int]) -> dict[str, int]:
-    """The points of another codec and their wanted bytes, for the files of one picture (bytes by `file_name`)."""
+    """Points of another codec with their target sizes in bytes. files: sizes of one picture's files by `file_name`."""
     more = MULTIPLES[: max(0, MIN_POINTS - len(files))]
     largest = max(files.values())
     return {matched(name): size for name, size in files.items()} | {
@@ -45,7 +45,7 @@ def row(
     anchor: anchors.Anchor, point: str, name: str, size: tuple[int, int], num_bytes: int, encode_s: float,
     decode_s: float, measured: Mapping[str, float | None],
 ) -> dict:  # fmt: skip
-    """A row of another codec in rows.parquet; size: height and width. Measures that were not made are null."""
+    """A row of another codec for rows.parquet. size: height and width. Measures without a value are None."""
     height, width = size
     return {
         "label": anchor.label, "codec": anchor.codec, "point": point, "name": name, "height": height, "width": width,
@@ -57,7 +57,7 @@ def row(
 
 
 def measured_by(found: Evaluation) -> tuple[str, ...]:
-    """The measures of which the folder's models have values."""
+    """The measures for which the folder's models have values."""
     models = [entry for entry in found.sets if entry["codec"] == CODEC]
     return tuple(name for name in METRICS if any(entry.get(name) is not None for entry in models))
 
@@ -65,12 +65,12 @@ def measured_by(found: Evaluation) -> tuple[str, ...]:
 def add(
     folder: Path, read: Callable[[str], np.ndarray], names: Sequence[str], measures: Measures | None = None
 ) -> Evaluation:
-    """Code the folder's pictures with the anchors of these names, in this process, and put them into the folder.
+    """Code the folder's pictures with the anchors of these names, in this process, and add the results to the folder.
 
-    read: returns the picture of a name, uint8 (H, W, 3). measures: what is measured, by default what the evaluation
-    measured. Earlier rows of these codecs are replaced. Codecs that are not installed, and measures whose weights are
-    not available, are left out with a warning. Raises UserError for a folder without rows of an EGIC model, and for a
-    picture that is missing or has another size.
+    read: returns the picture of a name, uint8 (H, W, 3). measures: by default those of the evaluation. Earlier rows of
+    these codecs are replaced. Codecs that are not installed, and measures whose weights are not available, are left out
+    with a warning. Raises UserError for a folder without rows of an EGIC model, and for a picture that is missing or
+    has another size.
     """
     found, codecs = evaluation_folder.read(folder), installed(names)
     measures = measures or find_measures(measured_by(found), strict=False)
@@ -79,7 +79,7 @@ def add(
         if each["codec"] == CODEC:
             files.setdefault(each["name"], {})[file_name(each)] = _bytes(each)
     if not files:
-        raise UserError(f"{folder} has no rows of an EGIC model whose file sizes the other codecs could match")
+        raise UserError(f"{folder} has no rows of an EGIC model, whose file sizes the other codecs need")
     sizes = {each["name"]: (each.get("height"), each.get("width")) for each in found.rows}
     measure, features = measures.quality(), measures.features()
     rows: list[dict] = []
@@ -94,7 +94,7 @@ def add(
         kept = found.folder / "pictures" / evaluation_folder.picture_folder(name)
         for anchor in codecs:
             matcher = anchors.Matcher(anchor, x)
-            made: dict[int, tuple[Mapping, dict[int, np.ndarray]]] = {}  # by step: measured once
+            made: dict[int, tuple[Mapping, dict[int, np.ndarray]]] = {}  # by step, to measure each once
             for point, wanted in targets(of_picture).items():
                 coded, step = matcher.nearest(wanted), matcher.step(wanted)
                 if step not in made:
@@ -115,7 +115,7 @@ def add(
 
 
 def installed(names: Sequence[str]) -> list[anchors.Anchor]:
-    """The codecs of these names; a warning names those that are not installed. Raises UserError for unknown names."""
+    """The installed codecs of these names; logs a warning for others. Raises UserError for unknown names."""
     codecs, missing = anchors.find(names)
     for name, reason in missing.items():
         log.warning("%s is left out: %s", name, reason)
@@ -123,18 +123,18 @@ def installed(names: Sequence[str]) -> list[anchors.Anchor]:
 
 
 def together(features: Iterable[Mapping[int, np.ndarray]]) -> dict[int, np.ndarray]:
-    """Features of many pictures' patches, by side, as those of one set."""
+    """Concatenate the features of several pictures' patches, by side of the patches."""
     listed = list(features)
     return {patch: np.concatenate([each[patch] for each in listed]) for patch in listed[0]}
 
 
 def _bytes(each: Mapping) -> int:
-    """Bytes of a row's file."""
+    """File size of a row in bytes."""
     return each.get("bytes") or round(each["bpp"] * each["height"] * each["width"] / 8)
 
 
 def below(images: Path) -> Callable[[str], np.ndarray]:
-    """`read` of `add` for pictures below one folder."""
+    """The argument `read` of `add` for pictures below a folder."""
     paths = {pictures.printable(path.relative_to(images).as_posix()): path for path in images.rglob("*")}
 
     def read(name: str) -> np.ndarray:

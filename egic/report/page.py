@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that loads nothing, with tables, plots and pictures to compare."""
+"""The report of an evaluation: one self-contained HTML file with tables, plots and pictures to compare."""
 
 import base64
 import os
@@ -17,14 +17,13 @@ from egic.report.published import POINTS, SAVINGS
 
 NAME = "report.html"
 PICTURE_BYTES = 6_500_000
-"""Bytes of all embedded pictures together, before base64 adds a third: the file stays below 10 MB."""
+"""Limit in bytes for all embedded pictures, before base64 adds a third, so that the file stays below 10 MB."""
 
 
 def write_report(folder: Path) -> Path:
     """Write report.html and plots/*.png into an evaluation folder; returns the report's path.
 
-    Missing metrics, pictures and curves leave gaps, never errors. Raises UserError for a folder that is not an
-    evaluation's.
+    Missing metrics, pictures and curves are omitted. Raises UserError for a folder that is not an evaluation folder.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -59,18 +58,18 @@ def _embedded(plot: Plot) -> dict:
 
 
 def text(value: float | None, digits: int) -> str:
-    """A number with that many decimals, or a dash."""
+    """A number with so many decimals, or a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def columns(sets: Sequence[Mapping]) -> list[Metric]:
-    """The metrics that have at least one value."""
+    """The metrics with at least one value."""
     return [m for m in METRICS.values() if any(number(e, m.name) is not None for e in sets)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A value as text, whether it is reliable, and the interval of a mean."""
+    """A table cell: value as text, whether it is reliable, and the interval of a mean."""
 
     text: str
     reliable: bool = True
@@ -78,7 +77,7 @@ class Cell:
 
 
 def cell(entry: Mapping, metric: Metric) -> Cell:
-    """A metric of an entry of sets.json."""
+    """The table cell of a metric of an entry of sets.json."""
     value = number(entry, metric.name)
     if value is None:
         return Cell(text=text(None, 0))
@@ -110,7 +109,7 @@ def table(found: Evaluation) -> list[dict]:
 
 
 def models(found: Evaluation) -> Iterator[dict]:
-    """What each model reaches at its lowest and highest alpha: one card per label and rate."""
+    """One card per model and rate: its metrics at the lowest and the highest alpha."""
     files: dict[tuple, list[Mapping]] = {}
     for e in found.sets:
         if e["codec"] == CODEC:
@@ -131,7 +130,7 @@ def models(found: Evaluation) -> Iterator[dict]:
 
 
 def short_point(entry: Mapping) -> str:
-    """A point's alpha, for tables that show its quality elsewhere."""
+    """A point's name without the quality, for tables that show the quality elsewhere."""
     alpha = number(entry, "alpha")
     return entry["point"] if alpha is None else f"alpha {alpha:g}"
 
@@ -139,9 +138,9 @@ def short_point(entry: Mapping) -> str:
 def bd_tables(found: Evaluation) -> list[dict]:
     """Tables of BD-rate and BD-metric of every curve against a reference, per metric.
 
-    The first reference is the curve with which most others can be compared, another codec rather than a model. The
-    second is the first model at its lowest alpha, with which its other alphas are compared. Curves and metrics without
-    any value are left out; `reasons` says why.
+    The first reference is the curve that most others can be compared with, preferably of another codec. The second is
+    the first model at its lowest alpha, as reference for its other alphas. Curves and metrics without any value are
+    omitted; `reasons` lists why.
     """
     kinds = {e["label"]: e["codec"] for e in found.sets}
     of_metric = {m: {c.label: c for c in curves.curves(found.sets, m.name)} for m in columns(found.sets)}
@@ -177,7 +176,7 @@ def bd_table(of_metric: Mapping[Metric, Mapping[str, curves.Curve]], labels: Seq
 
 
 def paired_table(found: Evaluation) -> dict | None:
-    """The mean difference of every model's point to every other codec at equal size, with interval and wins."""
+    """Table of mean differences between each point of a model and the others (`paired`), with interval and wins."""
     listed = differences(found.rows)
     metrics = [m for m in METRICS.values() if any(d.metric == m for d in listed)]
     lines: dict[tuple[str, str, str], dict[Metric, dict]] = {}

@@ -1,6 +1,6 @@
 """Paired comparisons: two codecs on the same pictures at the same file sizes, picture by picture.
 
-The difference of two means hides that pictures differ more than codecs do; differences on the same picture do not.
+Metrics vary more between pictures than between codecs. Differences on the same picture remove that variation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from egic.report.matched_rates import file_name, matched
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A metric of `point` of the model `label` minus that of `other`, over the pictures that both have."""
+    """Mean of metric(`point` of the model `label`) - metric(`other`), over the pictures that have both."""
 
     label: str
     point: str
@@ -23,13 +23,13 @@ class Difference:
     interval: tuple[float, float]
     """The 95 % bootstrap interval of the mean."""
     wins: int
-    """Pictures on which the model is better."""
+    """Number of pictures on which the model is better."""
     num_pictures: int
 
 
 def differences(rows: Sequence[Mapping]) -> list[Difference]:
-    """Of every point of every model: against each other codec at the size of the model's file, and against alpha 0 (the
-    lowest alpha) of the same file. Metrics with fewer than two pictures are left out."""
+    """Differences of every point of every model to each other codec at the size of the model's file, and to the lowest
+    alpha of the same file; without metrics that fewer than two pictures have."""
     values: dict[tuple[str, str], dict[str, Mapping]] = {}
     for row in rows:
         values.setdefault((row["label"], row["point"]), {})[row["name"]] = row
@@ -58,7 +58,7 @@ def _lowest_alpha(rows: Sequence[Mapping], row: Mapping) -> str:
 def _difference(
     label: str, point: str, other: str, metric: Metric, a: Mapping[str, Mapping], b: Mapping[str, Mapping]
 ) -> list[Difference]:
-    """The difference of two points over the pictures that both have; [] when these are fewer than two."""
+    """The differences of two points over the pictures that have both; [] for fewer than two pictures."""
     pairs = [(number(a[name], metric.name), number(b[name], metric.name)) for name in a if name in b]
     deltas = [x - y for x, y in pairs if x is not None and y is not None]
     found, ends = mean(deltas), interval(deltas)

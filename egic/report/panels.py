@@ -1,4 +1,4 @@
-"""Panels of pictures with titles: samples of a training run, and the sheet of an evaluation."""
+"""Sheets of pictures with titles: samples of a training run or of an evaluation."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 
 def label_colours(label: np.ndarray) -> np.ndarray:
-    """Class ids (H, W) -> RGB (H, W, 3) uint8, void black, each class in a fixed colour."""
+    """Class ids (H, W) -> RGB (H, W, 3) uint8: void is black, each class has a fixed colour."""
     rng = np.random.default_rng(7)
     palette = rng.integers(40, 256, (256, 3), dtype=np.uint8)
     palette[0] = 0
@@ -16,8 +16,10 @@ def label_colours(label: np.ndarray) -> np.ndarray:
 
 
 def key_of(label: np.ndarray, names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """Names and colours of what is in a label map (any shape), the largest first: 0 is void, 1..K the classes of
-    these names, K + 1 fake."""
+    """Colours by name of the classes in a label map of any shape, sorted by their area, largest first.
+
+    Values: 0 void, 1..K the classes of these names, K + 1 fake.
+    """
     ids, areas = np.unique(label, return_counts=True)
     known = ("void", *names, "fake")
     return {known[c]: tuple(label_colours(c).tolist()) for c in ids[np.argsort(-areas, kind="stable")]}
@@ -29,12 +31,12 @@ def panel(
 ) -> Image.Image:  # fmt: skip
     """Rows of RGB uint8 pictures -> one picture on white.
 
-    titles: one per column, or one per picture as a list of rows, in larger letters on wide columns. Pictures of a row
-    share its height; columns are as wide as their widest. key: what colours mean, shown below.
+    titles: one per column, or one per picture as a list of rows. Wide columns have larger letters. Rows are as high,
+    columns as wide as their largest picture. key: colours by name, shown below the pictures.
     """
     per_picture = titles if isinstance(titles[0], list) else [titles] + [[""] * len(titles)] * (len(rows) - 1)
     widths = [max(row[i].shape[1] for row in rows) for i in range(len(rows[0]))]
-    size = max(10, min(widths) // 26)  # an evaluation's titles, 30 letters, take half the width
+    size = max(10, min(widths) // 26)  # so that 30 letters, a title of an evaluation, take half the width
     heads = [size + 6 if any(line) else 0 for line in per_picture]
     height = sum(row[0].shape[0] + head + gap for row, head in zip(rows, heads, strict=True)) + gap
     sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), height), "white")
@@ -50,7 +52,7 @@ def panel(
 
 
 def with_key(sheet: Image.Image, key: Mapping[str, tuple[int, int, int]], size: int, gap: int) -> Image.Image:
-    """The sheet with a square of each colour and its name below, in as many lines as they need."""
+    """Add a key below the sheet: a square of each colour with its name, in as many lines as needed."""
     width_of, (left, top), places = ImageDraw.Draw(sheet).textlength, (gap, sheet.height), {}
     for name in key:
         width = round(2 * size + gap + width_of(name, font_size=size))

@@ -1,4 +1,4 @@
-"""Pictures to compare, cropped and packed small enough to be part of a page."""
+"""Pictures to compare, cropped and compressed so that they fit into the report's page."""
 
 import base64
 import io
@@ -14,15 +14,15 @@ from egic.report.evaluation_folder import CODEC, Shown
 
 MAX_PICTURES = 8
 STEPS = ((448, None), (384, None), (320, None), (320, 95), (256, 90), (192, 80), (128, 70))
-"""Side of a crop in pixels and quality of its WebP file (None: lossless); the first that fits is taken."""
+"""Side of a crop in pixels, and quality of its WebP file (None: lossless). The first that fits is used."""
 
 
 def comparisons(shown: Mapping[str, tuple[Path, list[Shown]]], max_bytes: int) -> tuple[list[dict], str]:
-    """What the page shows of each picture, all together within `max_bytes`, and in words how the crops are stored.
+    """(the page's data of each picture, together within `max_bytes`; a text that describes how crops are stored).
 
     shown: original and decoded pictures by name, as `evaluation_folder.shown` returns them.
-    Each: `name`, `where` in words, `original` (URI), and `codecs`: label, `groups` (qualities of a model, points of
-    another codec), `alphas`, and `frames`, one per group and alpha.
+    Each picture has `name`, `where` (text), `original` (URI), and `codecs`: label, `groups` (qualities of a model,
+    points of another codec), `alphas`, and `frames`, one per group and alpha.
     """
     pictures = [_cut(stem, *files) for stem, files in list(shown.items())[:MAX_PICTURES]]
     for side, quality in STEPS:
@@ -42,7 +42,7 @@ def comparisons(shown: Mapping[str, tuple[Path, list[Shown]]], max_bytes: int) -
 
 
 def _cut(stem: str, original: Path, decoded: list[Shown]) -> tuple[str, str, tuple[int, int], list]:
-    """Only the largest crop of each picture is kept in memory; those of another size than the original drop out."""
+    """The largest crop of each picture, to save memory; without decoded pictures of another size than the original."""
     side, x = STEPS[0][0], _load(original)
     top, left = busiest(x, side)
     crops: list[tuple[Shown | None, np.ndarray]] = [(None, x[top : top + side, left : left + side].copy())]
@@ -54,13 +54,13 @@ def _cut(stem: str, original: Path, decoded: list[Shown]) -> tuple[str, str, tup
 
 
 def _load(path: Path) -> np.ndarray:
-    return read_picture(path.read_bytes())[0]  # the folder may come from elsewhere
+    return read_picture(path.read_bytes())[0]  # checked, as the folder may come from an untrusted source
 
 
 def busiest(x: np.ndarray, side: int, step: int = 32) -> tuple[int, int]:
-    """Top left corner of the square of the picture (H, W, 3) with most detail, where codecs differ most.
+    """Top left corner of the square with most detail in the picture (H, W, 3), where codecs differ most.
 
-    Chosen by the original alone, so that it favours none of them.
+    It depends only on the original, so that it favours no codec.
     """
     grey = x.astype(np.float32).mean(2)
     detail = np.zeros_like(grey)
@@ -108,7 +108,7 @@ def _comparison(name: str, where: str, size: tuple[int, int], files: list[bytes]
 
 
 def _codec(label: str, frames: list[dict]) -> dict:
-    """A codec's frames in the order of rate and alpha, and what its sliders choose from."""
+    """A codec's frames in the order of rate and alpha, and the values of its sliders."""
     frames = sorted(frames, key=lambda frame: frame["order"])
     return {
         "label": label, "frames": frames, "model": frames[0]["model"],

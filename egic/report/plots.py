@@ -1,4 +1,4 @@
-"""Plots of an evaluation, as PNG files, each for a light and a dark page."""
+"""Plots of an evaluation as PNG files, each for a light and a dark page."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from egic.report.curves import METRICS, Metric, is_reliable, number
 from egic.report.published import POINTS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, which colour-blind readers can distinguish; markers differ as well."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish; markers differ as well."""
 MARKERS = ("o", "s", "D", "^", "v", "P")
 PUBLISHED_MARKERS = ("*", "X", "d", "p", "h", "<", ">", "8")
 
@@ -33,7 +33,7 @@ THEMES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A plot's name (of its file), title, description, and PNG by theme."""
+    """A plot: file name without suffix, title, description, and PNG by theme."""
 
     name: str
     title: str
@@ -42,7 +42,7 @@ class Plot:
 
 
 def all_plots(sets: Sequence[Mapping]) -> list[Plot]:
-    """Distortion against realism, then every metric but KID against the rate; a metric without values has no plot."""
+    """Plots of distortion against realism, then of every metric but KID over the rate, where values exist."""
     plots: list[Plot] = []
     for name in ("fid256", "fid64", "lpips_vgg", "dists", "lpips_alex"):
         models = [e for e in sets if number(e, "alpha") is not None and _has(e, "psnr_db", name)]
@@ -62,7 +62,7 @@ def _realism_words(metric: Metric) -> tuple[str, str]:
     return (
         f"PSNR against {metric.title}",
         f"Each line is one file decoded at every alpha, from most faithful (alpha 0) to most realistic (alpha 1); a "
-        f"model with several rates has a line for each. Better is to the right and down.{_hollow(metric)}",
+        f"model with several rates has one line per rate. Better is to the right and down.{_hollow(metric)}",
     )
 
 
@@ -78,7 +78,7 @@ def _hollow(metric: Metric) -> str:
 
 
 def _plot(name: str, title: str, text: str, draw: Callable, sets: Sequence[Mapping], metric: Metric) -> Plot:
-    """Draw it once per theme."""
+    """Draw the plot once per theme."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -110,7 +110,7 @@ def _legend(figure, axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     labels = [label if len(label) <= 60 else label[:59] + "…" for label in labels]
     if labels:
-        columns = max(1, min(3, 88 // (max(map(len, labels)) + 7)))  # 88 letters of this size are 5.4 inches
+        columns = max(1, min(3, 88 // (max(map(len, labels)) + 7)))  # 88 letters of this size fit into 5.4 inches
         figure.set_figheight(3.6 + 0.16 * -(-len(labels) // columns))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
@@ -147,7 +147,8 @@ def _realism(axes, sets: Sequence[Mapping], metric: Metric, theme: Theme) -> Non
 
 
 def _rate(axes, sets: Sequence[Mapping], metric: Metric, theme: Theme) -> None:
-    """bpp to the right. A model's alphas share a rate: a line per alpha over its rates, or one upright line."""
+    """bpp to the right. A model of several rates has a line for its highest and its lowest alpha, one of a single rate
+    an upright line over its alphas."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for label, style in _styles(sets).items():
@@ -188,7 +189,7 @@ def _name_alphas(axes, points: Sequence[Mapping], metric: Metric, theme: Theme) 
 
 
 def _files(sets: Sequence[Mapping], label: str) -> list[list[Mapping]]:
-    """A label's entries: those of one rate together where they have an alpha, all together where they have none."""
+    """Groups of a label's entries, one line each: one group per rate for entries with an alpha, one for all others."""
     groups: dict[float | None, list[Mapping]] = {}
     for e in sets:
         if e["label"] == label:
@@ -201,7 +202,7 @@ def _dashed(points: Sequence[Mapping], model: str) -> dict:
 
 
 def _line(axes, points: Sequence[Mapping], x: str, metric: Metric, style: Mapping, label: str, theme: Theme) -> None:
-    """A line through the points; hollow marks where a value is not reliable. One entry in the legend per label."""
+    """A line through the points; unreliable values have hollow marks. Each label has one entry in the legend."""
     if not points:
         return
     known = label in axes.get_legend_handles_labels()[1]
@@ -222,7 +223,7 @@ def _line(axes, points: Sequence[Mapping], x: str, metric: Metric, style: Mappin
 
 
 def _published(axes, x: str, metric: Metric, theme: Theme) -> None:
-    """Published points in grey; each is of its own data set."""
+    """Published points in grey, with their data set in the legend."""
     kinds: dict[tuple[str, str], list] = {}
     for point in POINTS:
         if getattr(point, metric.name, None) is not None:
@@ -240,7 +241,7 @@ def _value_axis(axes, metric: Metric) -> None:
 
     better = "lower is better" if metric.lower_is_better else "higher is better"
     axes.set_ylabel(f"{metric.title} ({f'{metric.unit}, ' if metric.unit else ''}{better})")
-    if metric.name.startswith("fid"):  # spans two orders of magnitude from a good model to a poor one
+    if metric.name.startswith("fid"):  # its values span two orders of magnitude
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")

@@ -1,7 +1,7 @@
-"""Published results to compare a model with. Each holds for its own data set only.
+"""Published results to compare a model with. Each is valid for its own data set only.
 
-LPIPS is that of AlexNet, FID/256 that of HiFiC's patches (256 pixels, on two grids), as the sources' own scripts
-compute them. MS-ILLM's rates count pickled strings. A FID of Kodak's 24 pictures means nothing and is left out.
+LPIPS uses AlexNet, FID/256 the patches of HiFiC (256 pixels, on two grids), as in the scripts of the sources. MS-ILLM
+counts the bytes of pickled strings as rate. FID on Kodak is omitted: 24 pictures are too few.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """A published saving of bits at equal quality (a Bjontegaard rate), as its source words it."""
+    """A published saving of bits at equal quality (a Bjontegaard rate), in the words of its source."""
 
     codec: str
     against: str

@@ -120,7 +120,7 @@ def test_what_is_missing_misshaped_or_not_finite_is_named(variables, key, path):
         tensorflow_checkpoint.components(variables | {key: np.zeros((*array.shape, 2), np.float32)})
     with pytest.raises(ValueError, match=rf"not finite in {path}"):
         tensorflow_checkpoint.components(variables | {key: np.full_like(array, np.nan)})
-    with pytest.raises(ValueError, match=f"{path} is there twice"):
+    with pytest.raises(ValueError, match=f"{path} is stored twice"):
         tensorflow_checkpoint.components(variables | {key: array, key.removeprefix("model/"): array})
 
 
@@ -133,7 +133,7 @@ def test_a_block_that_lacks_everywhere_is_named(variables):
 
 
 def test_other_checkpoints_are_refused(parts):
-    with pytest.raises(ValueError, match="none of the reference's variables are there, but model/dense/kernel"):
+    with pytest.raises(ValueError, match="no variables of the reference, only model/dense/kernel"):
         tensorflow_checkpoint.components({"model/dense/kernel": np.zeros(3)})
     with pytest.raises(ValueError, match="ORP head without a codec"):
         tensorflow_checkpoint.components(variables_of(parts["orp"]))
@@ -150,7 +150,7 @@ def test_stages(parts):
     codec, d = {"codec": parts["codec"]}, {"discriminator": parts["discriminator"]}
     assert tensorflow_checkpoint.stage_of(codec, "mse-codec") == "mse-codec"
     for found, stage in ((codec | d, "mse-codec"), (d, "gan"), (codec | {"orp": parts["orp"]}, "gan")):
-        with pytest.raises(ValueError, match=f"is no {stage} model; leave --stage out"):
+        with pytest.raises(ValueError, match=f"is not a model of {stage}; leave --stage out"):
             tensorflow_checkpoint.stage_of(found, stage)
 
 
@@ -212,4 +212,4 @@ def test_without_tensorflow_one_line_names_the_way_out(tmp_path, monkeypatch, ca
     assert status == 2 and "pip install 'egic[import-reference]'" in out.err and out.err.count("\n") == 1
     assert not (tmp_path / "new").exists()
     status, out = run(capsys, "import-reference", tmp_path / "nothing", "-o", tmp_path / "new")
-    assert status == 2 and "is no TensorFlow checkpoint" in out.err and out.err.count("\n") == 1
+    assert status == 2 and "is not a TensorFlow checkpoint" in out.err and out.err.count("\n") == 1

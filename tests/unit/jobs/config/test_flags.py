@@ -271,7 +271,7 @@ def test_a_wrong_command_line_is_one_line_and_status_2(argv, words, capsys):
     "argv, message",
     [
         (["--from", "orp", "--until", "gan"], "--from orp comes after --until gan"),
-        (["--until", "vae"], "--until vae is no stage; choose one of segmentation, mse-codec, gan, orp, evaluate"),
+        (["--until", "vae"], "--until vae is not a stage; choose one of segmentation, mse-codec, gan, orp, evaluate"),
     ],
 )
 def test_stages_that_make_no_sense_are_refused(argv, message, capsys):
