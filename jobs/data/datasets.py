@@ -1,4 +1,4 @@
-"""What `--data` names, as prepared data: opened where it is prepared already, and prepared first where it is not."""
+"""The data of `--data`: opened if it is prepared, else prepared first."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def open_data(data: str, output: files.Place) -> dict[str, Manifest]:
     """Manifests of train and val.
 
     data: a prepared folder; one or several other folders (see `jobs.data.sources.folders`), which are prepared below
-    `output`; or empty for drawn scenes. Raises UserError when it is none of these.
+    `output`; or empty for drawn scenes. Raises UserError for anything else.
     """
     data = data or _draw_scenes(output)
     files.check(data, writable=False)
     if _is_prepared(data):
         return _manifests(data)
     if files.is_remote(data):
-        raise UserError(f"{data} holds no prepared data; make it with `python -m jobs.prepare FOLDER {data}`")
+        raise UserError(f"{data} holds no prepared data; create it with `python -m jobs.prepare FOLDER {data}`")
     folders = folders_of(data)
     made = prepare(folders, prepared_folder(folders, output))
     return {split: load_manifest(path) for split, path in made.items()}
@@ -38,19 +38,19 @@ def _draw_scenes(output: files.Place) -> str:
 
 
 def prepared_folder(folders: Sequence[Path], output: files.Place) -> str:
-    """Where `open_data` puts what it makes of folders that are not prepared."""
+    """The folder to which `open_data` prepares other folders."""
     name = ",".join(str(folder.resolve()) for folder in folders)
     return files.join(output, "data", hashlib.sha256(name.encode()).hexdigest()[:16])
 
 
 def find_data(data: str, output: str) -> dict[str, Manifest]:
-    """What `open_data` returned the last time, whether or not the folder has changed since; empty if never prepared."""
+    """The last result of `open_data`, without a check for changed folders; empty if never prepared."""
     place = find_prepared(data, output)
     return _manifests(place) if place else {}
 
 
 def find_prepared(data: str, output: str) -> str:
-    """The prepared folder that `open_data` returned the last time; empty if there is none."""
+    """The prepared folder that `open_data` used the last time; empty if never prepared."""
     folder = data or files.join(output, "scenes")
     places = [folder] if files.is_remote(folder) else [folder, prepared_folder(folders_of(folder), output)]
     return next(filter(_is_prepared, places), "")

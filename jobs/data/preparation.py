@@ -2,8 +2,8 @@
 
 Every picture and label is decoded once and checked; bad ones are named in the log and skipped up to a limit. Samples
 are stored in one seeded, global random order. A split appears under OUT/train or OUT/val only when it is complete, and
-an unchanged input is not prepared again. OUT may be s3://bucket/folder or gs://bucket/folder. What a folder may hold:
-`jobs.data.sources.folders`. Several folders become one set.
+an unchanged input is not prepared again. OUT may be s3://bucket/folder or gs://bucket/folder. Several folders become
+one set. `jobs.data.sources.folders` lists the supported kinds of folders.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PrepareConfig:
     """How folders of pictures become validated Parquet shards."""
 
     download: bool = False
-    """Fetch the official COCO 2017 archives (21 GB) into the folder (the first of several) first."""
+    """First download the official COCO 2017 archives (21 GB) into the folder (the first of several)."""
     download_url: str = "http://images.cocodataset.org"
     """Server of the archives; they are checked by sha256, so plain http is safe."""
     classes: Path | None = None
@@ -57,16 +57,17 @@ class PrepareConfig:
     split: Literal["all", "train", "val"] = "all"
     """Which part to prepare."""
     val_share: float = 0.1
-    """Part of the pictures that is kept for validation, where no folders train/ and val/ say which (not for COCO)."""
+    """Share of the pictures used for validation, for data without train/ and val/ folders (not for COCO)."""
     max_bad: int | None = None
-    """Stop when more samples of a split are bad; default: 1 % of them, but at least 10."""
+    """Largest number of bad samples in a split; more are an error. Default: 1 % of the samples, but at least 10."""
     allow_unlabelled: bool = False
-    """Keep pictures without annotation as all void (enough for the MSE codec) instead of counting them as bad."""
+    """Keep pictures without annotation, with all pixels void (enough for the MSE codec), instead of counting them as
+    bad."""
     background: str = ""
-    """Stuff class of what no annotation covers, of COCO instances and stuff; empty: void."""
+    """Stuff class of the pixels that no annotation covers, for COCO instances and stuff; empty: void."""
     max_side: int = 0
-    """Store pictures with a longer side above this many pixels shrunk to it (JPEG of quality 95; labels: nearest
-    neighbour); 0: as they are. Crops that training enlarges beyond that size lose detail."""
+    """Downscale pictures whose longer side has more pixels than this (JPEG of quality 95; labels: nearest neighbour);
+    0: keep their size. Crops that training enlarges beyond that size lose detail."""
     seed: int = 0
     """Seed of the stored order."""
     samples_per_shard: int = 1024
@@ -103,8 +104,8 @@ def prepare(folders: Sequence[Path], out: files.Place, config: PrepareConfig = D
     for folder in folders:
         inside = not files.is_remote(out) and Path(out).resolve().is_relative_to(folder.resolve())
         if inside and kind_of(folder, config.classes) == PHOTOGRAPHS:
-            raise UserError(f"{out} lies inside {folder}, where pictures that a run leaves would become "
-                             "photographs; choose OUT (of a pipeline, --output) outside")  # fmt: skip
+            raise UserError(f"{out} is inside {folder}, so a run's own pictures would be read as photographs the next "
+                             "time; choose OUT (of a pipeline, --output) outside")  # fmt: skip
     listed = read_splits(
         folders, splits, classes=config.classes, val_share=config.val_share,
         allow_unlabelled=config.allow_unlabelled, background=config.background,
@@ -134,7 +135,7 @@ def _prepare_split(part: SourceSplit, out: files.Place, config: PrepareConfig) -
 
 
 def _source(part: SourceSplit, config: PrepareConfig) -> str:
-    """sha256 of all that decides what a split's shards hold: with the same one, they need not be written again."""
+    """sha256 of everything that determines a split's shards: if it is unchanged, they are not written again."""
     options = [FORMAT, part.source, config.seed, config.samples_per_shard, config.max_side]
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()
 
@@ -145,19 +146,19 @@ def _limit(part: SourceSplit, config: PrepareConfig) -> int:
 
 
 def _working_folder(out: files.Place) -> Path:
-    """Local folder for unfinished shards: OUT itself, where renaming a folder is one step, or one for a remote OUT."""
+    """Local folder for unfinished shards: OUT itself, where renaming is atomic, or a cache folder for a remote OUT."""
     if not files.is_remote(out):
         return Path(out)
     return files.working_folder(out) / "preparing" / hashlib.sha256(os.fspath(out).encode()).hexdigest()[:16]
 
 
 def _finished(part: SourceSplit, out: files.Place, config: PrepareConfig) -> str | None:
-    """The manifest of an earlier run over the same input; None if there is none, or if its shards are damaged."""
+    """The manifest of an earlier run with the same input; None if it does not exist or its shards are damaged."""
     folder = files.join(out, part.split)
     present, path = files.sizes(folder), files.join(folder, MANIFEST)
     if MANIFEST not in present:
-        if any(name != INDEX and not name.startswith("shard-") for name in present):  # not what an upload left
-            raise UserError(f"{folder} holds something else than prepared data; choose another OUT")
+        if any(name != INDEX and not name.startswith("shard-") for name in present):  # shards: an upload
+            raise UserError(f"{folder} holds files that are not prepared data; choose another OUT")
         return None
     try:
         content = json.loads(files.read(path))
@@ -173,7 +174,7 @@ def _finished(part: SourceSplit, out: files.Place, config: PrepareConfig) -> str
 
 
 def _publish(aside: Path, folder: Path) -> None:
-    """Make the finished folder visible under its name; what stood there goes away last."""
+    """Rename the finished folder to its final name; an older one is removed afterwards."""
     old = aside.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -183,8 +184,8 @@ def _publish(aside: Path, folder: Path) -> None:
 
 
 def _write_remotely(aside: Path, folder: str, part: SourceSplit, config: PrepareConfig) -> None:
-    """Object stores rename nothing: the old manifest goes first and the new one comes last, so that a reader finds a
-    whole split or none. Shards leave this machine one by one."""
+    """Write a split to an object store, which cannot rename: the old manifest is removed first and the new one written
+    last, so that a reader sees a complete split or none. Each local shard is removed after its upload."""
     files.remove(files.join(folder, MANIFEST))
     old = files.sizes(folder)
 
@@ -194,7 +195,7 @@ def _write_remotely(aside: Path, folder: str, part: SourceSplit, config: Prepare
         old.pop(file.name, None)
 
     _write_split(aside, part, config, send)
-    for name in old:  # shards of a larger data set that stood here
+    for name in old:  # shards of an earlier, larger data set
         files.remove(files.join(folder, name))
 
 
@@ -204,7 +205,7 @@ def _write_split(
     config: PrepareConfig,
     send: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Shards, index and manifest, in this order; `send` takes each file as soon as it is complete."""
+    """Write shards, index and manifest, in this order; `send` is called with each file when it is complete."""
     limit = _limit(part, config)
     skipped = [{"name": name, "reason": reason} for name, reason in part.bad]
     for bad in skipped:
@@ -256,7 +257,7 @@ def _good_samples(part: SourceSplit, config: PrepareConfig, skipped: list[dict],
     order = np.random.default_rng(config.seed).permutation(len(part.samples)).tolist()
     num_threads = config.num_threads or os.cpu_count() or 1
     with ThreadPoolExecutor(num_threads) as pool:
-        for some in _chunks((part.samples[n] for n in order), 32 * num_threads):  # bounds what waits in memory
+        for some in _chunks((part.samples[n] for n in order), 32 * num_threads):  # bounds the memory
             for listed, found in zip(some, pool.map(read, some), strict=True):
                 if isinstance(found, Sample):
                     yield StoredSample(image_id=listed.number, file_name=listed.name, sample=found)
@@ -267,7 +268,8 @@ def _good_samples(part: SourceSplit, config: PrepareConfig, skipped: list[dict],
 
 
 def shrunk(sample: Sample, max_side: int) -> Sample:
-    """The sample with its longer side at most `max_side` pixels (0: no limit); segments that vanish drop out."""
+    """The sample with its longer side at most `max_side` pixels (0: no limit); segments left without pixels are
+    removed."""
     height, width = sample.segments.shape
     factor = max_side / max(height, width)
     if not 0 < factor < 1:
@@ -298,19 +300,19 @@ def _chunks(items: Iterable, size: int) -> Iterator[list]:
 
 def _check_limit(skipped: Sequence[dict], limit: int, split: str) -> None:
     if len(skipped) > limit:
-        raise UserError(f"{split}: more than {limit} bad samples{_named(skipped)}; mend them or raise --max-bad")
+        raise UserError(f"{split}: more than {limit} bad samples{_named(skipped)}; correct them or raise --max-bad")
 
 
 def _check_classes(part: SourceSplit, counts: _Counts, allow_unlabelled: bool) -> None:
-    """Say which classes never occur: a slip in a class table looks so. Raises UserError when none does."""
+    """Log the classes without any pixel, which a mistake in a class table causes. Raises UserError when all are."""
     absent = [c["name"] for c, pixels in zip(part.categories, counts.pixels[1:], strict=True) if not pixels]
     if not absent or allow_unlabelled:
         return
     if len(absent) == len(part.categories):
-        raise UserError(f"{part.split}: no pixel of any of the {len(absent)} classes; do the labels belong to them?")
+        raise UserError(f"{part.split}: no pixel has one of the {len(absent)} classes; check that the labels use them")
     shown = f"{', '.join(absent[:NUM_NAMED])}{', ...' if len(absent) > NUM_NAMED else ''}"
     there, known = len(part.categories) - len(absent), len(part.categories)
-    log.info("%s: pixels of %d of %d classes, and none of %s", part.split, there, known, shown)
+    log.info("%s: %d of %d classes have pixels; without any: %s", part.split, there, known, shown)
 
 
 def _named(skipped: Sequence[dict]) -> str:

@@ -1,13 +1,13 @@
 """Prepared data on disk: Parquet shards that any sample is read from at random, an index, and a manifest.
 
     manifest.json         counts, class histogram, skipped samples, categories, shards with sha256, one data digest
-    index.parquet         one row per sample: sizes, segment table, and where its two blobs lie
+    index.parquet         one row per sample: sizes, segment table, and the offsets of its two blobs
     shard-00000.parquet   the same rows with `jpeg` (the file as it was) and `label` (segment map, raw, zstd)
 
 Every sample must be readable alone, since the training order is a random permutation. Parquet reads whole row groups;
 one row per group would cost 0.5 GB of parsed metadata per process on COCO. So blobs are stored as required, plain,
-uncompressed columns with a single page per row group: each value then lies contiguous in the file, the index keeps its
-offset, and one `pread` gets it. To every other program the shards are ordinary Parquet.
+uncompressed columns with a single page per row group: each value is then contiguous in the file, the index has its
+offset, and one `pread` reads it. For other programs the shards are ordinary Parquet files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROWS_PER_GROUP = 32
 BLOBS = ("jpeg", "label")
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 NUM_THREADS, NUM_THREADS_REMOTE = 4, 16
-"""Reads under way at once; an object store takes tens of milliseconds for each."""
+"""Concurrent reads, local and remote; a read from an object store takes tens of milliseconds."""
 _ZSTD = pa.Codec("zstd")
 
 
@@ -57,14 +57,14 @@ _INDEX = pa.schema(_COLUMNS + _PLACES)
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSample:
-    """One row of a shard: a checked sample, and what it is called."""
+    """One row of a shard: a checked sample with its name and number."""
 
     image_id: int
     file_name: str
     sample: Sample
 
     def sha256(self) -> bytes:
-        """Digest of what the sample is, independent of how it is compressed or where it lies."""
+        """Digest of the sample's content, independent of its compression and its place."""
         sample = self.sample
         height, width = sample.segments.shape
         parts = [f"{self.image_id} {self.file_name} {height} {width}".encode(), sample.jpeg]
@@ -110,7 +110,7 @@ def write_shard(folder: Path, number: int, rows: Sequence[StoredSample]) -> tupl
 
 
 def _blob_offsets(path: Path, name: str, sizes: list[int]) -> list[int]:
-    """Where each value of a plain binary column lies: after its page header, each behind a 4-byte length."""
+    """Offset of each value of a plain binary column: after the page header, each value follows a 4-byte length."""
     metadata = pq.read_metadata(path)
     column = _SHARD.names.index(name)  # list columns have one leaf each, so leaves and fields count alike
     offsets: list[int] = []
@@ -135,7 +135,7 @@ def write_index(folder: Path, parts: Sequence[pa.Table]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A prepared split, checked by `load_manifest`. Small: it travels to the data tasks."""
+    """A prepared split, checked by `load_manifest`. Small, since it is sent to every data task."""
 
     folder: str
     split: str
@@ -156,7 +156,7 @@ class Manifest:
 
 
 def load_manifest(path: files.Place, *, check_shards: bool = False) -> Manifest:
-    """Read a split's manifest.json (or its folder) and verify that index and shards belong to it.
+    """Read a split's manifest.json, given its path or folder, and verify that index and shards belong to it.
 
     Shards are checked by size, with `check_shards` by sha256 (about 1 s per GB). Raises UserError naming the file.
     """
@@ -176,7 +176,7 @@ def load_manifest(path: files.Place, *, check_shards: bool = False) -> Manifest:
             raise UserError(f"{files.join(folder, INDEX)} does not match its manifest; {again}")
         for shard in content["shards"]:
             file = files.join(folder, shard["file"])
-            if there.get(shard["file"]) != shard["bytes"]:  # also for a name that leads out of the folder
+            if there.get(shard["file"]) != shard["bytes"]:  # also true for a path outside the folder
                 raise UserError(f"shard {file} is missing or has another size than its manifest says; {again}")
             if check_shards and hashlib.sha256(files.read(file)).hexdigest() != shard["sha256"]:
                 raise UserError(f"shard {file} is damaged (sha256 differs from its manifest); {again}")
@@ -226,7 +226,7 @@ def read_index(manifest: Manifest) -> Index:
 
 
 def read_samples(manifest: Manifest, indices: Sequence[int] | np.ndarray) -> Iterator[Sample]:
-    """Read any samples, in the order asked for; threads keep several reads under way (network disks).
+    """Read samples in the given order; several threads read ahead, for network disks.
 
     Raises UserError naming the shard if it is missing or damaged, OSError when remote storage does not answer.
     """
@@ -249,6 +249,6 @@ def _read_sample(manifest: Manifest, index: Index, sample: int) -> Sample:
         segments = np.frombuffer(raw, dtype).reshape(shape)
     except (OSError, ValueError) as error:
         if files.is_remote(path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            raise  # the network's fault: the worker is restarted
+            raise  # a network error: the worker is restarted
         raise UserError(f"shard {path} is damaged at sample {sample} ({error}); run jobs.prepare again") from error
     return Sample(jpeg=jpeg, segments=segments, segment_class=segment_class, segment_thing=segment_thing)

@@ -32,17 +32,18 @@ from jobs.data.shards import Manifest, read_index, read_samples
 Crops = dict[str, np.ndarray]
 """Several crops with their labels, as described above; `egic.training.steps.Batch` has the same as tensors."""
 CROPS_PER_BLOCK = 32
-"""About 10 MB of 256x256 crops: what crosses the object store at once."""
+"""About 10 MB of 256x256 crops: the unit that passes through the object store."""
 BLOCKS_PER_TASK = 4
-"""Between two tasks a core idles for some 20 ms. A task never waits for its blocks to be read, so it also ends."""
+"""A core idles for some 20 ms between two tasks, so a task makes several blocks. It ends without waiting until they are
+read."""
 BLOCKS_PER_SEGMENT = 512
-"""A Ray Dataset is planned as a whole, so an endless run is a chain of datasets."""
+"""Ray plans a dataset as a whole before it starts, so a long run is a chain of datasets of this length."""
 BLOCKS_AHEAD = 12
-"""The next datasets start when this many blocks of the current ones are unread: that takes about a second."""
+"""The next dataset, which takes about a second to start, is started when this many blocks are still unread."""
 BLOCKS_UNREAD = 6
-"""Each dataset runs at most about this far ahead of training: 60 MB of the object store."""
+"""Limit of unread blocks of each dataset: about 60 MB of the object store."""
 _context_lock = Lock()
-"""Ray Data's current context is one for the whole process; lanes start their datasets in threads."""
+"""Ray Data has one current context per process, and lanes start their datasets in threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class TrainingSequence:
 
     @property
     def crop_bytes(self) -> int:
-        """Size of one crop on the wire."""
+        """Size of one crop in a block."""
         return 5 * self.crop.size**2 + 16
 
     @property
@@ -102,7 +103,7 @@ class TrainingSequence:
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """Order of the samples in one epoch. The two last words keep it apart from every augmentation's seed."""
+    """Order of the samples in one epoch. The last two seed words make it differ from every augmentation's seed."""
     return np.random.default_rng([seed, epoch, num_samples, 1]).permutation(num_samples)
 
 
@@ -137,7 +138,7 @@ def _put(batch: Crops, row: int, manifest: Manifest, stored: Sample, plan, crop:
 
 
 def local_stream(sequence: TrainingSequence) -> Iterator[Crops]:
-    """The same batches as `training_stream`, made here, one after the other, without Ray."""
+    """The same batches as `training_stream`, made in this process, one after the other, without Ray."""
     for block in range(sequence.num_blocks):
         yield from _split(make_crops(sequence, sequence.positions(block)), sequence.local_batch)
 
@@ -150,7 +151,7 @@ def _split(crops: Crops, size: int) -> Iterator[Crops]:
 def validation_batches(
     manifest: Manifest, crop: CropConfig, num: int, batch: int, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[Crops]:
-    """Centre crops of the first `num` samples (or all there are), without Ray; ranks take every world_size-th."""
+    """Centre crops of the first `num` samples (at most all), without Ray; each rank takes every world_size-th."""
     samples = np.arange(min(num, manifest.num_samples), dtype=np.int64)[rank::world_size]
     for first in range(0, len(samples), batch):
         chosen = samples[first : first + batch]
@@ -176,8 +177,8 @@ def training_stream(
 ) -> Iterator[Crops]:
     """Batches of steps first_step .. last_step - 1 for one rank, made by Ray Data tasks ahead of their use.
 
-    `num_cpus` is what each task reserves, `num_tasks_at_once` how many run for this rank: keep the sum over all ranks
-    near the cores that training leaves, more processes than cores are slower. Closing the iterator stops all tasks.
+    Each task reserves `num_cpus`, and `num_tasks_at_once` tasks run for this rank. Keep the sum over all ranks near the
+    number of cores that the training does not use; more processes are slower. Closing the iterator stops all tasks.
     Raises UserError naming the shard if data is damaged.
     """
     sequence = TrainingSequence(
@@ -196,8 +197,8 @@ def training_stream(
 def _in_turn(sequence: TrainingSequence, num_cpus: float, num_lanes: int) -> Iterator[Crops]:
     """Batches of the sequence's blocks, which lanes make in turn: lane i makes blocks i, i + num_lanes, and so on.
 
-    Each lane runs one task at a time. A single dataset that runs several looks after them only when all of them have
-    something new, or ten times a second, and its tasks start together and wait for the slowest: cores idle.
+    Each lane is a dataset with one task at a time. With several tasks, Ray's scheduling loop wakes up only when all of
+    them have news, or ten times a second, and its tasks start together and wait for the slowest: cores idle.
     """
     num_lanes = min(num_lanes, sequence.num_blocks)
     if not num_lanes:
@@ -232,7 +233,7 @@ def _lane(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Generat
 
 
 class _Started:
-    """An iterator whose first item a thread asks for at once, so that its tasks run."""
+    """An iterator whose first item is requested in a thread at once, so that its tasks start."""
 
     def __init__(self, items: Generator[Crops, None, None], starter: ThreadPoolExecutor) -> None:
         self._items = items
@@ -248,7 +249,7 @@ class _Started:
 
 
 class _CropTasks(Datasource):
-    """Some blocks of a sequence as a Ray datasource: reading a block IS decoding and cropping, one operator in all."""
+    """Blocks of a sequence as a Ray datasource that decodes and crops as it reads, so the dataset has one operator."""
 
     def __init__(self, sequence: TrainingSequence, blocks: range) -> None:
         super().__init__()
@@ -276,7 +277,7 @@ class _CropTasks(Datasource):
 
 def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Generator[Crops, None, None]:
     """One Ray Dataset: blocks of finished crops, in order."""
-    from jobs.cluster import ray_internals  # Ray Train comes with it, which the tasks do without
+    from jobs.cluster import ray_internals  # it imports Ray Train, which the tasks do not need
 
     source, block_bytes = _CropTasks(sequence, blocks), sequence.crops_per_block * sequence.crop_bytes
     with _context_lock:
@@ -285,7 +286,7 @@ def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Gene
         context.execution_options.resource_limits = ExecutionResources.for_limits(
             object_store_memory=BLOCKS_UNREAD * block_bytes
         )
-        context.target_max_block_size = block_bytes * 3 // 4  # else Ray joins blocks up to 128 MB; it cuts at 1.5 x
+        context.target_max_block_size = block_bytes * 3 // 4  # else Ray joins blocks up to 128 MB; it splits at 1.5 x
         context.enable_progress_bars = False
         ray_internals.pace_dataset(context, BLOCKS_PER_TASK)
         with ray.data.DataContext.current(context):
@@ -301,6 +302,6 @@ def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Gene
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, UserError):
             raise
-        raise UserError(str(error.cause).splitlines()[0]) from error  # Ray appends lines of its own advice
+        raise UserError(str(error.cause).splitlines()[0]) from error  # without the lines that Ray appends
     finally:
         found.close()

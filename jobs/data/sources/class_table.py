@@ -1,4 +1,4 @@
-"""The class table of label maps, classes.yaml: which classes there are, and where pictures and label maps lie.
+"""The class table of label maps, classes.yaml: the classes, and the paths of pictures and label maps.
 
     pictures: leftImg8bit/*_leftImg8bit       # these three are the defaults pictures/*, labels/* and no instance maps;
     labels: gtFine/*_gtFine_labelIds          # * is the name that a picture has in common with its maps, folders
@@ -33,26 +33,26 @@ MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """Where files lie: FOLDER/*SUFFIX with a name in place of the star, or */FOLDER/*SUFFIX with the split first."""
+    """A path pattern: FOLDER/*SUFFIX with a name in place of the star, or */FOLDER/*SUFFIX with the split first."""
 
     text: str
 
     @property
     def folder(self) -> str:
-        """Fixed folder above all files, with a slash at its end; empty for the data's own folder."""
+        """The fixed folder of all files, with a slash at its end; empty for the data's own folder."""
         return self.text.partition("*")[0]
 
     def name_of(self, file: str, endings: tuple[str, ...]) -> str | None:
-        """The name for which a file (its path below the data's folder) stands, if it fits. endings: with a dot."""
+        """The name in the path `file` (below the data's folder), or None if it does not match. endings: with a dot."""
         stem, ending = os.path.splitext(file)
-        if self.text.lower().endswith(endings):  # the table says which of them
+        if self.text.lower().endswith(endings):  # the table gives the ending
             stem, ending = file, endings[0]
         *before, last = map(re.escape, self.text.split("*"))
         fits = re.fullmatch("([^/]+)".join(before) + "(.*[^/])" + last, stem, re.DOTALL)
         return "/".join(fits.groups()) if fits and ending.lower() in endings else None
 
     def map_of(self, name: str) -> str:
-        """The map that a name should have."""
+        """The path of the map of a name."""
         filled = self.text
         for part in name.split("/", self.text.count("*") - 1):
             filled = filled.replace("*", part, 1)
@@ -61,7 +61,7 @@ class Pattern:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTable:
-    """What classes.yaml says."""
+    """The content of classes.yaml."""
 
     path: Path
     categories: tuple[dict, ...]
@@ -79,9 +79,9 @@ class ClassTable:
 
 
 def read_table(path: Path) -> ClassTable:
-    """Raises UserError, one line with file, line and fix, for whatever is wrong with the table."""
+    """Read a class table. Raises UserError, one line with file, line and fix, for any mistake in it."""
     if path.is_file() and path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path} has more than {MAX_BYTES} bytes; it is no class table")
+        raise UserError(f"{path} has more than {MAX_BYTES} bytes; it is not a class table")
     sections = _sections(path)
     rows = [(1, *row) for row in _classes(sections.get("things"), path)]
     rows += [(0, *row) for row in _classes(sections.get("stuff"), path)]
@@ -94,7 +94,7 @@ def read_table(path: Path) -> ClassTable:
     seen: dict[str, str] = {}
     for number, (_, name, place, found) in enumerate(rows, start=1):
         if name in seen:
-            raise UserError(f"{place}: class {name} is there twice; give it one line, with all its values in brackets")
+            raise UserError(f"{place}: class {name} is listed twice; give it one line, with all its values in brackets")
         seen[name] = name
         for value in found:
             place_in_lookup = int(value[1:], 16) if value.startswith("#") else int(value)
@@ -114,10 +114,10 @@ def read_table(path: Path) -> ClassTable:
 
 
 def _sections(path: Path) -> dict[str, yaml.Node]:
-    """The file's keys with their nodes."""
+    """The file's top-level keys with their nodes."""
     root, found = compose(path, FIX), {}
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path} is no class table; {FIX}")
+        raise UserError(f"{path} is not a class table; {FIX}")
     for key, value in root.value:
         name = key.value if isinstance(key, yaml.ScalarNode) else "..."
         if name not in KEYS:

@@ -1,11 +1,11 @@
-"""The standard COCO panoptic tree, read with distrust: which samples there are, and one checked sample at a time.
+"""The standard COCO panoptic tree: lists its samples, and reads and checks one at a time.
 
     ROOT/train2017/**/*.jpg                     pictures, of any format, in folders as the JSON names them
     ROOT/annotations/panoptic_train2017.json    images, annotations with segments_info, categories
     ROOT/annotations/panoptic_train2017/*.png   segment id = R + 256 G + 65536 B, 0 = void unless the JSON lists it
 
-Whatever a folder can get wrong becomes a (name, reason) of one bad sample, or a UserError when nothing works at all.
-Ids may be numbers or text, as other tools write them.
+An error in the data becomes a (name, reason) of one bad sample, or a UserError when no sample can be read. Ids may be
+numbers or text, as other tools write them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from jobs.data.sources.source import MAX_CLASSES, Bad, SourceSample, SourceSplit
 
 
 def read_split(root: Path, split: str, *, allow_unlabelled: bool = False) -> SourceSplit:
-    """List one split ("train" or "val") and pair pictures with annotations. Raises UserError if there is nothing."""
+    """List one split ("train" or "val") and pair pictures with annotations. Raises UserError if it is empty."""
     pictures, pngs = root / f"{split}2017", root / "annotations" / f"panoptic_{split}2017"
     json_path = pngs.with_suffix(".json")
     if not pictures.is_dir():
-        raise UserError(f"{pictures} does not exist; choose another --split, or fetch it with --download")
+        raise UserError(f"{pictures} does not exist; choose another --split, or get it with --download")
     picture_sizes = file_sizes(pictures, READ_SUFFIXES)
     content: dict = {}
     json_bytes, png_sizes = b"", {}
@@ -46,7 +46,7 @@ def read_split(root: Path, split: str, *, allow_unlabelled: bool = False) -> Sou
         if content["annotations"] and not png_sizes:
             raise UserError(f"{pngs} holds no label PNGs; unpack {pngs.name}.zip into {pngs.parent}")
     elif not allow_unlabelled:
-        raise UserError(f"{json_path} does not exist; labels are needed (--allow-unlabelled does without)")
+        raise UserError(f"{json_path} does not exist; labels are needed (unless --allow-unlabelled is given)")
     categories = _categories(content, json_path)
     if content:
         samples, bad = _pair(content, pictures, picture_sizes, pngs, png_sizes, categories)
@@ -71,7 +71,7 @@ def read_split(root: Path, split: str, *, allow_unlabelled: bool = False) -> Sou
 
 
 def file_sizes(folder: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
-    """Bytes of the files below a folder whose names end so, by their path in it."""
+    """Size in bytes of the files below a folder that have one of the suffixes, by their path in it."""
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for place, _, names in os.walk(folder)
@@ -81,12 +81,12 @@ def file_sizes(folder: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
 
 
 def read_json(path: Path) -> tuple[dict, bytes]:
-    """Content of an annotation file, and its bytes. Raises UserError if it is none."""
+    """Content of an annotation file, and its bytes. Raises UserError if it is not a valid one."""
     data = path.read_bytes()
     try:
         content = json.loads(data.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
+        raise UserError(f"{path} is not valid JSON ({error}); download it again") from error
     for key in ("images", "annotations", "categories"):
         items = content.get(key) if isinstance(content, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
@@ -95,14 +95,14 @@ def read_json(path: Path) -> tuple[dict, bytes]:
 
 
 def missing(folder: Path, name: str) -> str:
-    """Why an annotation has no picture."""
+    """The reason why an annotation has no picture."""
     if left_out([name]) and (folder / name).is_file():
         return f"pictures of the format {Path(name).suffix} are not read; convert it to JPEG or PNG"
     return f"annotation without picture: {folder.name} has no file {name}"
 
 
 def id_of(value: object) -> int | str | None:
-    """An id of an image, category or segment: 7, 7.0 and "7" are one; other text stays; None for what is no id."""
+    """An id of an image, category or segment: 7, 7.0 and "7" are equal; other text stays; None if it is not an id."""
     if isinstance(value, str):
         value = value.strip()
         return int(value) if value.isdecimal() else value or None
@@ -112,7 +112,7 @@ def id_of(value: object) -> int | str | None:
 
 
 def _categories(content: dict, path: Path) -> tuple[dict, ...]:
-    """Ascending by id; the official 133 where there is no annotation file."""
+    """Categories by ascending id; the official 133 without an annotation file."""
     given: Iterable[dict] = content.get("categories") or [category._asdict() for category in CATEGORIES]
     try:
         found = [{"id": id_of(c["id"]), "name": str(c["name"]), "isthing": int(c["isthing"])} for c in given]
@@ -135,9 +135,9 @@ def checked_categories(found: list[dict[str, Any]], path: Path) -> tuple[dict, .
 def _pair(
     content: dict, pictures: Path, picture_sizes: dict, pngs: Path, png_sizes: dict, categories: tuple[dict, ...]
 ) -> tuple[list[SourceSample], Bad]:
-    """Samples by ascending image id, and what is bad about the others."""
+    """Samples by ascending image id, and (name, reason) of the others."""
     images = {id_of(image.get("id")): (number, image) for number, image in enumerate(content["images"])}
-    numbered = all(isinstance(key, int) and 0 <= key < 1 << 63 for key in images)  # text: their order counts
+    numbered = all(isinstance(key, int) and 0 <= key < 1 << 63 for key in images)  # else by order
     find_picture, find_png = Finder(picture_sizes), Finder(png_sizes)
     samples: list[SourceSample] = []
     bad: Bad = []
@@ -150,11 +150,11 @@ def _pair(
         name = str(given or given_png or key)
         picture, png = find_picture(given, pictures.name), find_png(given_png, pngs.name)
         if key is None:
-            reason = f"its annotation has the image_id {annotation.get('image_id')!r}, which is neither number nor text"
+            reason = f"its annotation has the image_id {annotation.get('image_id')!r}, which is not a number or text"
         elif not image:
             reason = f"annotation of image {key}, which the JSON does not list"
         elif not isinstance(segments, list):
-            reason = "its annotation has no list `segments_info`: this is no panoptic annotation"
+            reason = "its annotation has no list `segments_info`, as panoptic annotations have"
         elif not is_inside(given) or not is_inside(given_png):
             reason = f"file name {given!r} or {given_png!r} is not a path inside its folder"
         elif picture is None:
@@ -173,8 +173,8 @@ def _pair(
 
 
 class Finder:
-    """Finds the file that a JSON names among those of a folder: exactly, below the folder's own name, or with another
-    case of letters (.JPG)."""
+    """Finds the file that a JSON names in a folder: by its exact path, by a path that begins with the folder's name, or
+    ignoring case (.JPG)."""
 
     def __init__(self, files: Iterable[str]) -> None:
         self.files = set(files)
@@ -183,7 +183,7 @@ class Finder:
             self.by_lower.setdefault(file.lower(), []).append(file)
 
     def __call__(self, name: object, folder: str) -> str | None:
-        """The file's path below the folder; None if there is none, or if several differ in case alone."""
+        """The file's path below the folder; None if it is missing, or if several files differ in case only."""
         if not isinstance(name, str):
             return None
         for path in (name, name.removeprefix(f"{folder}/")):
@@ -209,15 +209,15 @@ def _read(picture: Path, png: Path, segments: list, categories: tuple[dict, ...]
 def _index_segments(
     ids: np.ndarray, segments: list, categories: tuple[dict, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Segment ids -> index map (H, W) and per index its class (crowd: 0) and is-thing flag; empty segments drop out."""
+    """Segment ids -> index map (H, W), and class (crowd: 0) and is-thing flag of each index; without empty segments."""
     classes = {category["id"]: (c, category["isthing"]) for c, category in enumerate(categories, start=1)}
     table: dict[int, tuple[int, int, int]] = {}
     for segment in segments:
         if not isinstance(segment, dict):
-            raise UserError(f"segments_info has {segment!r}, which is no object")
+            raise UserError(f"segments_info has {segment!r}, which is not an object")
         number, category = id_of(segment.get("id")), id_of(segment.get("category_id"))
         if not isinstance(number, int):
-            raise UserError(f"a segment has the id {segment.get('id')!r}, which is no number")
+            raise UserError(f"a segment has the id {segment.get('id')!r}, which is not a number")
         if category not in classes:
             raise UserError(f"segment {number} has the unknown category {segment.get('category_id')!r}")
         table[number + 1] = (*classes[category], 1 if segment.get("iscrowd") in (1, "1", True) else 0)
@@ -228,7 +228,7 @@ def _index_segments(
     index, present = index_ids(shifted)
     unlisted = [int(value) for value in present if int(value) not in table]
     if unlisted:
-        raise UserError(f"panoptic PNG has segment id {unlisted[0] - 1}, which the JSON lacks")
+        raise UserError(f"panoptic PNG has segment id {unlisted[0] - 1}, which the JSON does not list")
     rows = [table[int(value)] for value in present]
     segment_class = np.array([0 if crowd else c for c, _, crowd in rows], np.uint8)
     return index, segment_class, np.array([thing for _, thing, _ in rows], np.uint8)

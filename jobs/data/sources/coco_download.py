@@ -1,8 +1,8 @@
-"""Fetch the official COCO 2017 archives: resumed after a break, checked, unpacked aside, made visible by rename.
+"""Download the official COCO 2017 archives: resumed, checked, and unpacked to a temporary folder that is then renamed.
 
-The three archives are pinned by size and sha256 (the digests that TensorFlow Datasets publishes; COCO's server itself
-offers none), so plain http is safe. An archive without a pinned digest has its zip CRCs tested, and its sha256 is
-written next to it, so that a later fetch of something else is noticed.
+The three archives are pinned by size and sha256 (digests published by TensorFlow Datasets; COCO's server offers none),
+so plain http is safe. Of an archive without a pinned digest the zip CRCs are tested, and its sha256 is written next to
+it, so that a different file is detected by a later download.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """One zip on the server, and what it holds for us."""
+    """One zip on the server, and the files that we need from it."""
 
     path: str
     """Below the base URL."""
     targets: tuple[str, ...]
-    """Files and folders that appear below the COCO root; once they are there, the archive is not needed."""
+    """Files and folders that it creates below the COCO root; when they exist, the archive is not downloaded."""
     size: int | None = None
     sha256: str | None = None
 
@@ -80,7 +80,7 @@ def download_coco(
     num_attempts: int = 5,
     wait_s: float = 2.0,
 ) -> None:
-    """Make `root` a COCO tree; what is there already is not fetched again. Archives are removed once unpacked.
+    """Make `root` a COCO tree; existing parts are not downloaded again. Archives are removed after unpacking.
 
     Raises UserError when the server cannot be reached, an archive is damaged, or the disk is too small.
     """
@@ -104,7 +104,7 @@ def download_coco(
         unpack(file, aside)
         for target in archive.targets:
             if not (aside / target).exists():
-                raise UserError(f"{file} does not hold {target}; it is not the archive that was expected")
+                raise UserError(f"{file} does not contain {target}; it is not the expected archive")
             (root / target).parent.mkdir(exist_ok=True)
             if not (root / target).exists():
                 (aside / target).rename(root / target)
@@ -113,9 +113,9 @@ def download_coco(
 
 
 def fetch(url: str, file: Path, *, size: int | None = None, num_attempts: int = 5, wait_s: float = 2.0) -> Path:
-    """Download `url` to `file`.part and return that path; goes on where an earlier transfer broke off.
+    """Download `url` to `file`.part and return that path; an interrupted transfer is resumed.
 
-    Only attempts in a row without a single new byte count against `num_attempts`.
+    Only consecutive attempts without a new byte count against `num_attempts`.
     """
     part = file.with_name(file.name + ".part")
     failures = 0
@@ -125,7 +125,7 @@ def fetch(url: str, file: Path, *, size: int | None = None, num_attempts: int = 
             total = _transfer(url, part, have, size)
             if part.stat().st_size == total:
                 return part
-            reason: object = "the transfer broke off"
+            reason: object = "the transfer was interrupted"
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise UserError(f"{url}: the server answers {error.code} {error.reason}{_elsewhere(file)}") from error
@@ -135,22 +135,22 @@ def fetch(url: str, file: Path, *, size: int | None = None, num_attempts: int = 
         got = (part.stat().st_size if part.exists() else 0) - have
         failures = 0 if got > 0 else failures + 1
         if failures >= num_attempts:
-            raise UserError(f"cannot fetch {url} ({reason}){_elsewhere(file)}")
-        log.warning("%s: %s; going on at byte %d", file.name, reason, have + max(got, 0))
+            raise UserError(f"cannot download {url} ({reason}){_elsewhere(file)}")
+        log.warning("%s: %s; continuing at byte %d", file.name, reason, have + max(got, 0))
         time.sleep(wait_s * 2 ** max(failures - 1, 0))
 
 
 def _elsewhere(file: Path) -> str:
     root = file.parent.parent
-    return f"; without that server, unpack the COCO 2017 archives into {root} yourself and leave --download out"
+    return f"; without that server, unpack the COCO 2017 archives into {root} yourself and omit --download"
 
 
 def _transfer(url: str, part: Path, have: int, size: int | None) -> int:
-    """Append to `part` what is missing (everything, if the server ignores Range); returns the total size."""
+    """Append the missing bytes to `part` (all of them, if the server ignores Range); returns the total size."""
     if size is not None and have >= size:
         if have > size:
             part.unlink()
-            raise ConnectionError("the partial file is longer than the archive, starting anew")
+            raise ConnectionError("the partial file is longer than the archive, starting again")
         return size
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -162,12 +162,12 @@ def _transfer(url: str, part: Path, have: int, size: int | None) -> int:
     with response:
         resumed = response.status == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise ConnectionError("the server sent another range than asked for")
+            raise ConnectionError("the server sent another range than requested")
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else size
         if total is None:
-            raise UserError(f"{url}: the server does not say how long the archive is")
+            raise UserError(f"{url}: the server does not send the archive's size")
         if size is not None and total != size:
             raise UserError(f"{url} has {total} bytes instead of {size}; it is not the official archive")
         _need_space(part.parent, total - start)
@@ -176,7 +176,7 @@ def _transfer(url: str, part: Path, have: int, size: int | None) -> int:
 
 
 def _copy(response: http.client.HTTPResponse, part: Path, start: int, total: int) -> None:
-    """Write the body behind byte `start`, with a progress line on stderr every second."""
+    """Write the response from byte `start` on, with a progress line on stderr every second."""
     began = shown = time.monotonic()
     done = start
     with part.open("ab" if start else "wb") as out:
@@ -192,7 +192,7 @@ def _copy(response: http.client.HTTPResponse, part: Path, start: int, total: int
 
 
 def _verify(part: Path, archive: Archive, sidecar: Path) -> None:
-    """Compare with the pinned or recorded sha256; a damaged file is removed, so that the next run starts anew."""
+    """Compare with the pinned or recorded sha256; a damaged file is removed, for the next run to download it again."""
     found = file_sha256(part)
     expected = archive.sha256 or (sidecar.read_text().strip() if sidecar.exists() else None)
     problem = f"sha256 is {found} instead of {expected}" if expected and found != expected else None
@@ -205,20 +205,20 @@ def _verify(part: Path, archive: Archive, sidecar: Path) -> None:
             problem = str(error)
     if problem:
         part.unlink()
-        raise UserError(f"{archive.name} is damaged ({problem}) and was removed; run again to fetch it anew")
+        raise UserError(f"{archive.name} is damaged ({problem}) and was removed; run again to download it")
     if not archive.sha256:
         sidecar.write_text(found + "\n")
 
 
 def unpack(file: Path, folder: Path) -> None:
-    """Unpack a zip, and the zips inside of it next to themselves; refuses links and names that lead out."""
+    """Unpack a zip, and zips inside it beside themselves; refuses links, and paths that leave the folder."""
     try:
         with zipfile.ZipFile(file) as content:
             members = content.infolist()
             for member in members:
                 parts = PurePosixPath(member.filename).parts
                 if not parts or parts[0] == "/" or ".." in parts or "\\" in member.filename or ":" in parts[0]:
-                    raise UserError(f"{file} holds {member.filename!r}, which leads out of its folder; not unpacked")
+                    raise UserError(f"{file} holds {member.filename!r}, which is outside its folder; not unpacked")
                 if stat.S_ISLNK(member.external_attr >> 16):
                     raise UserError(f"{file} holds a link ({member.filename!r}); not unpacked")
             _need_space(file.parent, sum(member.file_size for member in members))

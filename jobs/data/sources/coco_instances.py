@@ -4,9 +4,10 @@
     train/_annotations.coco.json, valid/_annotations.coco.json    Roboflow
     annotations/instances_default.json, result.json, labels.json  CVAT, Label Studio, FiftyOne; or a JSON file itself
 
-Instances are painted from large to small over stuff, so that what lies in front stays visible; crowds are void, and so
-is what nothing covers, unless a background class is named. Exports differ in spelling: ids as numbers or text, float or
-empty polygons, RLE as text or list, names with folders, in another case or with backslashes, no sizes or `iscrowd`.
+Instances are painted from large to small over stuff, so that small objects stay visible. Crowds are void, and so are
+pixels without annotation, unless a background class is given. Accepted variants of the format: ids as numbers or text,
+float or empty polygons, RLE as text or list, names with folders, in another case or with backslashes, no sizes or
+`iscrowd`.
 """
 
 from __future__ import annotations
@@ -34,26 +35,26 @@ PATTERNS = (
     "result.json", "labels.json", "instances*.json", "stuff*.json",
 )  # fmt: skip
 OTHER = (183, "other")
-"""COCO's stuff files mark all things with this class, which says nothing about them."""
+"""Class of all things in COCO's stuff files; it is ignored."""
 
 
 @dataclass
 class _Merged:
-    """Annotation files of one split as one data set, in the form that pycocotools takes."""
+    """The annotation files of one split as one data set, in the format of pycocotools."""
 
     images: dict[str, dict] = field(default_factory=dict)
-    """By file_name, since files of one data set agree on names."""
+    """By file_name, which all files of one data set share."""
     annotations: list[dict] = field(default_factory=list)
     categories: list[dict[str, Any]] = field(default_factory=list)
     bad: Bad = field(default_factory=list)
     without_mask: Counter = field(default_factory=Counter)
     digests: list[str] = field(default_factory=list)
     background: str = ""
-    """Name of the class of what nothing covers; empty for void."""
+    """Name of the class of pixels without annotation; empty for void."""
 
 
 def find_files(place: Path) -> list[Path]:
-    """The annotation files of a folder, or the file itself; empty if there are none."""
+    """The annotation files of a folder, or the file itself; empty if the folder has none."""
     if place.is_file():
         return [place]
     found = {path for pattern in PATTERNS for path in place.glob(pattern)}
@@ -61,10 +62,10 @@ def find_files(place: Path) -> list[Path]:
 
 
 def read_splits(place: Path, splits: tuple[str, ...], *, val_share: float, background: str = "") -> list[SourceSplit]:
-    """List the splits of a folder or of one JSON file. Raises UserError where there is nothing.
+    """List the splits of a folder or of one JSON file. Raises UserError if nothing is listed.
 
-    Names of files and folders say which split they are; without such names, pictures are split as `choose` does. A JSON
-    file of one split leaves the other one empty.
+    The split is read from the names of files and folders; without such names, `choose` splits the pictures. A JSON file
+    of one split leaves the other one empty.
     """
     paths = find_files(place)
     official = {path: split_of_file(path, place) for path in paths}
@@ -97,7 +98,7 @@ def _merge(paths: Sequence[Path], folder: Path, background: str) -> _Merged:
         merged.digests.append(hashlib.sha256(data).hexdigest())
         _add(merged, content, path)
     if paths and not any(merged.annotations) and merged.without_mask:
-        raise UserError(f"{paths[0]} has boxes or empty outlines alone; export polygons or masks (segmentation)")
+        raise UserError(f"{paths[0]} has only boxes or empty outlines; export polygons or masks (segmentation)")
     if merged.without_mask:
         shown = ", ".join(f"{number} {what}" for what, number in merged.without_mask.most_common())
         log.warning("%s: annotations without a usable outline are left out (%s)", folder, shown)
@@ -145,9 +146,9 @@ def _add(merged: _Merged, content: dict, path: Path) -> None:
 
 
 def _add_categories(merged: _Merged, given: list[dict], stuff: bool, path: Path) -> dict:
-    """Add a file's categories; returns them by the ids of that file, None for what is left out.
+    """Add a file's categories; returns them by their ids in that file, with None for ignored ones.
 
-    Categories are numbered anew where ids are text, or where an id stands for two of them.
+    Categories get new numbers if ids are text, or if files use one id for two categories.
     """
     found: dict[int | str | None, dict | None] = {}
     for category in given:
@@ -175,7 +176,7 @@ def _add_categories(merged: _Merged, given: list[dict], stuff: bool, path: Path)
 def _find_pictures(
     merged: _Merged, folder: Path, sizes: dict[str, int], split: str | None
 ) -> tuple[dict[str, dict], Bad]:
-    """The images by the path of their picture below the folder, and what is bad about others."""
+    """The images by the path of their picture below the folder, and (name, reason) of images without one."""
     by_name: dict[str, list[str]] = {}
     for path in sizes:
         by_name.setdefault(path.rpartition("/")[2].lower(), []).append(path)
@@ -194,7 +195,7 @@ def _find_pictures(
         elif len(best) > 1:
             bad.append((name, f"{len(best)} pictures have this name: {', '.join(sorted(best)[:3])}"))
         elif best[0] in found:
-            bad.append((name, f"{best[0]} would stand for {found[best[0]]['file_name']}, too"))
+            bad.append((name, f"{best[0]} is already the picture of {found[best[0]]['file_name']}"))
         else:
             found[best[0]] = image
     if unlisted := len(sizes) - len(found):
@@ -212,7 +213,7 @@ def _listed(
     chosen: list[str],
     bad: Bad,
 ) -> SourceSplit:
-    """The chosen pictures as samples, whose segment maps are drawn when they are opened."""
+    """The chosen pictures as samples; their segment maps are drawn when they are opened."""
     categories = checked_categories(merged.categories, folder)
     classes = {category["id"]: c for c, category in enumerate(categories, start=1)}
     background = next((classes[c["id"]] for c in categories if c["name"] == merged.background), 0)

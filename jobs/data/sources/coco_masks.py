@@ -20,7 +20,7 @@ from jobs.data.sources.source import index_ids
 
 
 def outline_of(given: Any) -> tuple[list | dict | None, str]:
-    """A segmentation as pycocotools takes it: polygons or RLE; or None, and what it is instead."""
+    """A segmentation in the format of pycocotools (polygons or RLE); or None, and the reason."""
     if isinstance(given, dict):
         counts, size = given.get("counts"), given.get("size")
         if isinstance(counts, str) and re.fullmatch(r"b(['\"]).*\1", counts, re.DOTALL):  # bytes that str() wrote
@@ -47,7 +47,7 @@ def index_of(images: Iterable[dict], annotations: list[dict], classes: Mapping[i
         "annotations": [a | {"category_id": classes[a["category"]["id"]]} for a in annotations],
         "categories": [{"id": c} for c in classes.values()],
     }
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports progress there
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco.createIndex()
     return coco
 
@@ -55,7 +55,7 @@ def index_of(images: Iterable[dict], annotations: list[dict], classes: Mapping[i
 def draw(picture: Path, coco: COCO, image_id: int, background: int) -> Sample:
     """A picture and its segment map: stuff, then crowds (void), then things, each from large to small.
 
-    background: class of what nothing covers, 0 for void. Raises UserError with the reason if something is bad.
+    background: class of pixels without annotation, 0 for void. Raises UserError with the reason if the data is bad.
     """
     image = coco.imgs[image_id]
     jpeg, shape = read_picture(picture, image["size"], keep_jpeg=True)
@@ -90,5 +90,5 @@ def _mask(coco: COCO, annotation: dict, shape: tuple[int, int]) -> np.ndarray:
     coco.imgs[annotation["image_id"]].update(height=height, width=width)
     try:
         return coco.annToMask(annotation).astype(bool)
-    except Exception as error:  # its C code and numpy raise whatever they do on broken outlines
+    except Exception as error:  # invalid outlines raise errors of many types in its C code and numpy
         raise UserError(f"annotation {annotation['id']} cannot be drawn ({error})") from error

@@ -1,10 +1,10 @@
-"""The kinds of folders that data comes in, told apart by what lies in them.
+"""The supported kinds of data folders, and how each is recognised.
 
 train/manifest.json, val/manifest.json    prepared data, written by `jobs.prepare`
 classes.yaml                              label maps: `jobs.data.sources.label_maps`
 train2017/, annotations/panoptic_*        a COCO panoptic tree: `jobs.data.sources.coco`
 annotations/instances_*.json, a JSON ...  COCO instances and stuff: `jobs.data.sources.coco_instances`
-pictures, nothing of the above            photographs without labels: `jobs.data.sources.photographs`
+pictures only                             photographs without labels: `jobs.data.sources.photographs`
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SPLITS = ("train", "val")
 PREPARED, LABEL_MAPS, COCO, PHOTOGRAPHS = "prepared data", "label maps", "a COCO tree", "photographs"
 INSTANCES = "COCO instances"
 LABEL_FOLDERS = ("labels", "annotations", "masks", "gtFine", "SegmentationClass")
-"""What data sets call the folder of their label maps: maps must not be taken for photographs."""
+"""Usual names of folders with label maps, which must not be read as photographs."""
 WANTED = "a COCO tree or JSON file, pictures with label maps and classes.yaml, photographs, or what jobs.prepare wrote"
 
 
 def kind_of(folder: Path, classes: Path | None = None) -> str:
-    """One of the five kinds. classes: the class table, where it lies elsewhere. Raises UserError for other folders."""
+    """One of the five kinds. classes: path of the class table, if outside. Raises UserError for other folders."""
     if folder.is_file() and folder.suffix.lower() == ".json":
         return INSTANCES
     if not folder.is_dir():
@@ -70,7 +70,7 @@ def read_splits(
 ) -> list[SourceSplit]:
     """The splits of one or several folders of any kind, listed but not opened; several become one set.
 
-    Each folder is split by its own rule, and pictures of photographs have no label (all void). Raises UserError for a
+    Each folder is split by the rule of its kind, and photographs have no labels (all void). Raises UserError for a
     folder that cannot be used, and for folders whose classes differ.
     """
     if not folders:
@@ -99,13 +99,13 @@ def read_splits(
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """What stands before the names of a folder's pictures: the folder's name, with its parents' where two are alike."""
+    """Prefixes for the names of each folder's pictures: the folder's name, with parents where two names are equal."""
     places = [folder.resolve() for folder in folders]
     for one, place in enumerate(places):
         for other in places[:one] + places[one + 1 :]:
             if place.is_relative_to(other):
-                what = "is given twice" if place == other else f"lies inside {other}"
-                raise UserError(f"{folders[one]} {what}, so its pictures would be taken twice; give each folder once")
+                what = "is given twice" if place == other else f"is inside {other}"
+                raise UserError(f"{folders[one]} {what}, so its pictures would be used twice; give each folder once")
     if len({place.name for place in places}) == len(places):
         return [place.name for place in places]
     return [place.relative_to(os.path.commonpath(places)).as_posix() for place in places]

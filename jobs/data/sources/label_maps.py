@@ -4,11 +4,10 @@
     FOLDER/pictures/**/NAME.jpg, .png, ...    split as `jobs.data.sources.splits` says
     FOLDER/labels/**/NAME.png                 index values or colours of the classes, everything else is void
 
-Small instances of things weigh 3 in the segmentation loss. Instance maps (pixels of a thing class with the same value
-are one instance; 0 is none) tell them apart where the table names some. Without them every connected region of a thing
-class counts as an instance: objects that touch are taken for one (and so rather weigh 1, as if there were no such
-weight), and one that something stands before for several. The other choice, weight 1 for all, would give up what the
-weight is for.
+Small instances of things have weight 3 in the segmentation loss. Instances come from instance maps if the table names
+some (pixels of a thing class with the same value are one instance; 0 is none). Without instance maps, every connected
+region of a thing class counts as one instance: objects that touch count as one, which then tends to have weight 1, and
+a partly hidden object counts as several. The alternative, weight 1 everywhere, would drop the weighting altogether.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ MAPS = (".png",)
 def read_split(
     folder: Path, split: str, table: ClassTable, *, val_share: float, allow_unlabelled: bool = False
 ) -> SourceSplit:
-    """List one split ("train" or "val") and pair pictures with maps. Raises UserError where there is nothing."""
+    """List one split ("train" or "val") and pair pictures with maps. Raises UserError if it is empty."""
     files, bad = _list(folder, table, split)
     labels = _by_name(files, table.labels, MAPS, split, bad)
     instances = _by_name(files, table.instances, MAPS, split, bad) if table.instances else {}
@@ -78,7 +77,7 @@ def read_split(
 
 
 def _list(folder: Path, table: ClassTable, split: str) -> tuple[dict[str, tuple[int, int]], Bad]:
-    """Files of the folders that the table names, and what is bad about others, as far as it counts for the split."""
+    """Files of the folders that the table names, and (name, reason) of bad ones that count for this split."""
     patterns = {key: p for key in ("pictures", "labels", "instances") if (p := getattr(table, key))}
     files: dict[str, tuple[int, int]] = {}
     bad: dict[str, str] = {}
@@ -88,7 +87,7 @@ def _list(folder: Path, table: ClassTable, split: str) -> tuple[dict[str, tuple[
             raise UserError(f"{place} does not exist; put the {key} there, or name their folder in {table.path}, "
                              f"as in `{key}: FOLDER/*`")  # fmt: skip
         if not place.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{place} is a link that leads out of {folder}; put the {key} inside it")
+            raise UserError(f"{place} is a link to a place outside {folder}; put the {key} inside it")
         more, worse = list_files(folder, pattern.folder)
         files |= more
         bad |= {name: why for name, why in worse if counts_for(split, name.removeprefix(pattern.folder))}
@@ -96,7 +95,7 @@ def _list(folder: Path, table: ClassTable, split: str) -> tuple[dict[str, tuple[
 
 
 def _by_name(files: Iterable[str], pattern: Pattern, endings: tuple[str, ...], split: str, bad: Bad) -> dict[str, str]:
-    """Those files that the pattern fits, by name; a second one with the same name is bad."""
+    """The files that match the pattern, by name; a second file with the same name is bad."""
     found: dict[str, str] = {}
     for file in sorted(files):
         name = pattern.name_of(file, endings)
@@ -110,7 +109,7 @@ def _by_name(files: Iterable[str], pattern: Pattern, endings: tuple[str, ...], s
 
 
 def _read(picture: Path, labels: Path | None, instances: Path | None, table: ClassTable) -> Sample:
-    """Open, decode and check a picture with its maps. Raises UserError with the reason if something is bad."""
+    """Open, decode and check a picture with its maps. Raises UserError with the reason if one of them is bad."""
     if labels is None:
         return read_unlabelled(picture)
     values = _values(labels, table.coloured)
@@ -133,7 +132,7 @@ def _read(picture: Path, labels: Path | None, instances: Path | None, table: Cla
 
 
 def _values(path: Path, colours: bool | None) -> np.ndarray:
-    """Values of a map, see `decode_label_png`."""
+    """Values of a map; see `decode_label_png`."""
     try:
         return decode_label_png(read_bytes(path), colours=colours)
     except UserError as error:
@@ -147,7 +146,7 @@ def _check_size(path: Path, values: np.ndarray, shape: tuple[int, int]) -> None:
 
 
 def regions(classes: np.ndarray) -> np.ndarray:
-    """Connected regions (corners touch, too) of equal values above 0 of a map (H, W) -> their numbers from 1, uint32.
+    """Number the connected regions (8-neighbourhood) of equal values above 0 in a map (H, W): from 1, uint32.
 
     Raises UserError for more than MAX_SEGMENTS.
     """
@@ -157,5 +156,5 @@ def regions(classes: np.ndarray) -> np.ndarray:
         found += np.where(region, region + total, 0).astype(np.uint32)
         total += number
     if total > MAX_SEGMENTS:
-        raise UserError(f"things lie in {total} pieces; at most {MAX_SEGMENTS} are supported")
+        raise UserError(f"things have {total} connected regions; at most {MAX_SEGMENTS} are supported")
     return found

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def read_splits(folder: Path, splits: tuple[str, ...], *, val_share: float) -> list[SourceSplit]:
-    """List the splits of a folder. Raises UserError where there is nothing to split."""
+    """List the splits of a folder. Raises UserError if it has too few pictures."""
     files, bad = list_files(folder)
     found = {name: about for name, about in files.items() if name.lower().endswith(pictures.READ_SUFFIXES)}
     warn_of_unread(folder, files)

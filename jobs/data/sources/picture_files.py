@@ -1,7 +1,7 @@
-"""Picture files of a folder: which there are, and one at a time as the JPEG file that training decodes.
+"""Picture files of a folder: lists them, and converts each to the JPEG file that training decodes.
 
-Folders are read with distrust: links that lead out of the folder, damaged and oversized files are named and left out.
-Names that begin with a dot are no pictures of the user's.
+Links to places outside the folder, damaged and oversized files are named in the log and left out. Hidden files, whose
+names begin with a dot, are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jobs.data.sources.source import Bad
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 1 << 29
-"""Larger files are not opened: MAX_PIXELS in 16-bit colour take less."""
+"""Larger files are not opened. MAX_PIXELS in 16-bit colour need less."""
 
 
 def read_picture(
@@ -28,12 +28,12 @@ def read_picture(
 ) -> tuple[bytes, tuple[int, int]]:
     """A picture as the JPEG file that training decodes, and its height and width. Raises UserError if it is bad.
 
-    label_shape: height and width of the picture's labels. They belong to the pixels as stored, so that EXIF orientation
-    is left out, unless only the upright picture has their size. A picture without labels is turned upright.
+    label_shape: height and width of the picture's labels. Labels belong to the stored pixels, so the EXIF orientation
+    is ignored, unless only the upright picture has the labels' size. A picture without labels is turned upright.
 
-    A JPEG stays as it is where decoding it gives that picture in sRGB; everything else (other formats, turned, with
-    another colour profile) is written anew, with quality 95 and full colour resolution. keep_jpeg: colour profiles of
-    JPEGs are left out, too, as COCO's users do.
+    A JPEG is kept unchanged if decoding it returns that picture in sRGB. Everything else (other formats, rotated,
+    another colour profile) is encoded again, with quality 95 and full colour resolution. keep_jpeg: ignore the colour
+    profiles of JPEGs, as is usual for COCO.
     """
     data = read_bytes(path)
     upright = label_shape is None
@@ -58,7 +58,7 @@ def read_picture(
 
 
 def warn_of_unread(folder: Path, names: Iterable[str]) -> None:
-    """Log how many pictures of which formats are left out because they cannot be read."""
+    """Log the number of pictures left out, by format, because they cannot be read."""
     if unread := pictures.left_out(names):
         log.warning(
             "%s: pictures of formats that are not read are left out (%s); convert them to JPEG or PNG", folder, unread
@@ -66,7 +66,7 @@ def warn_of_unread(folder: Path, names: Iterable[str]) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content. Raises UserError for one that is too large, OSError."""
+    """A file's content. Raises UserError if it is too large, OSError."""
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise UserError(f"{size} bytes are over the limit of {MAX_BYTES}")
@@ -74,9 +74,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def list_files(folder: Path, below: str = "") -> tuple[dict[str, tuple[int, int]], Bad]:
-    """Files of a folder by their path in it (of those in the subfolder `below`): size and time of change in ns.
+    """Files of a folder, or of its subfolder `below`, by their path in the folder: size, and time of change in ns.
 
-    What leads out of the folder, or cannot be followed, is bad. Raises OSError for a folder that cannot be listed.
+    Links to places outside the folder, and broken links, are bad. Raises OSError for a folder that cannot be listed.
     """
     root, files, bad = folder.resolve(), {}, []
 
@@ -90,7 +90,7 @@ def list_files(folder: Path, below: str = "") -> tuple[dict[str, tuple[int, int]
         for path in (Path(place) / name for name in sorted(names) if not name.startswith(".")):
             name, reason = _shown(root, path), ""
             if path.is_symlink() and not path.resolve().is_relative_to(root):
-                reason = "a link that leads out of the folder"
+                reason = "a link to a place outside the folder"
             elif not path.is_file():
                 reason = "no file"
             elif name != path.relative_to(root).as_posix():
@@ -104,5 +104,5 @@ def list_files(folder: Path, below: str = "") -> tuple[dict[str, tuple[int, int]
 
 
 def _shown(root: Path, path: Path) -> str:
-    """The path below the root as text that can be written anywhere."""
+    """The path below the root as valid UTF-8 text."""
     return os.fsencode(path.relative_to(root).as_posix()).decode(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""What every kind of data becomes: splits of samples that are listed, and opened one at a time."""
+"""The common form of all kinds of data: splits with samples that are listed first, and opened one at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from egic.errors import UserError
 from egic.training.crops import Sample
 
 MAX_CLASSES = 254
-"""Labels travel as uint8, with void below the K classes and fake above them."""
+"""Limit for K, since labels are uint8: 0 is void, 1..K the classes, K + 1 fake."""
 MAX_SEGMENTS = 65535
 
 Bad = list[tuple[str, str]]
-"""(name, reason) of what cannot become a sample."""
+"""(name, reason) of files that are not usable as samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class SourceSample:
     name: str
     """The picture's path below the folder, with slashes."""
     read: Callable[[], Sample]
-    """Opens, decodes and checks it. Raises UserError with the reason if it is bad."""
+    """Opens, decodes and checks the sample. Raises UserError with the reason if it is bad."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,9 @@ class SourceSplit:
     """{id, name, isthing}, ascending ids; class c = 1..K is categories[c - 1]. Empty without labels."""
     samples: tuple[SourceSample, ...]
     bad: tuple[tuple[str, str], ...]
-    """(name, reason) of what cannot become a sample."""
+    """(name, reason) of files that are not usable as samples."""
     source: str
-    """Cheap sha256 of the input: names and sizes of all files, and the content of the file that lists the labels."""
+    """sha256 of the names and sizes of all input files, and of the content of the files that list the labels."""
 
 
 def index_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +52,7 @@ def index_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises UserError for more than MAX_SEGMENTS.
     """
     flat = ids.ravel()
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # runs are few, pixels many
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # few runs, many pixels
     present, run_index = np.unique(flat[starts], return_inverse=True)
     if present[0] != 0:  # index 0 is void even where nothing is void
         present, run_index = np.concatenate([[0], present]), run_index + 1
@@ -63,15 +63,15 @@ def index_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_plain(name: object) -> bool:
-    """Whether it names a file of a folder, and nothing outside of it."""
+    """Whether `name` is a plain file name, without a folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def is_inside(name: object) -> bool:
-    """Whether it is a path, with slashes, of a file below a folder, and of nothing outside of it."""
+    """Whether `name` is a relative path, with slashes, that stays inside its folder."""
     return isinstance(name, str) and all(map(is_plain, name.split("/")))
 
 
 def digest(content: object) -> str:
-    """sha256 (hex) of something that JSON can hold."""
+    """sha256 (hex) of a value that JSON can represent."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

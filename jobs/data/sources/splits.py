@@ -1,8 +1,8 @@
-"""Which pictures are for training and which for validation: official splits are kept, others are drawn by name.
+"""Splits pictures into training and validation: official splits are kept, other data is split by a hash of the names.
 
-FOLDER/**/train/**  FOLDER/**/val/**       the folders decide (training, train2017, validation, valid, val2017, ...)
-ImageSets/Segmentation/train.txt, val.txt  the lists decide (Pascal VOC)
-neither                                    a share of the names, see `choose`
+FOLDER/**/train/**  FOLDER/**/val/**       split by folder (also training, train2017, validation, valid, val2017, ...)
+ImageSets/Segmentation/train.txt, val.txt  split by these lists (Pascal VOC)
+neither                                    a share of the names; see `choose`
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LISTS = "ImageSets/Segmentation"
 
 
 def split_of(name: str) -> tuple[str, str] | None:
-    """The split that a folder of the path `name` stands for, and that folder; the uppermost such folder decides."""
+    """The split that a folder in the path `name` is named after, and that folder; the uppermost one if several are."""
     folders = name.split("/")[:-1]
     for depth, folder in enumerate(folders, start=1):
         for split, pattern in _NAMES.items():
@@ -31,7 +31,7 @@ def split_of(name: str) -> tuple[str, str] | None:
 
 
 def split_of_file(path: Path, place: Path) -> str | None:
-    """The split that an annotation file is for, by its name or its folder below `place`; "test" is one, too."""
+    """The split of an annotation file, from its name or its folder below `place`: train, val, test or None."""
     below = path.relative_to(place).as_posix() if path != place else f"{path.parent.name}/{path.name}"
     if found := split_of(below):
         return found[0]
@@ -43,10 +43,10 @@ def split_of_file(path: Path, place: Path) -> str | None:
 def choose(names: Iterable[str], split: str, val_share: float, folder: Path) -> list[str]:
     """The names that belong to a split, sorted.
 
-    Folders for training and validation decide, where the names have both. Without them the share of names with the
-    smallest sha256 is val: independent of where the folder lies, and nearly all pictures stay where they are when
-    others come. Raises UserError where one of the splits would be empty, and for pictures in a folder for validation
-    without any in one for training, which would otherwise be trained on.
+    If the names have folders for both training and validation, these are the splits. Otherwise val is the share of
+    names with the smallest sha256: this does not depend on the folder's path, and few pictures change their split when
+    others are added. Raises UserError if a split would be empty, or if only one of the two folders exists, since the
+    pictures of a validation folder must not be trained on.
     """
     names = sorted(names)
     own = {name: found for name in names if (found := split_of(name))}
@@ -69,15 +69,15 @@ def choose(names: Iterable[str], split: str, val_share: float, folder: Path) -> 
 
 
 def counts_for(split: str, name: str) -> bool:
-    """Whether a bad file counts for this split: those in a folder for validation for val, all others for train."""
+    """Whether a bad file counts for this split: files in a validation folder for val, all others for train."""
     found = split_of(name)
     return (found is not None and found[0] == "val") == (split == "val")
 
 
 def read_lists(folder: Path) -> dict[str, set[str]]:
-    """Names of each split in Pascal VOC's lists; empty if the folder has none.
+    """Names of each split in Pascal VOC's lists; empty if the folder has no lists.
 
-    Raises UserError if one of the two lists is missing or if a name stands in both.
+    Raises UserError if one of the two lists is missing, or if a name is in both.
     """
     place = folder / LISTS
     if not place.is_dir():
@@ -90,12 +90,12 @@ def read_lists(folder: Path) -> dict[str, set[str]]:
                             f"{place} to split by --val-share")  # fmt: skip
         lists[split] = {line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()} - {""}
     if both := sorted(lists["train"] & lists["val"]):
-        raise UserError(f"{place}: {len(both)} names, such as {both[0]}, stand in train.txt and in val.txt; keep one")
+        raise UserError(f"{place}: {len(both)} names, such as {both[0]}, are in both train.txt and val.txt; remove one")
     return lists
 
 
 def choose_listed(names: Iterable[str], labelled: Iterable[str], lists: dict[str, set[str]], split: str) -> list[str]:
-    """The names that the lists give to a split, sorted; to train also pictures without label that no list names."""
+    """The names that the lists have for a split, sorted; train also has all unlisted pictures without a label."""
     names, labelled = set(names), set(labelled)
     others = names - lists["train"] - lists["val"]
     if split == "val":
@@ -103,5 +103,5 @@ def choose_listed(names: Iterable[str], labelled: Iterable[str], lists: dict[str
     if left := others & labelled:
         log.warning("%d labelled pictures that %s does not list are left out", len(left), LISTS)
     if others - labelled:
-        log.info("%d pictures without label map are kept, all void", len(others - labelled))
+        log.info("%d pictures without label map are kept, with all pixels void", len(others - labelled))
     return sorted((names & lists["train"]) | (others - labelled))

@@ -32,7 +32,7 @@ def mix(first: Colour, second: Colour, t: np.ndarray) -> np.ndarray:
 
 
 class Canvas:
-    """Picture in linear 0..1, and per pixel which of the segments painted so far shows (0 = void)."""
+    """A picture in linear 0..1, and for each pixel the index of its visible segment (0 = void)."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng, self.height, self.width = rng, height, width
@@ -59,20 +59,20 @@ class Canvas:
         index[alpha > 0.6] = segment
 
     def window(self, cx: float, cy: float, rx: float, ry: float) -> tuple[slice, slice] | None:
-        """The part of the picture around a box, or None if it lies outside."""
+        """The part of the picture around a box, or None if the box is outside the picture."""
         top, bottom = max(0, int(cy - ry) - 2), min(self.height, int(cy + ry) + 3)
         left, right = max(0, int(cx - rx) - 2), min(self.width, int(cx + rx) + 3)
         return (slice(top, bottom), slice(left, right)) if top < bottom and left < right else None
 
     def shadow(self, cx: float, cy: float, rx: float, ry: float) -> None:
-        """A soft shadow on the ground; it darkens and labels nothing."""
+        """A soft shadow on the ground, which changes colours but no labels."""
         at = self.window(cx, cy, 2.2 * rx, 2.2 * ry)
         if at:
             distance = ((self.x[at] - cx) / rx) ** 2 + ((self.y[at] - cy) / ry) ** 2
             self.rgb[at] *= 1 - 0.55 * np.exp(-distance)[..., None]
 
     def ellipsoid(self, segment: int, box: tuple, skin: Callable, wobble: float = 0.0, gloss: float = 0.0) -> None:
-        """A shaded round body: box (cx, cy, rx, ry); skin(nx, ny, nz) gives (h, w, 3) colours from unit normals."""
+        """A shaded round body: box (cx, cy, rx, ry); skin(nx, ny, nz) returns (h, w, 3) colours from unit normals."""
         cx, cy, rx, ry = box
         at = self.window(cx, cy, rx * (1 + wobble), ry * (1 + wobble))
         if at is None:
@@ -103,14 +103,14 @@ class Canvas:
         self.paint(segment, 0.5 - outside, np.asarray(rgb, np.float32) * shade[..., None], at)
 
     def photograph(self) -> np.ndarray:
-        """What a camera makes of it: exposure, vignette, gamma, sensor noise; (H, W, 3) uint8."""
+        """The picture as a camera records it: exposure, vignette, gamma, sensor noise; (H, W, 3) uint8."""
         far = np.hypot(self.x / self.width - 0.5, self.y / self.height - 0.5)[..., None]
         linear = np.clip(self.rgb, 0, None) * self.rng.uniform(0.8, 1.1) * (1 - 0.35 * far**2)
         grain = self.rng.standard_normal(linear.shape, np.float32) * (0.004 + 0.012 * np.sqrt(np.clip(linear, 0, 1)))
         return (np.clip(linear + grain, 0, 1) ** (1 / 1.8) * 255 + 0.5).astype(np.uint8)
 
     def annotation(self) -> tuple[np.ndarray, list[dict]]:
-        """Segment ids (H, W) uint32 and COCO's segments_info of every segment that still shows."""
+        """Segment ids (H, W) uint32 and COCO's segments_info of every visible segment."""
         table = np.array([0, *(segment["id"] for segment in self._segments)], np.uint32)
         areas = np.bincount(self.index.ravel(), minlength=len(table)).tolist()
         visible = [(number, segment) for number, segment in enumerate(self._segments, start=1) if areas[number]]

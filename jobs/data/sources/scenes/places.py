@@ -1,4 +1,4 @@
-"""Places of drawn scenes: meadow, beach, room. Each paints its surfaces and says what may stand on them."""
+"""Places of drawn scenes: meadow, beach, room. Each paints its surfaces and lists the things that may stand on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Ground:
     horizon: float
     """Row where the plane ends."""
     things: tuple[str, ...]
-    """What may stand here."""
+    """Names of things that may stand on it."""
 
     def foot(self, canvas: Canvas, depth: float) -> tuple[float, float, float]:
         """Place something at depth 0 (horizon) .. 1 (nearest): x, y of its foot, and its height scale in pixels."""

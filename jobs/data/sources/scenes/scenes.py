@@ -1,9 +1,9 @@
-"""Drawn scenes as a true COCO panoptic tree: something to train on where there is no COCO.
+"""Drawn scenes as a COCO panoptic tree: training data for trying things without a download.
 
-The statistics are those of photographs where it matters to a codec: surfaces of 1/f noise (natural pictures have power
-spectra near 1/f^2), perspective, shading, cast shadows, occlusion, sensor noise, JPEG. The labels have what makes COCO
-hard: void along edges and on unlisted objects, crowds as one segment, tiny instances. Every class has its own colours
-and texture, so a segmenter can learn them.
+The statistics resemble those of photographs where it matters to a codec: surfaces of 1/f noise (natural pictures have
+power spectra near 1/f^2), perspective, shading, cast shadows, occlusion, sensor noise, JPEG. The labels have the
+difficulties of COCO: void along edges and on unlisted objects, crowds as one segment, tiny instances. Every class has
+its own colours and texture, so a segmenter can learn them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jobs.data.sources.scenes.places import draw_background
 from jobs.data.sources.scenes.things import THINGS
 
 VERSION = 1
-"""Part of the finished tree's mark: change it when the drawing changes."""
+"""Stored in scenes.json of a finished tree; change it when the drawing changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def write_scenes(root: str | Path, config: SceneConfig | None = None) -> Path:
     if root.exists() and any(root.iterdir()) and not mark.exists():
         raise UserError(f"{root} is not empty and holds no drawn scenes; choose another folder")
     root.mkdir(parents=True, exist_ok=True)
-    mark.write_text("")  # ours, but unfinished: whoever finds a killed run's tree draws it again
+    mark.write_text("")  # created by us but unfinished: after a kill, the next run draws it again
     for number, (split, num) in enumerate((("train", config.num_train), ("val", config.num_val))):
         _write_split(root, split, num, [config.seed, number], config)
     mark.write_text(wanted)

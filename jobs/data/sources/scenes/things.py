@@ -40,7 +40,7 @@ def _zebra(canvas: Canvas, ground: Ground, depth: float) -> None:
 
 
 def _animal(canvas: Canvas, name: str, place: tuple, skin: Callable, dark: Colour, wobble: float) -> None:
-    """Legs, body and head of something that stands sideways, as one segment."""
+    """Legs, body and head of an animal seen from the side, as one segment."""
     x, y, size = place
     segment, side = canvas.new_segment(name), 1 if canvas.rng.random() < 0.5 else -1
     canvas.shadow(x, y, 0.9 * size, 0.14 * size)
@@ -139,7 +139,7 @@ def _kite(canvas: Canvas, ground: Ground, depth: float) -> None:
 
 
 def _rock(canvas: Canvas, ground: Ground, depth: float) -> None:
-    """Not labelled: COCO leaves things out, and those pixels are void."""
+    """An unlabelled object: COCO does not label everything, and such pixels are void."""
     x, y, size = ground.foot(canvas, depth)
     stone = _speckle(canvas, (0.16, 0.15, 0.14), (0.52, 0.50, 0.47), 1.0, 0.25)
     canvas.shadow(x, y, 0.4 * size, 0.1 * size)

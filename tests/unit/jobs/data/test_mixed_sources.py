@@ -97,7 +97,7 @@ def test_two_class_tables_are_one_clear_error(tmp_path):
     assert prepared([maps, again], tmp_path / "same")["train"].num_classes == 5
 
 
-@pytest.mark.parametrize("second, message", [("photos", "is given twice"), ("photos/holidays", "lies inside")])
+@pytest.mark.parametrize("second, message", [("photos", "is given twice"), ("photos/holidays", "is inside")])
 def test_a_folder_is_taken_once(tmp_path, second, message):
     write_photographs(tmp_path / "photos", 4)
     with pytest.raises(ValueError, match=f"{message}.*; give each folder once"):

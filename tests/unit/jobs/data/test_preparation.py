@@ -205,7 +205,7 @@ def damage(root: Path, what: str) -> None:
         ("no png", "000000000000.png is missing"),
         ("no annotation", "picture without annotation"),
         ("png size", "panoptic PNG is 20x20, the picture 40x48"),
-        ("unlisted id", "which the JSON lacks"),
+        ("unlisted id", "which the JSON does not list"),
         ("category", "segment 300 has the unknown category 12"),
         ("escape", "is not a path inside its folder"),
         ("unlisted image", "image 99, which the JSON does not list"),

@@ -1,4 +1,4 @@
-"""classes.yaml: what it says comes out, and whatever is wrong with it is one line that names file, line and fix."""
+"""classes.yaml: its content is returned, and every mistake in it is one line that names file, line and fix."""
 
 import numpy as np
 import pytest
@@ -77,14 +77,14 @@ def test_patterns_tell_the_name(tmp_path, pattern, file, endings, name):
     "text, message",
     [
         ("", "classes.yaml is empty; it lists the classes"),
-        ("- car", "classes.yaml is no class table"),
+        ("- car", "classes.yaml is not a class table"),
         ("things: [", "line 1: no YAML"),
         ("pictures: *_img\nstuff: {a: 1}", "no YAML"),  # a star without quotes is YAML's alias
         ("stuff: {}", "has 0 classes; give 1 to 254"),
         ("labels: labels/*", "has 0 classes"),
         ("stuff: {" + ", ".join(f"c{i}: {i}" for i in range(255)) + "}", "has 255 classes; give 1 to 254"),
-        ("stuff:\n  sky: 1\n  sky: 2", "line 3: class sky is there twice"),
-        ("things: {sky: 1}\nstuff: {sky: 2}", "line 2: class sky is there twice"),
+        ("stuff:\n  sky: 1\n  sky: 2", "line 3: class sky is listed twice"),
+        ("things: {sky: 1}\nstuff: {sky: 2}", "line 2: class sky is listed twice"),
         ("stuff:\n  sky: 1\n  sea: [2, 1]", "line 3: sea has the value 1 of sky; values must differ"),
         ('stuff: {a: "#0000ff", b: "#0000FF"}', "b has the value #0000ff of a"),
         ("stuff: {a: 1, b: 001}", "b has the value 1 of a"),
@@ -118,5 +118,5 @@ def test_a_table_that_is_not_there_or_none_at_all(tmp_path):
     with pytest.raises(ValueError, match="mine.yaml does not exist; it lists the classes"):
         read_table(tmp_path / "mine.yaml")
     (tmp_path / "video.yaml").write_bytes(bytes(2_000_000))
-    with pytest.raises(ValueError, match="more than 1048576 bytes; it is no class table"):
+    with pytest.raises(ValueError, match="more than 1048576 bytes; it is not a class table"):
         read_table(tmp_path / "video.yaml")

@@ -136,10 +136,10 @@ def test_a_segment_with_id_0_is_a_segment_where_the_json_lists_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda a: a.update(image_id=None), "has the image_id None, which is neither number nor text"),
-        (lambda a: a.update(segments_info={}), "has no list `segments_info`: this is no panoptic annotation"),
-        (lambda a: a["segments_info"].append(7), "segments_info has 7, which is no object"),
-        (lambda a: a["segments_info"][0].update(id="sky"), "a segment has the id 'sky', which is no number"),
+        (lambda a: a.update(image_id=None), "has the image_id None, which is not a number or text"),
+        (lambda a: a.update(segments_info={}), "has no list `segments_info`, as panoptic annotations have"),
+        (lambda a: a["segments_info"].append(7), "segments_info has 7, which is not an object"),
+        (lambda a: a["segments_info"][0].update(id="sky"), "a segment has the id 'sky', which is not a number"),
         (lambda a: a["segments_info"][0].pop("category_id"), "segment 1000000 has the unknown category None"),
         (lambda a: a.update(file_name="other.png"), "panoptic PNG other.png is missing"),
     ],

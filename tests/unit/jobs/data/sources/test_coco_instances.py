@@ -166,7 +166,7 @@ def test_annotations_without_an_outline_are_left_out_and_counted(tmp_path, caplo
     good = annotation(3, [box(0, 0, 10, 10)])
     labels = names_of(*prepared(tree(tmp_path / "coco", [good, annotation(7, segmentation)]), tmp_path / "out"))
     assert set(np.unique(labels)) == {"dog", "void"} and message in caplog.text
-    with pytest.raises(ValueError, match="has boxes or empty outlines alone; export polygons or masks"):
+    with pytest.raises(ValueError, match="has only boxes or empty outlines; export polygons or masks"):
         prepared(tree(tmp_path / "none", [annotation(7, segmentation)]), tmp_path / "out2")
 
 

@@ -143,7 +143,7 @@ def test_regions_touch_at_corners_and_wind():
     snake[1::4, -1] = snake[3::4, 0] = 1
     assert len(np.unique(regions(snake)[snake == 1])) == 1
     noise = np.arange(600 * 600).reshape(600, 600) % 7
-    with pytest.raises(ValueError, match="pieces; at most 65535"):
+    with pytest.raises(ValueError, match="connected regions; at most 65535"):
         regions(noise.astype(np.uint8) * (np.arange(600) % 2 == 0)[:, None])
 
 
@@ -186,7 +186,7 @@ def damage(root: Path, what: str) -> None:
         ("colours", "pictures/train/0.png", "0.png: label map has mode RGB; index values need grey"),
         ("picture cut", "pictures/train/0.png", "damaged picture"),
         ("twice", "pictures/train/0.png", "has the same name as pictures/train/0.bmp"),
-        ("map outside", "labels/train/0.png", "a link that leads out of the folder"),
+        ("map outside", "labels/train/0.png", "a link to a place outside the folder"),
     ],
 )
 def test_a_bad_sample_is_named_and_skipped_up_to_the_limit(tmp_path, caplog, what, name, reason):
@@ -223,10 +223,10 @@ def test_a_table_of_other_labels_is_noticed(tmp_path, caplog):
     root = write_label_maps(tmp_path / "own", 3, TABLE.replace("40", "41"))
     with caplog.at_level(logging.INFO):
         prepared(root, tmp_path / "out")
-    assert "train: pixels of 4 of 5 classes, and none of ball" in caplog.text
+    assert "train: 4 of 5 classes have pixels; without any: ball" in caplog.text
     assert "names no instance maps; connected regions of things count as instances" in caplog.text
     (root / "classes.yaml").write_text("stuff: {a: 8, b: 9}")
-    with pytest.raises(ValueError, match="train: no pixel of any of the 2 classes; do the labels belong to them"):
+    with pytest.raises(ValueError, match="train: no pixel has one of the 2 classes; check that the labels use them"):
         prepared(root, tmp_path / "other")
 
 
@@ -236,7 +236,7 @@ def test_folders_that_the_table_names_must_be_there_and_inside(tmp_path):
     with pytest.raises(ValueError, match="own/maps does not exist; put the labels there, or name their folder"):
         prepared(root, tmp_path / "out")
     (root / "maps").symlink_to(tmp_path)
-    with pytest.raises(ValueError, match="own/maps is a link that leads out"):
+    with pytest.raises(ValueError, match="own/maps is a link to a place outside"):
         prepared(root, tmp_path / "out")
     with pytest.raises(ValueError, match="mine.yaml does not exist; it lists the classes"):
         prepared(root, tmp_path / "out", classes=tmp_path / "mine.yaml")

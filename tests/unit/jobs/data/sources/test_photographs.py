@@ -112,7 +112,7 @@ def test_bad_files_are_named_and_left_out(tmp_path, caplog, monkeypatch):
         found = prepared(root, tmp_path / "out", max_bad=9)
     expected = {
         "cut.jpg": "damaged picture", "text.png": "not a picture of a format", "bomb.png": "9000x9000 pixels are over",
-        "large.tif": "2000000 bytes are over", "out.jpg": "a link that leads out", "gone.jpg": "no file",
+        "large.tif": "2000000 bytes are over", "out.jpg": "a link to a place outside", "gone.jpg": "no file",
         "away": "a link to a folder", "pipe.jpg": "no file", "\\xff.jpg": "its name is not UTF-8",
     }  # fmt: skip
     skipped = [line for line in caplog.messages if ": skipped " in line]
@@ -139,7 +139,7 @@ def test_a_changed_picture_is_prepared_again_and_an_unchanged_folder_is_not(tmp_
 
 def test_what_a_run_leaves_does_not_become_photographs(tmp_path):
     root = write_photographs(tmp_path / "mine", 4)
-    with pytest.raises(ValueError, match="mine/outputs lies inside .*mine, where pictures .*choose OUT"):
+    with pytest.raises(ValueError, match="mine/outputs is inside .*mine, so a run.s own pictures .*choose OUT"):
         prepared(root, root / "outputs")
     assert not list((root / "outputs").iterdir())
 

@@ -103,7 +103,7 @@ def test_lists_of_pascal_voc_decide_and_pictures_without_a_map_have_no_labels(tm
     assert sorted(found["train"]) == [f"JPEGImages/{n}.jpg" for n in (0, 1, 2, 6, 7)]
     for name, sample in found["train"].items():
         assert sample.segment_class[sample.segments].any() == (name[11] in "012")
-    assert "2 pictures without label map are kept, all void" in caplog.text
+    assert "2 pictures without label map are kept, with all pixels void" in caplog.text
     assert "1 labelled pictures that ImageSets/Segmentation does not list are left out" in caplog.text
 
 
@@ -111,7 +111,7 @@ def test_lists_that_contradict_stop_the_command(tmp_path):
     root = write_voc(tmp_path / "voc")
     lists = root / "ImageSets/Segmentation"
     (lists / "train.txt").write_text("0\n3\n")
-    with pytest.raises(ValueError, match=r"1 names, such as 3, stand in train.txt and in val.txt"):
+    with pytest.raises(ValueError, match=r"1 names, such as 3, are in both train.txt and val.txt"):
         prepared(root, tmp_path / "out")
     (lists / "val.txt").write_text("4\n9\n")
     with pytest.raises(ValueError, match=r"9: ImageSets/Segmentation/val.txt lists it, but it has no picture"):
