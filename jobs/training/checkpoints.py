@@ -1,12 +1,12 @@
-"""A stage's folder in the storage: Ray Train's checkpoints, and notes that driver and workers leave each other there.
+"""A stage's folder in the storage: Ray Train's checkpoints, and small files for messages between driver and workers.
 
-    checkpoint_<time>/                 resume.pt, meta.json, pictures; at the last step the artifact, too
+    checkpoint_<time>/                 resume.pt, meta.json, pictures; at the last step also the artifact
     stop-requested                     the driver asks the workers to write a checkpoint and end
-    rollback-<n>.json                  a non-finite loss that training went back from
-    undelivered-metrics.json           curves that MLflow was not there to take (jobs/training/reports.py)
-    lease.json                         whose turn it is (jobs/storage/lease.py)
+    rollback-<n>.json                  a non-finite loss after which training returned to a checkpoint
+    undelivered-metrics.json           metrics not yet sent to MLflow (jobs/training/reports.py)
+    lease.json                         the lock of the folder (jobs/storage/lease.py)
 
-Everything goes through pyarrow's filesystems: the storage may be a disk, NFS or an object store.
+All access uses pyarrow's filesystems, so the storage may be a disk, NFS or an object store.
 """
 
 import json
@@ -24,7 +24,7 @@ STOP = "stop-requested"
 
 
 def place_of(output: str, name: str) -> Folder:
-    """Where the stage's run called `name` keeps its checkpoints below `output`."""
+    """The folder below `output` with the checkpoints of the stage's run `name`."""
     return Folder(absolute(join(output, "checkpoints", name)))
 
 
@@ -43,10 +43,10 @@ def steps_of(place: Folder) -> dict[str, int | None]:
 
 
 def candidates(place: Folder, committed: str | None) -> list[str]:
-    """Names of the checkpoints to go on from, best first: the committed one, then those before it.
+    """Names of the checkpoints to resume from, best first: the committed one, then older ones.
 
-    By their steps, not by their names, which hold the time of one node's clock. Those that are newer than the committed
-    one were not yet reported when training stopped, and do not count: their rows may be missing in MLflow.
+    They are ordered by step, not by name, which has the time of one node's clock. Checkpoints newer than the committed
+    one are ignored: they were not yet reported when training stopped, so their rows may be missing in MLflow.
     """
     steps = steps_of(place)
     limit = steps.get(committed) if committed else None
@@ -56,10 +56,10 @@ def candidates(place: Folder, committed: str | None) -> list[str]:
 
 
 def remove_orphans(place: Folder, committed: str, known: Collection[str], kept: int) -> None:
-    """Remove checkpoints that Ray Train does not know and would keep for ever, since they were not committed in time.
+    """Remove uncommitted checkpoints, which Ray Train does not know and would never delete.
 
     known: names of the committed checkpoints that Ray Train keeps.
-    Up to the committed one, the `kept` newest stay: training may have gone on from one, and may have to again.
+    The `kept` newest ones up to the committed one stay, since training may have to resume from them.
     """
     steps = steps_of(place)
     if (limit := steps.get(committed)) is None or committed not in known:
@@ -78,11 +78,11 @@ def ask_to_stop(place: Folder) -> None:
 
 
 def rollbacks(place: Folder) -> list[dict]:
-    """What training went back from so far: {"step": ..., "why": ...} each."""
+    """The rollbacks so far, each as {"step": ..., "why": ...}."""
     notes = [place.read(name) for name in place.names() if name.startswith("rollback-")]
     return [json.loads(note) for note in notes if note is not None]
 
 
 def note_rollback(place: Folder, number: int, step: int, why: str) -> None:
-    """Note the `number`-th (from 1) non-finite loss. Several workers may say the same."""
+    """Record the `number`-th rollback (from 1), after a non-finite loss. Several workers may record the same one."""
     place.write(f"rollback-{number}.json", json.dumps({"step": step, "why": why}).encode())

@@ -1,4 +1,4 @@
-"""How many categories there are: the data says it, and stages that learn labels need data that has some."""
+"""The number of label categories, which comes from the data; checks that stages that learn labels have some."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,8 +22,8 @@ C = TypeVar("C", bound=Config)
 
 
 def open_fitted(config: C, stages: Sequence[str]) -> tuple[C, dict[str, Manifest]]:
-    """The configuration `fitted` to the data, with the digest of the discriminator's encoder where a stage trains one;
-    and the manifests of train and val, which are prepared if missing."""
+    """The configuration `fitted` to the data, with the encoder's digest if a stage trains a discriminator; and the
+    manifests of train and val, which are prepared if missing."""
     check_data(config, stages)
     manifests = open_data(config.data, config.output)
     config = fitted(config, manifests, stages)
@@ -31,7 +31,7 @@ def open_fitted(config: C, stages: Sequence[str]) -> tuple[C, dict[str, Manifest
 
 
 def check_data(config: Config, stages: Sequence[str]) -> dict[Path, str]:
-    """The kind of each data folder, known without reading pictures. Raises UserError for one that cannot be used."""
+    """The kind of each data folder, without reading pictures. Raises UserError for a folder that cannot be used."""
     found = kinds(config.data)
     if set(found.values()) == {PHOTOGRAPHS} and (learners := learning_labels(stages)):
         raise UserError(no_labels(config.data, learners))
@@ -39,9 +39,9 @@ def check_data(config: Config, stages: Sequence[str]) -> dict[Path, str]:
 
 
 def fitted(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]) -> C:
-    """The configuration with the data's number of categories, where one of the stages learns labels.
+    """The configuration with the data's number of categories, if one of the stages learns labels.
 
-    Raises UserError when the data has no labels for such a stage, or when the configuration names another number.
+    Raises UserError when the data has no labels for such a stage, or when the configuration has another number.
     """
     learners = learning_labels(stages)
     if not learners:
@@ -52,14 +52,15 @@ def fitted(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]) 
     found, given = manifests["train"].num_classes, config.discriminator.num_categories
     if given not in (0, found):
         raise UserError(
-            f"{manifests['train'].folder} has {found} categories, discriminator.num_categories is {given}; leave it at "
-            f"0, which stands for the data's number, or give {found}"
+            f"{manifests['train'].folder} has {found} categories, discriminator.num_categories is {given}; give {found}"
+            ", or 0 for the data's number"
         )
     return with_categories(config, found)
 
 
 def expected(config: C, manifests: Mapping[str, Manifest], stages: Sequence[str]) -> C:
-    """As `fitted`, also where nothing is prepared yet (no manifests): a class table counts, and COCO's classes else."""
+    """Like `fitted`, but before the data is prepared (no manifests) the number is that of the class table or the
+    annotations, else COCO's."""
     if manifests:
         return fitted(config, manifests, stages)
     number = len(CATEGORIES)
@@ -81,12 +82,12 @@ def with_categories(config: C, number: int) -> C:
 
 
 def learning_labels(stages: Sequence[str]) -> list[str]:
-    """Those of the stages that the labels teach something: the ones that train a discriminator."""
+    """The stages that learn from labels: those that train a discriminator."""
     return [name for name in stages if name in MODULES and "discriminator" in load_stage(name).publishes]
 
 
 def no_labels(place: str, learners: Sequence[str]) -> str:
-    """What to say of data without labels."""
+    """The message for data without labels."""
     return (
         f"{' and '.join(learners)} learn{'s' if len(learners) == 1 else ''} from labels, and {place} has none; give a "
         "COCO tree (panoptic, instances or stuff), or label maps with a class table (classes.yaml). mse-codec and orp "
@@ -95,12 +96,13 @@ def no_labels(place: str, learners: Sequence[str]) -> str:
 
 
 def check_parent(config: Config, stage: str, ref: str, folder: Path) -> None:
-    """Raise UserError when a stage that learns labels would start from the discriminator of other ones."""
+    """Raise UserError when a stage that learns labels would start from a discriminator with other categories or another
+    encoder."""
     found = artifact.read_config(folder).get("discriminator")
     wanted = config.discriminator.num_categories
     if learning_labels((stage,)) and isinstance(found, DiscriminatorConfig) and found.num_categories != wanted:
         raise UserError(
-            f"the discriminator of {ref} knows {found.num_categories} categories, the data has {wanted}; start from "
+            f"the discriminator of {ref} has {found.num_categories} categories, the data has {wanted}; start from "
             "one that was trained on this data (segmentation)"
         )
     if learning_labels((stage,)) and isinstance(found, DiscriminatorConfig):

@@ -1,4 +1,4 @@
-"""A stage as a whole: its key, the finished run that makes it needless, or training and what it leaves in MLflow."""
+"""Runs a stage: computes its key, and reuses a finished run with this key or trains and publishes to MLflow."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a stage went."""
+    """The result of running a stage."""
 
     stage: str
     artifact: Artifact
@@ -50,7 +50,7 @@ class Outcome:
     reused: bool
     provenance: dict
     wall_s: float
-    """How long this run took to train it, or to see that it is finished."""
+    """Seconds that this run took to train the stage, or to find the finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,9 @@ class Lpips:
     """The backbone of LPIPS."""
 
     name: str = ""
-    """Which backbone it is; empty where no stage needs one."""
+    """Name of the backbone; empty if no stage needs one."""
     backbone: dict[str, Tensor] | None = None
-    """Its weights; None stands for seeded random ones."""
+    """Its weights; None for seeded random ones."""
 
 
 def find_lpips(config: Config, stages: Sequence[str]) -> Lpips:
@@ -69,13 +69,13 @@ def find_lpips(config: Config, stages: Sequence[str]) -> Lpips:
         return Lpips()
     name, backbone = find_backbone(config.lpips_weights)
     if backbone is None:
-        log.warning("LPIPS runs on a %s: good enough to try things, but not as a measure", name)
+        log.warning("LPIPS uses a %s: sufficient for trying things, but its values are not a measure", name)
     return Lpips(name=name, backbone=backbone)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageInputs:
-    """A stage with everything that decides its result."""
+    """A stage with everything that determines its result."""
 
     stage: Stage
     config: Config
@@ -108,9 +108,9 @@ def reuse_stage(inputs: StageInputs, parent_run: str | None = None) -> Outcome |
 
 
 def train_stage(inputs: StageInputs, parent_run: str | None = None, side_by_side: int = 1) -> Outcome:
-    """Train the stage (going on from its last checkpoint) and publish it, or take the result of a run beside this one.
+    """Train the stage (resuming from its last checkpoint) and publish it, or use the result of a concurrent run.
 
-    side_by_side: stages that share the cluster with this one.
+    side_by_side: number of stages that share the cluster, this one included.
     Raises UserError for what a user can correct, RuntimeError when training failed for good.
     """
     began = time.perf_counter()
@@ -119,16 +119,16 @@ def train_stage(inputs: StageInputs, parent_run: str | None = None, side_by_side
     check_shared(inputs.config.output, *(files.join(m.folder, MANIFEST) for m in inputs.manifests.values()))
     place = place_of(inputs.config.output, f"{inputs.stage.name}-{inputs.key}")
     with lease.held(place, inputs.stage.name):
-        if found := reuse_stage(inputs, parent_run):  # made by the run that we waited for
+        if found := reuse_stage(inputs, parent_run):  # by the run that held the lease
             return found
         artifact = train_and_publish(inputs, place, parent_run, side_by_side)
     return outcome(inputs, artifact, began, reused=False)
 
 
 def train_side_by_side(inputs: Sequence[StageInputs], parent_run: str) -> list[Outcome]:
-    """Train stages that do not depend on each other, as many at once as the cluster has room for.
+    """Train stages that do not depend on each other, as many at once as fit on the cluster.
 
-    A stage that fails ends the others. When the run is asked to stop, each of them writes its checkpoint first.
+    When one stage fails, the others are stopped. When the run is asked to stop, each stage writes a checkpoint first.
     """
     if not inputs:
         return []
@@ -149,7 +149,7 @@ def train_side_by_side(inputs: Sequence[StageInputs], parent_run: str) -> list[O
 
 
 def train_and_publish(inputs: StageInputs, place: Folder, parent_run: str | None, side_by_side: int) -> Artifact:
-    """Train the stage in its MLflow run, with its checkpoints in `place`, and publish what it made."""
+    """Train the stage in its MLflow run, with its checkpoints in `place`, and publish its artifact."""
     stage, config, facts = inputs.stage, inputs.config, inputs.facts
     provenance = provenance_of(inputs)
     tags = code_tag(sources(stage.name))
@@ -174,8 +174,8 @@ def train_and_publish(inputs: StageInputs, place: Folder, parent_run: str | None
 
 
 def provenance_of(inputs: StageInputs) -> dict:
-    """Where an artifact comes from: settings, code, data, parents by run id and sha256, versions; where it holds a
-    discriminator, the names of its classes 1..K, too."""
+    """The origin of an artifact: settings, code, data, parents by run id and sha256, versions; with a discriminator,
+    also the names of its classes 1..K."""
     try:
         root = Path(__file__).resolve().parents[2]
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
@@ -199,7 +199,7 @@ def provenance_of(inputs: StageInputs) -> dict:
 
 
 def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: str) -> dict[str, ray.ObjectRef]:
-    """Files of the parents' artifacts, digest-checked and put into the object store, by the component they hold."""
+    """Files of the parents' artifacts by component, checked by digest and put into Ray's object store."""
     found: dict[str, ray.ObjectRef] = {}
     for artifact in parents.values():
         folder = local_copy(artifact, store)
@@ -215,9 +215,10 @@ def parent_components(stage: Stage, parents: Mapping[str, Artifact], store: str)
 
 
 def publish(stage: Stage, run_id: str, folder: Path, provenance: dict, data_digest: str) -> Artifact:
-    """The artifact into MLflow as a new version of `egic-<stage>`; alias `best` moves when the headline improved."""
+    """Publish the artifact to MLflow as a new version of `egic-<stage>`, and move the alias `best` if the stage's
+    headline metric improved."""
     written = json.loads((folder / "provenance.json").read_text())
-    basis = f"{data_digest} {provenance['lpips']}".strip()  # LPIPS of two backbones do not compare, either
+    basis = f"{data_digest} {provenance['lpips']}".strip()  # LPIPS values of different backbones are not comparable
     tags = {"egic.key": provenance["key"]}
     artifact = model_registry.publish(run_id, folder, stage.name, digest(folder), provenance["config"], tags)
     assert artifact.model_version is not None  # it was just published

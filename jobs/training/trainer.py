@@ -1,4 +1,4 @@
-"""A stage on Ray Train, seen from the driver: its trainer, its restarts and its early end."""
+"""The driver's side of a stage on Ray Train: the trainer, restarts, and an early stop."""
 
 import logging
 from pathlib import Path
@@ -19,13 +19,13 @@ from jobs.training.worker import KEPT_CHECKPOINTS, MAX_ROLLBACKS, TrainJob, trai
 log = logging.getLogger(__name__)
 
 RESIZE_EVERY_S = 30.0
-"""How often a group whose size may change looks for new nodes; to grow it starts again from the last checkpoint."""
+"""Interval at which an elastic group of workers checks for new nodes. It grows by restarting from a checkpoint."""
 
 
 def fit(job: TrainJob, reports: Reports) -> ray.train.Result:
-    """Run the trainer; the same name goes on from the last checkpoint in the same storage.
+    """Run the trainer; a run with the same name resumes from its last checkpoint.
 
-    Raises UserError for what would come again at every try, KeyboardInterrupt when the run was told to stop.
+    Raises UserError for errors that a restart cannot solve, KeyboardInterrupt when the run was asked to stop.
     """
     compute, place = job.config.compute, job.place
     put_broken_list_aside(place)
@@ -41,7 +41,7 @@ def fit(job: TrainJob, reports: Reports) -> ray.train.Result:
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
             use_gpu=compute.use_gpu,
             resources_per_worker=of_worker(compute),
-            # GPUs of one node talk faster than those of two; CPU workers of one node share its cores while others idle.
+            # GPUs on one node communicate faster; CPU workers are spread, since on one node they would share its cores.
             placement_strategy="PACK" if compute.use_gpu else "SPREAD",
         ),
         run_config=RunConfig(
@@ -51,7 +51,7 @@ def fit(job: TrainJob, reports: Reports) -> ray.train.Result:
             failure_config=FailureConfig(max_failures=compute.max_failures + allowed_rollbacks),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             callbacks=[reports],
-            # Requests of Ray Train that wait, on a busy machine, are warnings with a traceback; Ray repeats them.
+            # On a busy machine, Ray Train logs warnings with a traceback for slow requests, which it repeats anyway.
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -65,7 +65,7 @@ def fit(job: TrainJob, reports: Reports) -> ray.train.Result:
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from e
         raise
-    if result.metrics["step"] < settings.steps:  # as it was told
+    if result.metrics["step"] < settings.steps:  # stopped on request
         raise KeyboardInterrupt
     known = [Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints]
     checkpoints.remove_orphans(place, Path(result.checkpoint.path).name, known, KEPT_CHECKPOINTS)
@@ -73,7 +73,7 @@ def fit(job: TrainJob, reports: Reports) -> ray.train.Result:
 
 
 def fit_again(trainer: Trainer, max_failures: int) -> ray.train.Result:
-    """`trainer.fit()`, started again when Ray Train's controller dies: Ray restarts workers, but not that."""
+    """`trainer.fit()`, repeated when Ray Train's controller dies, since Ray restarts workers but not the controller."""
     for failure in range(max_failures + 1):
         try:
             return shutdown.run_until_left(trainer.fit)
@@ -82,6 +82,6 @@ def fit_again(trainer: Trainer, max_failures: int) -> ray.train.Result:
                 raise KeyboardInterrupt from e
             if failure == max_failures:
                 raise
-            log.warning("Ray Train's controller died (%s): going on from the last checkpoint", str(e).splitlines()[0])
+            log.warning("Ray Train's controller died (%s): resuming from the last checkpoint", str(e).splitlines()[0])
             release_reserved(e.actor_id)
     raise AssertionError  # the last failure is raised above

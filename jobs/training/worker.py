@@ -1,4 +1,4 @@
-"""What every train worker of a stage gets and does, and its `Session` for the training loop."""
+"""The train worker of a stage: its input `TrainJob`, its main function, and its `Session` for the training loop."""
 
 import ctypes
 import os
@@ -38,18 +38,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What every worker of a stage gets. Parents, LPIPS and encoder travel through Ray's object store, not as files."""
+    """The input of every worker of a stage. Weights (parents, LPIPS, encoder) are in Ray's object store."""
 
     stage: str
     config: Config
     name: str
-    """Of the run, in Ray Train's storage."""
+    """Name of the run in Ray Train's storage."""
     place: Folder
-    """Where its checkpoints are."""
+    """The folder of its checkpoints."""
     train: Manifest
     val: Manifest
     components: Mapping[str, ray.ObjectRef]
-    """Name -> files of the artifact that holds it."""
+    """Name of a component -> files of the artifact that holds it."""
     lpips: ray.ObjectRef | None
     encoder: ray.ObjectRef | None
     """Weights of the discriminator's frozen encoder."""
@@ -67,7 +67,7 @@ class RaySession:
         self.idle = self.rank >= self.world_size
         self.group: Any = None
         if self.world_size < self.num_workers:
-            self.group = dist.new_group(range(self.world_size))  # -100 to the idle ones, who use it for nothing
+            self.group = dist.new_group(range(self.world_size))  # GroupMember.NON_GROUP_MEMBER on idle workers
         self.device = ray.train.torch.get_device()
         self.place = job.place
         self.rollbacks = checkpoints.rollbacks(self.place)
@@ -75,9 +75,9 @@ class RaySession:
         self.announced = None
         self.elastic = job.config.compute.min_workers < job.config.compute.max_workers
         self.room = self.places() if self.elastic else 0
-        self.scratch = Path.cwd() / "uploads"  # Ray gives each run a folder of its own, and removes it with the session
+        self.scratch = Path.cwd() / "uploads"  # below Ray's own working folder of the run
         if self.rank == 0:
-            shutil.rmtree(self.scratch, ignore_errors=True)  # what a killed worker left
+            shutil.rmtree(self.scratch, ignore_errors=True)  # files of a killed worker
             if self.elastic:
                 print(f"{job.stage}: {self.world_size} workers share the batch", flush=True)
 
@@ -105,7 +105,7 @@ class RaySession:
                 yield Path(folder)
 
     def places(self) -> int:
-        """How many workers the group would have now."""
+        """Number of workers that a new group would have now."""
         return min(resources.places(self.job.config.compute), self.job.config.compute.max_workers)
 
     def look(self, step: int, next_step: int) -> tuple[str, int]:
@@ -116,7 +116,7 @@ class RaySession:
                 self.announced, wish = going.preempted_node_ids, "checkpoint"
         if self.elastic and self.rank == 0:
             before, self.room = self.room, self.places()
-            if self.room > before:  # the group will grow, and start again from its last checkpoint for that
+            if self.room > before:  # the group will restart with more workers, from its last checkpoint
                 wish = "checkpoint"
         if self.rank == 0 and self.place.exists(checkpoints.STOP):
             wish = "stop"
@@ -139,14 +139,14 @@ class RaySession:
     def went_wrong(self, step: int, error: NonFiniteError) -> None:
         if self.job.config.on_nan == "rollback" and len(self.rollbacks) < MAX_ROLLBACKS:
             checkpoints.note_rollback(self.place, len(self.rollbacks) + 1, step, str(error))
-            raise GoingBack(f"{error}; going back to the last checkpoint, and on with half the learning rate") from None
+            raise GoingBack(f"{error}; resuming from the last checkpoint, with half the learning rate") from None
 
 
 def listed(place: Folder) -> list[str]:
     """Names of the committed checkpoints that Ray Train keeps; empty while it writes its list."""
     try:
         result = ray.train.Result.from_path(place.path, storage_filesystem=place.filesystem)
-    except Exception:  # of many types, while the list is half written
+    except Exception:  # of any type, if the list is incomplete
         return []
     return [Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints]
 
@@ -156,7 +156,7 @@ class GoingBack(RuntimeError):
 
 
 def sharing(config: Config, stage: str, num_workers: int) -> int:
-    """How many of the workers share the batch: as many as it can be divided among evenly."""
+    """Number of workers that share the batch: the largest number that divides it evenly."""
     settings = load_stage(stage).settings(config)
     part = settings.batch // settings.batch_parts
     return max(n for n in range(1, num_workers + 1) if part % n == 0)
@@ -182,10 +182,10 @@ def train_worker(job: TrainJob) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next tensor instead of handing it back and faulting it in, zeroed, again.
+    """Make glibc keep freed memory for later tensors instead of returning it to the system, which zeroes it again.
 
-    A training step allocates the same tensors as the one before: on a CPU this takes a sixth to a quarter off it.
-    For processes that train; the memory they once held stays theirs. False where the C library is another one.
+    Training steps allocate the same tensors every time, and take a sixth to a quarter less time on a CPU with this. The
+    process never returns memory, so this is for training only. Returns False with another C library than glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -68,7 +68,7 @@ def test_a_stage_whose_workers_are_killed_has_every_step_once(finished, monkeypa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     run_id = next(r["run_id"] for r in summary(folder)["stages"] if r["stage"] == "segmentation")
     assert [m.step for m in client().get_metric_history(run_id, "train/seg")] == [8, 16, 24]
-    assert "From the last checkpoint" in text
+    assert "It restarts from the last checkpoint" in text
 
 
 def test_models_are_registered_and_decode_at_any_alpha(finished, monkeypatch):

@@ -1,4 +1,4 @@
-"""The data says how many categories there are; stages that learn labels ask for some before anything starts."""
+"""The number of categories comes from the data; data without labels is refused before anything starts."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ def test_the_data_decides_and_another_number_is_refused():
     assert fitted(tiny(), data(), STAGES) == with_categories(tiny(), 3)
     assert fitted(with_categories(tiny(), 3), data(), STAGES) == with_categories(tiny(), 3)
     with pytest.raises(
-        ValueError, match="the data has 3 categories, discriminator.num_categories is 133; leave it at 0"
+        ValueError, match="the data has 3 categories, discriminator.num_categories is 133; give 3, or 0"
     ):
         fitted(with_categories(tiny(), 133), data(), STAGES)
 
@@ -84,7 +84,7 @@ def test_unprepared_data_is_foretold(tmp_path):
 def test_a_discriminator_of_other_labels_is_no_start(tmp_path):
     config = with_categories(tiny(), 5)
     artifact.save(tmp_path, {"discriminator": Discriminator(with_categories(tiny(), 7).discriminator)}, {})
-    with pytest.raises(ValueError, match="the discriminator of parent knows 7 categories, the data has 5; start from"):
+    with pytest.raises(ValueError, match="the discriminator of parent has 7 categories, the data has 5; start from"):
         check_parent(config, "gan", "parent", tmp_path)
     check_parent(config, "orp", "parent", tmp_path)  # needs none
     check_parent(with_categories(tiny(), 7), "gan", "parent", tmp_path)
