@@ -1,4 +1,4 @@
-"""Codecs for tests: a tiny one with lively latents, and the paper's size with the reference arrays' weights."""
+"""Codecs for tests: a tiny one with random weights, and one of the paper's size with the reference arrays' weights."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ TINY = CodecConfig(
 
 @torch.no_grad()
 def tiny_model(seed: int = 0, orp: bool = True, rates: int = 0) -> Model:
-    """Random weights, made such that y has a standard deviation of about 2 and scale indices spread over 0..30."""
+    """Random weights, scaled so that y has a standard deviation of about 2 and scale indices range over 0..30."""
     config = replace(TINY, rates=rates)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -44,7 +44,7 @@ def tiny_model(seed: int = 0, orp: bool = True, rates: int = 0) -> Model:
 
 @torch.no_grad()
 def frozen_model() -> Model:
-    """The model of the files in tests/fixtures/one_rate. NumPy promises that RandomState's numbers stay as they are."""
+    """The model of the files in tests/fixtures/one_rate. RandomState: NumPy never changes its stream."""
     config = replace(TINY, dims=(32,) * 4, depths=(1,) * 4, num_slices=2)
     codec, head = Codec(config), ResidualHead(config)
     for module, seed in ((codec, 0), (head, 1)):
@@ -65,7 +65,7 @@ def frozen_model() -> Model:
 
 @lru_cache(maxsize=1)
 def reference_module(golden: Path):
-    """The folder's `fill`, `fill_params` and `make_image`."""
+    """The functions `fill`, `fill_params` and `make_image` from the folder of the reference arrays."""
     spec = importlib.util.spec_from_file_location("reference_weights", golden / "reference_weights.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Folders of real data, given by environment variables; a test that needs one skips where it is absent."""
+"""Fixtures for folders of real data from environment variables; tests skip if the variable is not set."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ def _folder(variable: str) -> Path:
         pytest.skip(f"{variable} is not set")
     path = Path(value)
     if not path.is_dir():
-        pytest.fail(f"{variable} names no folder: {path}")
+        pytest.fail(f"{variable} is not a folder: {path}")
     return path
 
 
@@ -45,14 +45,14 @@ def weights() -> Path:
 
 @pytest.fixture(scope="module")
 def short_folder() -> Iterator[Path]:
-    """For Ray, which puts sockets below it: their whole names hold 107 bytes."""
+    """A temporary folder for Ray with a short path: a socket's path may have at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="egic") as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def one_thread():
-    """Tiny networks gain nothing from threads, and lose much on a machine that others use too."""
+    """One torch thread: more make tiny networks slower on a shared machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""A small evaluation folder without a model: decoded pictures at several alphas are made of noise and blur."""
+"""A small evaluation folder without a model: noise and blur stand in for decoded pictures."""
 
 import json
 from itertools import product
@@ -15,7 +15,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def photograph(seed: int, height: int = 192, width: int = 256) -> np.ndarray:
-    """uint8 (H, W, 3): smooth shading, edges and grain, so that rates rise with quality as they do for photographs."""
+    """uint8 (H, W, 3) with shading, edges and grain, so that rates rise with quality as for photographs."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / rng.uniform(8, 60) + rng.uniform(0, 6)) * np.cos(y / rng.uniform(8, 60)) for _ in range(6)]
@@ -25,7 +25,7 @@ def photograph(seed: int, height: int = 192, width: int = 256) -> np.ndarray:
 
 
 def blurred(x: np.ndarray) -> np.ndarray:
-    """What a codec trained for least error returns: the mean of 5 x 5 pixels."""
+    """Blur by a 5 x 5 mean, in place of a codec that was trained for least error."""
     padded = np.pad(x.astype(np.float64), ((2, 2), (2, 2), (0, 0)), mode="edge")
     return sum(padded[i : i + x.shape[0], j : j + x.shape[1]] for i in range(5) for j in range(5)) / 25
 
@@ -34,9 +34,9 @@ def make(
     folder: Path, pictures: dict[str, np.ndarray], labels: tuple[str, ...] = ("EGIC",), alphas: tuple = ALPHAS,
     bpp: float = 0.6, qualities: tuple = (None,),
 ) -> Path:  # fmt: skip
-    """Rows, sets, skipped and pictures of models that blur (alpha 0) and put grain on top (alpha 1); PSNR is true.
+    """Rows, sets, skipped and pictures of models that blur (alpha 0) and add grain (alpha 1). PSNR is computed.
 
-    A quality (0..100) of a model with several rates multiplies the rate and mixes in the original.
+    qualities: 0..100, for models of several rates; each multiplies the rate and mixes in the original.
     """
     rng, rows, measure = np.random.default_rng(0), [], Quality(("psnr_db", "ms_ssim"), {})
     for name, x in pictures.items():
@@ -65,7 +65,7 @@ def make(
 
 
 def write(folder: Path, rows: list[dict], **of_sets) -> None:
-    """rows.parquet and sets.json of these rows; of_sets: what every set has, too."""
+    """Write rows.parquet and sets.json for these rows. of_sets: further values of every set."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
     (folder / "sets.json").write_text(json.dumps([entry | of_sets for entry in evaluation_folder.sets_of(rows)]))

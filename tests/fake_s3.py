@@ -13,7 +13,7 @@ BUCKET = "bucket"
 
 @contextmanager
 def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server with an empty bucket, and credentials for it in the environment."""
+    """Start a server with an empty bucket and set its credentials in the environment; yields the address."""
     server_module = pytest.importorskip("moto.moto_server.threaded_moto_server")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")

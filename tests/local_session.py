@@ -1,4 +1,4 @@
-"""A `Session` in this process: drawn batches that depend on the position alone, checkpoints in a folder."""
+"""A `Session` in this process: random batches that depend only on the position, checkpoints in a folder."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ def collate(positions: list[int], size: int) -> dict[str, np.ndarray]:
 
 
 class LocalSession:
-    """One rank of `world_size`, with checkpoints under `folder`; stops like a kill after `stop_after` reports."""
+    """One rank of `world_size`, with checkpoints in `folder`. Raises after `stop_after` reports, as if killed."""
 
     def __init__(self, folder: Path, *, rank: int = 0, world_size: int = 1, stop_after: int | None = None):
         self.folder, self.rank, self.world_size, self.stop_after = folder, rank, world_size, stop_after
@@ -69,7 +69,7 @@ class LocalSession:
 
 
 def components(config, *names: str):
-    """Fresh networks, the same at every call."""
+    """New networks with the same weights at every call."""
     from egic.networks.codec import Codec
     from egic.networks.discriminator import Discriminator
 
@@ -124,7 +124,7 @@ def _member(rank: int, configs: dict, folder: Path, world_size: int, run) -> Non
     try:
         for stage, config in configs.items():
             run(stage, config, LocalSession(folder / stage, rank=rank, world_size=world_size))
-        gc.collect()  # DDP's modules hold the group by cycles: its threads must not outlive it
+        gc.collect()  # DDP modules are in reference cycles with the group: end its threads now
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What tests of the tracking share: artifacts in a store, the points of a curve, a port, waiting for something."""
+"""Functions for tests of the tracking: publish an artifact, read a curve, find a port, wait for a condition."""
 
 import socket
 import time
@@ -11,7 +11,7 @@ PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
 
 def published(folder: Path, experiment: str, key: str = "key1", name: str = "gan") -> model_registry.Artifact:
-    """`folder` as the artifact of a finished run of the stage `name`."""
+    """Publish `folder` as the artifact of a finished run of the stage `name`."""
     run_id = runs.start_stage(None, name, key, {}, {}, experiment=experiment)
     artifact = model_registry.publish(run_id, folder, name, digest(folder), {"lam": 2}, {"commit": "abc"})
     runs.finish(run_id)
@@ -19,7 +19,7 @@ def published(folder: Path, experiment: str, key: str = "key1", name: str = "gan
 
 
 def history(run_id: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric, in the order of the store."""
+    """(step, value) pairs of a metric, in the order of the store."""
     return [(metric.step, metric.value) for metric in store.client().get_metric_history(run_id, name)]
 
 

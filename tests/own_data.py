@@ -1,4 +1,4 @@
-"""Small folders of a user's own: photographs, and pictures with label maps of five classes in the colours they show."""
+"""Small folders of user data: photographs, and pictures with label maps, where each class has its own colour."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ stuff:
 VALUES = {1: (40,), 2: (300,), 3: (1,), 4: (2, 3), 5: (70,)}
 """Class -> values of the label map."""
 COLOURS = np.array([[0, 0, 0], [200, 40, 40], [230, 200, 60], [90, 150, 220], [60, 160, 60], [150, 150, 150]], np.uint8)
-"""What a class looks like; black is void."""
+"""Class -> its colour in pictures; void is black."""
 
 
 def classes_of(number: int, height: int = 96, width: int = 128) -> np.ndarray:
-    """Class map of a picture: sky over grass, a wall, a ball, two boxes that touch at nothing, and a void strip."""
+    """Class map of a picture: sky over grass, a wall, a ball, two separate boxes, and a strip of void."""
     rng = np.random.default_rng([3, number])
     classes = np.full((height, width), 3)
     classes[int(height * rng.uniform(0.4, 0.6)) :] = 4
@@ -37,13 +37,13 @@ def picture_of(classes: np.ndarray, number: int) -> np.ndarray:
 
 
 def write_map(path: Path, values: np.ndarray) -> None:
-    """uint8, uint16 (H, W) or RGB uint8 (H, W, 3) as PNG."""
+    """Write a uint8 or uint16 (H, W) or an RGB uint8 (H, W, 3) array as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path)
 
 
 def index_values(classes: np.ndarray) -> np.ndarray:
-    """The values of TABLE, uint16; classes with several values show all of them, and void is one that it lacks."""
+    """Class map -> uint16 values of TABLE. All values of a class occur; the value of void is not in the table."""
     values = np.full(classes.shape, 65535, np.uint16)
     for c, (first, *more) in VALUES.items():
         values[classes == c] = first

@@ -1,4 +1,4 @@
-"""The same model with other arithmetic: what another machine may compute, and worse."""
+"""Models with perturbed arithmetic, to simulate the rounding of other machines, and larger errors."""
 
 import copy
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from egic.model import Model
 
 
 def noisy(model: Model, relative: float, seed: int = 0) -> Model:
-    """Gaussian noise of `relative` (one sigma) times each value on the output of every layer of h_s and ChARM."""
+    """Add Gaussian noise to the output of every layer of h_s and ChARM; sigma is `relative` times the value."""
     changed = Model(copy.deepcopy(model.codec), model.orp)
     generator = torch.Generator().manual_seed(seed)
 
@@ -24,7 +24,7 @@ def noisy(model: Model, relative: float, seed: int = 0) -> Model:
 
 
 def variants(model: Model) -> Iterator[tuple[str, Model, int]]:
-    """(name, model, number of threads) of every arithmetic that a file written with one thread must survive."""
+    """(name, model, number of threads) with which a file that was written with one thread must decode."""
     yield "noise 1e-5", noisy(model, 1e-5), 1
     yield "float64", Model(copy.deepcopy(model.codec).double(), model.orp), 1
     yield "2 threads", model, 2

@@ -1,4 +1,4 @@
-"""The reference's object names, written down once more: what the importer has to find its way back from."""
+"""Object names of the reference's checkpoints, from our parameters: the inverse of the importer's translation."""
 
 from collections.abc import Callable
 
@@ -65,7 +65,7 @@ def object_key(path: str, num_blocks: int = 12) -> str:
 
 
 def variables_of(*modules: nn.Module, prefix: str = "model/") -> Arrays:
-    """Our parameters as a checkpoint of the reference has them, with what it has beside them."""
+    """Our parameters with the names of a checkpoint of the reference, and its other variables."""
     blocks = next((2 * len(m.config.down) for m in modules if isinstance(m, Discriminator)), 12)
     found = {prefix + object_key(path, blocks): array for path, array in arrays_of(*modules).items()}
     for key in list(found):

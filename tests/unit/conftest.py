@@ -1,4 +1,4 @@
-"""Unit tests work on small tensors: a second torch thread gains nothing, and costs much where cores are shared."""
+"""One torch thread for all unit tests: their tensors are small, and more threads are slower on shared cores."""
 
 import sys
 

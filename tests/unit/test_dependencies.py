@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for is what the files import: nothing is missing, and nothing is installed for no file."""
+"""The dependencies in pyproject.toml are the packages that the files import: none is missing, none is unused."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"egic", "jobs", "pipelines", "tests"}
 MODULES = {"pillow": {"PIL"}, "pyyaml": {"yaml"}, "nvidia-ml-py": {"pynvml"}, "compressai": {"compressai"}}
-"""Modules of distributions that need not be installed here, where the name differs, or the reading of it does."""
+"""Modules of distributions that may not be installed, or whose metadata does not list them."""
 USED_BY_OTHERS = {
     "nvidia-ml-py": "MLflow's metrics of GPUs",
     "torch-fidelity": "torchmetrics' FID and KID",
@@ -32,18 +32,18 @@ USED_BY_OTHERS = {
     "uv": "make setup",
     "setuptools": "the build",
 }
-"""Distributions that no file of ours imports, and what does."""
+"""Distributions that no file of ours imports, and what uses them."""
 COME_ALONG = {
     "requests": "mlflow",
     "safehttpx": "gradio",
     "httpx": "huggingface-hub",
     "jsonschema": "kubernetes-validate",
 }
-"""Modules of what a distribution itself asks for."""
+"""Modules that come with another distribution as its dependency."""
 OPTIONAL = {"pillow_jxl", "atheris"}
-"""Modules that are used where a user has installed them, and named where they are missing."""
+"""Optional modules that users install themselves."""
 ELSEWHERE = ROOT / "tests" / "bench" / "reference_steps.py"
-"""Runs in the Python of the TensorFlow reference, with its modules."""
+"""This file runs in the Python of the TensorFlow reference, with its modules."""
 
 
 def name_of(requirement: str) -> str:
@@ -51,14 +51,14 @@ def name_of(requirement: str) -> str:
 
 
 def asked_for(*extras: str) -> set[str]:
-    """Names of the distributions of the core and of the extras."""
+    """Names of the required distributions and of those of the extras."""
     listed = [*PROJECT["dependencies"], *(r for extra in extras for r in PROJECT["optional-dependencies"][extra])]
     return {name_of(requirement) for requirement in listed}
 
 
 @cache
 def modules_of() -> dict[str, set[str]]:
-    """Top modules by distribution, of what is installed."""
+    """Top-level modules of the installed distributions, by distribution."""
     found: dict[str, set[str]] = {}
     for module, distributions in packages_distributions().items():
         for distribution in distributions:
@@ -67,7 +67,7 @@ def modules_of() -> dict[str, set[str]]:
 
 
 def imported(*folders: str) -> Iterator[tuple[str, Path]]:
-    """Top modules that the files of some folders import, function bodies included, those for type hints left out."""
+    """Top-level modules that the files of some folders import, also in functions, but not for type hints only."""
     for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
         tree = ast.parse(path.read_text())
         hints = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
@@ -93,15 +93,15 @@ def imported(*folders: str) -> Iterator[tuple[str, Path]]:
         (("tests", "docs", "infra"), ("train", "cloud", "demo", "hub", "import-reference", "dev")),
     ],
 )
-def test_what_is_imported_is_asked_for(folders, extras):
+def test_every_imported_package_is_declared(folders, extras):
     known = {module for name in asked_for(*extras) for module in modules_of().get(name, {name.replace("-", "_")})}
     known |= {*sys.stdlib_module_names, *COME_ALONG, *OPTIONAL} | OURS
     assert not [(name, path) for name, path in imported(*folders) if name not in known and path != ELSEWHERE]
 
 
 @pytest.mark.parametrize("extra", [None, *PROJECT["optional-dependencies"]])
-def test_what_is_asked_for_is_imported(extra):
-    """By the package, or by the tests where the extra is theirs. What only others import is named, with its user."""
+def test_every_declared_package_is_imported(extra):
+    """By the package, or by the tests for the extra `dev`. USED_BY_OTHERS lists packages that only others import."""
     folders = ("egic", "jobs", "pipelines", *(("tests", "docs", "infra") if extra == "dev" else ()))
     names = {name for name, _ in imported(*folders)}
     wanted = asked_for(extra) - asked_for() if extra else asked_for()
@@ -109,5 +109,5 @@ def test_what_is_asked_for_is_imported(extra):
     assert idle <= USED_BY_OTHERS.keys()
 
 
-def test_what_others_use_is_asked_for():
+def test_packages_that_only_others_use_are_declared():
     assert {*USED_BY_OTHERS, *COME_ALONG.values()} <= asked_for(*PROJECT["optional-dependencies"])

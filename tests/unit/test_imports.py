@@ -1,4 +1,4 @@
-"""The shape of the repository, read off its syntax trees: who may import whom, and what no file may contain."""
+"""Import rules of the repository, checked on syntax trees, and text that no tracked file may contain."""
 
 import ast
 import graphlib
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYERS = ["egic", "jobs", "pipelines"]  # each may import itself and what stands left of it
+LAYERS = ["egic", "jobs", "pipelines"]  # each may import itself and those to its left
 TRACKING = "jobs/tracking"
 ROOMS = {
     "egic": "__main__ cli demo reference report compat __init__ model artifact coding training metrics networks "
@@ -17,19 +17,19 @@ ROOMS = {
     "jobs": "segmentation mse_codec gan orp evaluate prepare registry serve / commands evaluation training data "
     "cluster tracking config storage",
 }
-"""Rooms and single files from the top down: each may import itself and what stands after it.
+"""Rooms and single files from the top down: each may import itself and those after it.
 
-What stands before a `/` is a floor of its own: the jobs that a user runs.
+Those before a `/` may not import each other: the jobs that a user runs.
 """
 COMPUTED = {"jobs/training/stage.py", "egic/cli/extensions.py"}
-"""Files that import a module by a name that is no constant: a stage by its name; entry points."""
+"""Files that import modules by computed names: a stage by its name, and entry points."""
 
 
 def imported_modules(source: str) -> set[str]:
     """Dotted names that `source` imports anywhere, function bodies included; relative imports begin with a dot.
 
-    `importlib.import_module` and its like count with their argument: an f-string as far as it is constant, and "?" for
-    what is no string.
+    `importlib.import_module` and similar calls count with their argument: the constant beginning of an f-string, or "?"
+    for other expressions.
     """
     names = set()
     for node in ast.walk(ast.parse(source)):
@@ -50,7 +50,7 @@ def _called(function: ast.expr) -> str:
 
 
 def _constant(argument: ast.expr) -> str:
-    """The text of a string, or how an f-string or a sum of strings begins; "?" otherwise."""
+    """The text of a string, or the constant beginning of an f-string or a sum of strings; else "?"."""
     if isinstance(argument, ast.JoinedStr) and argument.values:
         argument = argument.values[0]
     while isinstance(argument, ast.BinOp):
@@ -83,24 +83,24 @@ def test_nothing_imports_upward():
 
 
 def test_no_module_is_imported_by_a_computed_name():
-    """Only then do the tests here see every import."""
+    """Otherwise the tests of this file would miss imports."""
     users = {path.relative_to(ROOT).as_posix() for path in sources(*LAYERS) if "?" in imports_of(path)}
     assert users <= COMPUTED
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the repository by its dotted name; that of a package is its __init__.py."""
+    """Files of all modules of the repository by dotted name; a package's file is its __init__.py."""
     names = {path: path.relative_to(ROOT).with_suffix("").parts for path in sources(*LAYERS)}
     return {".".join(parts[:-1] if parts[-1] == "__init__" else parts): path for path, parts in names.items()}
 
 
 @cache
 def graph() -> dict[str, set[str]]:
-    """The modules of the repository that each of them imports."""
+    """Module -> the modules of the repository that it imports."""
     known = modules()
 
     def module(name: str) -> str:
-        while name and name not in known:  # a function of a module, or a package from elsewhere
+        while name and name not in known:  # a function of a module, or an external package
             name = name.rpartition(".")[0]
         return name
 
@@ -108,7 +108,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def order(rooms: str) -> dict[str, int]:
-    """The place of each room; one and the same for those before the `/`."""
+    """Position of each room in ROOMS; those before the `/` share one."""
     before, slash, after = rooms.partition("/")
     own = {name: 0 for name in before.split()} if slash else {}
     return own | {name: i for i, name in enumerate((after if slash else before).split(), 1)}
@@ -132,25 +132,25 @@ def test_rooms_import_downward_only(layer):
     assert not upward, "these run upward: " + ", ".join(upward)
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_no_import_cycle():
     try:
         graphlib.TopologicalSorter(graph()).prepare()
     except graphlib.CycleError as error:
         pytest.fail("a circle: " + " <- ".join(error.args[1]))
 
 
-def test_egic_knows_neither_ray_nor_mlflow():
+def test_egic_imports_neither_ray_nor_mlflow():
     for path in sources("egic"):
         assert not imports_of(path) & {"ray", "mlflow"}, path
 
 
-def test_mlflow_is_imported_by_tracking_only():
+def test_only_tracking_imports_mlflow():
     for path in sources(*LAYERS):
         if path.parent != ROOT / TRACKING:
             assert "mlflow" not in imports_of(path), path
 
 
-def test_tyro_is_imported_in_one_place():
+def test_only_one_file_imports_tyro():
     users = [path.relative_to(ROOT).as_posix() for path in sources(*LAYERS) if "tyro" in imports_of(path)]
     assert len(users) <= 1, users
 
@@ -168,7 +168,7 @@ def test_tyro_is_imported_in_one_place():
         ("importlib.import_module(name)", {"?"}),
     ],
 )
-def test_walk_sees_every_kind_of_import(source, names):
+def test_imports_are_found_in_every_form(source, names):
     assert imported_modules(source) == names
 
 
@@ -181,7 +181,7 @@ def tracked_files() -> list[Path]:
 
 
 def test_no_tracked_file_names_a_package_registry():
-    """The lock is installed from whatever registry the machine is set up for; no file may tie it to one."""
+    """The lock must install from any registry that a machine is configured for."""
     hosts = [host.encode() for host in ("pypi" + ".org", "python" + "hosted.org", "download.py" + "torch.org/whl")]
     options = [b"--index" + b"-url", b"--extra-index" + b"-url", b"--find" + b"-links", b"--trusted" + b"-host"]
     for path in tracked_files():

@@ -1,4 +1,4 @@
-"""README and docs agree with the code: rooms and functions of the map exist, and every departure is in the list."""
+"""README and docs agree with the code: rooms, functions, import arrows, links, and the list of departures."""
 
 import ast
 import re
@@ -20,12 +20,12 @@ def section(text: str, title: str) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The places of a page that links may name, as GitHub makes them of its titles."""
+    """Anchors of a page's titles, as GitHub makes them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
-def test_every_room_is_on_the_map():
+def test_architecture_names_every_room():
     rooms = {path.parent.relative_to(ROOT).as_posix() for path in MODULES} - {"egic", "jobs", "pipelines"}
     assert not [room for room in sorted(rooms) if f"{room}/" not in MAP]
     named = re.findall(r"(?:egic|jobs|pipelines|tests|infra|docs)/[\w/]*\.?\w+", MAP)
@@ -44,7 +44,7 @@ def names_of(source: str) -> set[str]:
     return names
 
 
-def test_every_function_that_the_map_names_exists():
+def test_functions_that_architecture_names_exist():
     """The page names them as `FILE` (`FUNCTION`, `CLASS.METHOD`)."""
     named = re.findall(r"`([\w/]+\.py)` \((`[^)]*`)\)", MAP)
     assert len(named) > 20
@@ -55,12 +55,12 @@ def test_every_function_that_the_map_names_exists():
 
 DRAWN = [(a, b) for a, b in re.findall(r"^ *(\w+)(?:\[.*?\])? --> (\w+)$", MAP, re.MULTILINE)]
 LABELS = dict(re.findall(r'^ *(\w+)\["([\w/]+)/', MAP, re.MULTILINE))
-"""Node of the picture -> its folder. The nodes of `egic/` and `jobs/` stand for the files directly in them."""
+"""Node of the diagram -> its folder. The nodes `egic` and `jobs` are the files directly in these folders."""
 NOT_DRAWN = {"egic", "egic.errors", "egic.cache", "egic.__main__"}
 
 
 def drawn_room(module: str) -> str:
-    """The node of the picture that a module belongs to; empty for those that are not drawn."""
+    """The node of the diagram that a module belongs to; "" for modules that are not drawn."""
     if module in NOT_DRAWN:
         return ""
     folders = [
@@ -69,8 +69,8 @@ def drawn_room(module: str) -> str:
     return max(folders)[1]
 
 
-def test_picture_of_the_rooms_shows_the_imports():
-    """Each arrow is an import, and each import from one room to another is an arrow or a way along arrows."""
+def test_arrows_of_the_diagram_are_the_imports():
+    """Each arrow is an import, and each import between rooms is an arrow or a path of arrows."""
     real = {(drawn_room(a), drawn_room(b)) for a, others in graph().items() for b in others}
     real = {(a, b) for a, b in real if a and b and a != b}
     assert len(DRAWN) > 20 and not set(DRAWN) - real, "no such import"
@@ -80,15 +80,15 @@ def test_picture_of_the_rooms_shows_the_imports():
     assert not real - reached, "missing in docs/architecture.md"
 
 
-def test_every_departure_is_listed():
-    told = section(README, "Where this differs")
+def test_every_departure_from_the_paper_is_listed():
+    listed = section(README, "Where this differs")
     found = [path for path in MODULES for line in path.read_text().splitlines() if "DIFFERS" in line]
-    assert told.count("\n- ") == len(found)
-    assert all(f"`{path.relative_to(ROOT)}`" in told for path in found)
+    assert listed.count("\n- ") == len(found)
+    assert all(f"`{path.relative_to(ROOT)}`" in listed for path in found)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_within_the_repository_leads_somewhere(page):
+def test_links_within_the_repository_are_valid(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()) + re.findall(r'src="([^"]+)"', page.read_text()):
         if "://" in target:
             continue

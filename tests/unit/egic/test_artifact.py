@@ -1,4 +1,4 @@
-"""Artifacts: exactly what was saved comes back, anything else is refused with its name."""
+"""Artifacts: load returns exactly what save stored; damaged and other files are errors that name the problem."""
 
 import json
 import pickle
@@ -157,13 +157,13 @@ def change_config(folder, change):
         (lambda c: c.pop("format"), "reads format 1 only"),
     ],
 )
-def test_configs_that_say_something_else_are_refused(folder, change, message):
+def test_invalid_configs_are_refused(folder, change, message):
     change_config(folder, change)
     with pytest.raises(ValueError, match=message):
         artifact.load(folder)
 
 
-def test_a_folder_without_config_is_no_model(tmp_path, folder):
+def test_a_folder_without_config_is_not_a_model(tmp_path, folder):
     with pytest.raises(ValueError, match=r"is not an EGIC model: it has no config\.json"):
         artifact.load(tmp_path)
     (folder / "config.json").write_text("{")

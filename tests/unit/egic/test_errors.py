@@ -1,4 +1,4 @@
-"""A user's mistake is one line and status 2; a fault of the program is a traceback, and status 1."""
+"""A user's mistake ends with one line and status 2, a fault of the program with a traceback and status 1."""
 
 import os
 import pickle
@@ -40,7 +40,7 @@ def test_an_environment_variable_shows_the_traceback_of_a_mistake(capsys, monkey
     assert "Traceback" in err and err.splitlines()[-1] == "error: size is 0; give 1"
 
 
-def test_success_and_status_are_passed_on():
+def test_the_status_of_main_is_returned():
     assert run_main(lambda: "done") is None
     assert run_main(lambda: 3) == 3
 
@@ -52,12 +52,12 @@ def test_a_fault_of_the_program_is_a_traceback_and_asks_for_a_report(error, caps
     assert "Traceback" in err and repr(error).split("(")[0] in err and "report" in err.splitlines()[-1]
 
 
-def test_a_configuration_that_cannot_be_is_the_users_mistake():
+def test_an_invalid_configuration_is_a_users_mistake():
     with pytest.raises(UserError, match="num_slices"):
         CodecConfig(num_slices=7)
 
 
-def test_errors_pass_between_processes():
+def test_a_user_error_can_be_pickled():
     again = pickle.loads(pickle.dumps(UserError("size is 0; give 1")))
     assert type(again) is UserError and str(again) == "size is 0; give 1"
 

@@ -11,11 +11,11 @@ from egic.file_size import parse_size
     [("20000", 20_000), ("20kB", 20_000), ("20k", 20_000), ("20K", 20_000), ("0.1MB", 100_000), (" 1.5 mb ", 1_500_000),
      ("48KiB", 49_152), ("2Gi", 2**31), (".5k", 500), ("1b", 1), ("0.0015k", 1)],
 )  # fmt: skip
-def test_sizes(text, size):
+def test_units_and_rounding(text, size):
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "k", "20 kilobytes", "-5", "1e3", "20,5k", "0", "0.1", "nan", "20kBit", "5 5"])
-def test_what_is_no_size_is_the_users_mistake(text):
+def test_other_text_is_a_users_mistake(text):
     with pytest.raises(UserError, match="such as 20kB|20kB, 0.1MB"):
         parse_size(text)

@@ -1,4 +1,4 @@
-"""Every kind of picture file comes in as upright 8-bit sRGB."""
+"""Picture files of every supported kind are read as upright 8-bit sRGB."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def test_what_is_written_is_read_back(suffix):
     assert np.array_equal(x, RGB) and not notes
 
 
-def test_jpeg_is_close():
+def test_jpeg_is_read_back_with_small_errors():
     smooth = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (64, 64, 3)).copy()
     x, _ = pictures.read(pictures.write(smooth, ".jpg"))
     assert np.abs(x.astype(int) - smooth).max() < 6
@@ -43,7 +43,7 @@ def test_16_bit_grey_is_rounded_to_8(form):
 
 
 def png_16_bit_colour(x: np.ndarray) -> bytes:
-    """Pillow writes no 16-bit RGB, so by hand (PNG specification, chunks IHDR, IDAT, IEND)."""
+    """A 16-bit RGB PNG, which Pillow cannot write (PNG specification, chunks IHDR, IDAT, IEND)."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -54,7 +54,7 @@ def png_16_bit_colour(x: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def test_16_bit_colour():
+def test_16_bit_colour_is_read_as_8_bits():
     x, _ = pictures.read(png_16_bit_colour(RGB.astype(np.uint16) * 257))
     assert np.array_equal(x, RGB)
 
@@ -63,14 +63,14 @@ OLD = pytest.mark.skipif(PIL.__version__ < "13", reason="Pillow 12 cannot read t
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", pytest.param("YCbCr", marks=OLD)])
-def test_other_modes(mode):
+def test_other_modes_are_converted_to_rgb(mode):
     image = Image.fromarray(RGB).convert(mode)
     form = {"CMYK": "TIFF", "YCbCr": "TIFF"}.get(mode, "PNG")
     x, _ = pictures.read(saved(image, form))
     assert np.abs(x.astype(int) - np.asarray(image.convert("RGB"))).max() <= 2
 
 
-def test_transparency_goes_on_white_with_a_warning():
+def test_transparency_becomes_white_with_a_note():
     alpha = np.full(GREY.shape, 255, np.uint8)
     opaque = Image.fromarray(np.dstack([RGB, alpha]), "RGBA")
     x, notes = pictures.read(saved(opaque, "PNG"))
@@ -92,7 +92,7 @@ TURNED = {
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", TURNED)
-def test_exif_orientation(orientation, form):
+def test_exif_orientation_is_applied(orientation, form):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if form == "WEBP" else {}
@@ -101,7 +101,7 @@ def test_exif_orientation(orientation, form):
 
 
 def tiff_block(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """A TIFF structure of one directory, as EXIF has it (TIFF 6.0, section 2): (tag, type, count, value) each."""
+    """An EXIF block: a TIFF structure with one directory of (tag, type, count, value) entries (TIFF 6.0, section 2)."""
     at, body, table = 8 + 2 + 12 * len(entries) + 4, b"", struct.pack("<H", len(entries))
     for tag, kind, count, value in entries:
         if len(value) > 4:
@@ -129,7 +129,7 @@ def test_broken_exif_leaves_the_picture_upright(entries, form):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_no_damage_to_exif_stops_a_picture(form):
-    """300 blocks with bytes changed or cut off: the pixels are those of the picture, in one orientation or another."""
+    """300 blocks with bytes changed or cut off: the picture is read, in any orientation."""
     rng = np.random.default_rng(0)
     plain, _ = pictures.read(saved(Image.fromarray(RGB), form))
     block = tiff_block(UPRIGHT_LEFT, (0x829A, 5, 1, struct.pack("<II", 1, 60)), (0x0110, 2, 6, b"Camera"))
@@ -142,8 +142,8 @@ def test_no_damage_to_exif_stops_a_picture(form):
         assert any(np.array_equal(x, turn(plain)) for turn in TURNED.values())
 
 
-def test_an_error_of_any_type_inside_a_decoder_is_the_pictures(monkeypatch):
-    """Pillow lets through what its parts raise: struct.error, ZeroDivisionError, KeyError, ..."""
+def test_an_error_of_any_type_in_a_decoder_becomes_a_user_error(monkeypatch):
+    """Pillow does not convert the errors of its decoders: struct.error, ZeroDivisionError, KeyError, ..."""
     data = saved(Image.fromarray(RGB), "PNG")
     for error in (ZeroDivisionError("x"), KeyError("x"), ValueError("x"), RuntimeError("x")):
 
@@ -169,7 +169,7 @@ def png(x: np.ndarray, depth: int, kind: int, key: tuple[int, ...], **chunks: by
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_the_transparent_value_of_a_grey_png(depth):
+def test_the_transparent_value_of_a_grey_png_becomes_white(depth):
     values = np.random.default_rng(depth).integers(0, 2**depth, (24, 40))
     values[0, 0] = key = 2 ** (depth - 1) - (depth == 1)
     x, notes = pictures.read(png(values, depth, 0, (key,)))
@@ -177,7 +177,7 @@ def test_the_transparent_value_of_a_grey_png(depth):
     assert np.array_equal(x, np.repeat(wanted[..., None], 3, 2)) and "white" in notes[0]
 
 
-def test_the_transparent_colour_of_an_rgb_png():
+def test_the_transparent_colour_of_an_rgb_png_becomes_white():
     values = RGB.astype(int)
     x, _ = pictures.read(png(values, 8, 2, tuple(values[3, 3])))
     wanted = RGB.copy()
@@ -188,7 +188,7 @@ def test_the_transparent_colour_of_an_rgb_png():
 
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
-def test_a_grey_profile_counts_with_alpha_and_without(mode):
+def test_a_grey_profile_is_applied_with_alpha_and_without(mode):
     image = Image.fromarray(GREY // 2)
     if mode == "LA":
         image.putalpha(255)
@@ -197,7 +197,7 @@ def test_a_grey_profile_counts_with_alpha_and_without(mode):
 
 
 @pytest.mark.parametrize("suffix", [s for s in pictures.READ_SUFFIXES if s not in (".pbm", ".gif", ".mpo")])
-def test_every_suffix_that_folders_are_searched_for_is_read(suffix, tmp_path):
+def test_every_suffix_in_read_suffixes_can_be_read(suffix, tmp_path):
     smooth = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (64, 64, 3))
     image = Image.fromarray(np.ascontiguousarray(smooth)).convert("L" if suffix in (".pgm",) else "RGB")
     image.save(tmp_path / f"x{suffix}")
@@ -205,7 +205,7 @@ def test_every_suffix_that_folders_are_searched_for_is_read(suffix, tmp_path):
     assert x.shape == smooth.shape and np.abs(x.astype(int) - smooth).mean() < 6 and not notes
 
 
-def test_a_bitmap_and_the_first_picture_of_a_camera_with_two(tmp_path):
+def test_1_bit_pictures_and_the_first_picture_of_mpo_files_are_read(tmp_path):
     black = np.random.default_rng(0).integers(0, 2, (9, 17)).astype(bool)
     Image.fromarray(black).save(tmp_path / "x.pbm")
     assert np.array_equal(pictures.read((tmp_path / "x.pbm").read_bytes())[0][..., 0], black * 255)
@@ -214,18 +214,18 @@ def test_a_bitmap_and_the_first_picture_of_a_camera_with_two(tmp_path):
     assert np.abs(x.astype(int) - RGB).mean() < np.abs(x.astype(int) - (255 - RGB)).mean() and not notes
 
 
-def test_16_bit_grey_jpeg_2000():
+def test_16_bit_grey_jpeg_2000_is_read():
     values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     x, _ = pictures.read(saved(Image.fromarray(values), "JPEG2000"))
     assert np.array_equal(x[..., 0], np.rint(values / 257))
 
 
-def test_kinds_that_are_not_read_are_counted():
+def test_files_of_unsupported_formats_are_counted():
     names = ["a.JPG", "b.heic", "d/c.HEIC", "e.dng", "notes.txt", "f.egic"]
     assert pictures.left_out(names) == "2 .heic, 1 .dng" and pictures.left_out(["a.png"]) == ""
 
 
-def test_names_that_are_not_utf_8_can_be_written():
+def test_names_that_are_not_utf_8_become_printable():
     assert pictures.printable(os.fsdecode(b"caf\xe9 \xc3\xa9.jpg")) == r"caf\xe9 é.jpg"
 
 
@@ -239,8 +239,8 @@ def test_colour_profiles_become_srgb():
         assert np.array_equal(x, RGB) and "profile" in notes[0]
 
 
-def test_another_colour_space_changes_values(tmp_path):
-    """A profile whose curves are linear makes the sRGB values brighter."""
+def test_pixels_are_converted_from_the_profiles_colour_space(tmp_path):
+    """A profile with linear curves makes the sRGB values brighter."""
     x, notes = pictures.read(saved(Image.fromarray(GREY // 2), "PNG", icc_profile=linear_grey_profile()))
     assert not notes and x.mean() > (GREY // 2).mean() * 1.3
 
@@ -272,7 +272,7 @@ def linear_grey_profile() -> bytes:
     return bytes(head) + struct.pack(">I", len(tags)) + table + body
 
 
-def test_only_the_first_frame_is_taken():
+def test_only_the_first_frame_is_used():
     frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
     x, notes = pictures.read(saved(frames[0], "TIFF", save_all=True, append_images=frames[1:]))
     assert np.array_equal(x, RGB) and "2 frames" in notes[0]
@@ -286,7 +286,7 @@ def test_damaged_pictures_are_errors(form):
             pictures.read(data[:n])
 
 
-def test_bombs_and_strange_depths_are_errors(monkeypatch):
+def test_decompression_bombs_and_unsupported_depths_are_errors(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="too many pixels"):
         pictures.read(saved(Image.fromarray(RGB), "PNG"))
@@ -295,7 +295,7 @@ def test_bombs_and_strange_depths_are_errors(monkeypatch):
         pictures.read(saved(Image.fromarray(GREY.astype(np.float32)), "TIFF"))
 
 
-def test_unknown_names_are_errors():
+def test_unknown_suffixes_are_errors():
     for suffix in (".egic", "", ".exe"):
         with pytest.raises(ValueError, match="cannot write"):
             pictures.check_suffix(suffix)

@@ -1,4 +1,4 @@
-"""TIFF of every kind, held against an independent reader (tifffile): the right pixels, or refused with the reason."""
+"""TIFF of every kind, compared with an independent reader (tifffile): the same pixels, or an error with the reason."""
 
 import io
 import itertools
@@ -16,7 +16,7 @@ Y, X = np.mgrid[:H, :W]
 RGB = np.stack([X * 255 // (W - 1), Y * 255 // (H - 1), (X + Y) * 255 // (H + W - 2)], -1) / 255
 COLOURS = {"miniswhite": 1, "minisblack": 1, "rgb": 3, "separated": 4}
 STORED = ((None, False), ("lzw", False), ("lzw", True), ("deflate", False), ("deflate", True), ("packbits", False))
-"""Compression, and whether differences between neighbours are stored."""
+"""Compression, and the predictor: whether differences between neighbours are stored."""
 ALPHA = (None, "unassalpha", "assocalpha", "unspecified")
 
 
@@ -36,7 +36,7 @@ def wanted(values: np.ndarray, photometric: str, alpha: str | None) -> np.ndarra
 
 
 def written(photometric: str, dtype: str, alpha: str | None, **options) -> tuple[bytes, np.ndarray]:
-    """A TIFF, and what tifffile reads in it, (H, W, samples) in [0, 1]."""
+    """(a TIFF file, its pixels as read by tifffile, (H, W, samples) in [0, 1])."""
     top = 1.0 if dtype.startswith("f") else float(np.iinfo(dtype).max)
     samples = np.concatenate([RGB, RGB[::-1]], -1)[..., : COLOURS[photometric] + (alpha is not None)]
     values = (samples * top).astype(dtype)
@@ -57,7 +57,7 @@ def written(photometric: str, dtype: str, alpha: str | None, **options) -> tuple
 @pytest.mark.parametrize("photometric", COLOURS)
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i1", "i2", "f4"])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_right_or_refused(photometric, dtype, planar):
+def test_pixels_are_right_or_the_file_is_refused(photometric, dtype, planar):
     read = 0
     for (compression, predictor), alpha, order, tile in itertools.product(STORED, ALPHA, "<>", (None, (16, 16))):
         if compression != "lzw" and (order == ">" or tile):
@@ -72,13 +72,13 @@ def test_right_or_refused(photometric, dtype, planar):
             continue
         read += 1
         error = np.abs(x - wanted(values, photometric, alpha)).max()
-        assert error <= 1.5, (compression, predictor, alpha, order, tile, error)  # 16 bits are cut, alpha rounded
+        assert error <= 1.5, (compression, predictor, alpha, order, tile, error)  # 16 bits truncated, alpha rounded
     usual = dtype in ("u1", "u2") and (planar == "contig" or photometric in ("rgb", "separated"))
     assert (read > 0) == (usual or (dtype in ("u1", "u2") and photometric in ("minisblack", "miniswhite")))
 
 
 @pytest.mark.parametrize("alpha", [None, "unassalpha"])
-def test_what_is_common_is_read(alpha):
+def test_common_kinds_are_read(alpha):
     for dtype, order, tile in itertools.product(("u1", "u2"), "<>", (None, (16, 16))):
         data, values = written("rgb", dtype, alpha, planarconfig="contig", byteorder=order, tile=tile)
         assert np.abs(pictures.read(data)[0] - wanted(values, "rgb", alpha)).max() <= 1.5
@@ -105,7 +105,7 @@ def grey_tiff(values: np.ndarray, bits: int, photometric: int) -> bytes:
 
 @pytest.mark.parametrize("photometric", [0, 1])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
-def test_depths_of_grey(bits, photometric):
+def test_grey_of_every_depth_is_right_or_refused(bits, photometric):
     values = np.rint(RGB[..., 2] * (2**bits - 1)).astype(int)
     data = grey_tiff(values, bits, photometric)
     grey = values * 255 / (2**bits - 1)
@@ -114,14 +114,14 @@ def test_depths_of_grey(bits, photometric):
     except UserError as error:
         assert (bits, photometric) == (12, 0) and "this kind of TIFF" in str(
             error
-        )  # Pillow knows 12 bits one way round
+        )  # Pillow reads 12 bits only if 0 is black
     else:
         assert np.abs(x[..., 0] - (grey if photometric else 255 - grey)).max() <= 0.51
 
 
 @pytest.mark.parametrize("photometric", ["cielab", "icclab", "ycbcr"])
-def test_colour_spaces_that_pillow_reads_wrong_are_refused(photometric):
-    """Uncompressed YCbCr is wrong in planes alone."""
+def test_colour_spaces_that_pillow_decodes_wrongly_are_refused(photometric):
+    """Uncompressed YCbCr is wrong only if it is stored in planes."""
     values, planar, out = (RGB * 255).astype(np.uint8), "contig", io.BytesIO()
     if photometric == "ycbcr":
         values, planar = np.ascontiguousarray(np.moveaxis(values, 2, 0)), "separate"

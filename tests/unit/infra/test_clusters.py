@@ -1,4 +1,4 @@
-"""Clusters for `ray up` and Kubernetes: Ray's own schema and Kubernetes' take them, and they are closed."""
+"""Clusters for `ray up` and Kubernetes: valid by Ray's and Kubernetes' schemas, and closed to other hosts."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def locked(name: str) -> str:
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
-def test_rays_own_check_takes_the_cluster(path):
+def test_the_cluster_is_valid_by_rays_schema(path):
     schema = json.loads((files("ray.autoscaler") / "ray-schema.json").read_text())
     config = load(path)
     jsonschema.validate(config, schema)
@@ -42,7 +42,7 @@ def test_rays_own_check_takes_the_cluster(path):
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
-def test_clusters_are_closed_and_locked(path):
+def test_clusters_listen_on_loopback_and_need_a_token(path):
     config = load(path)
     for kind in ("head", "worker"):
         start = config[f"{kind}_start_ray_commands"][-1]
@@ -79,13 +79,13 @@ def pod_templates() -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("path", [p for p in MANIFESTS if not load(p)["apiVersion"].startswith("ray.io")], ids=str)
-def test_kubernetes_knows_the_manifest(path):
+def test_the_manifest_is_valid_by_kubernetes_schema(path):
     validate = pytest.importorskip("kubernetes_validate")
     validate.validate(load(path), "1.30", strict=True)
 
 
 @pytest.mark.parametrize("name", pod_templates())
-def test_kubernetes_knows_the_pods(name):
+def test_pods_are_valid_by_kubernetes_schema(name):
     validate = pytest.importorskip("kubernetes_validate")
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}} | pod_templates()[name]
     validate.validate(pod, "1.30", strict=True)
@@ -118,7 +118,7 @@ def assert_fields(given: dict, known: dict[str, type]) -> None:
     assert {name: type(value) for name, value in given.items()} == known
 
 
-def test_the_ray_cluster():
+def test_the_ray_cluster_has_the_fields_of_its_resource():
     manifest = load(INFRA / "kuberay/cluster.yaml")
     spec = manifest["spec"]
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCluster")

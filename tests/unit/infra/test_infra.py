@@ -1,4 +1,4 @@
-"""Image and compose file hold what their readers check, open loopback alone, and no file of infra/ has a secret."""
+"""Image and compose file are valid, only loopback ports are open, and no file of infra/ has a secret."""
 
 import fnmatch
 import re
@@ -29,8 +29,8 @@ NAMED = re.compile(r"(?i)[\w-]*(?:password|secret|token|api_?key|access_?key)[\w
 
 
 def secrets_in(text: str) -> list[str]:
-    """What looks like a secret: known keys, a password in a URL, or a value (8 or more letters and digits) of a name
-    that says it is one."""
+    """Text that looks like a secret: known keys, a password in a URL, or a value of 8 or more letters and digits of a
+    name such as `password` or `token`."""
     found = [match[0] for match in KEYS.finditer(text)]
     for match in NAMED.finditer(text):
         if re.fullmatch(r"[A-Za-z0-9+/=_-]{8,}", match[1]) and re.search(r"\d", match[1]):
@@ -39,7 +39,7 @@ def secrets_in(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_no_secret_is_written_down(path):
+def test_files_have_no_secret(path):
     assert not secrets_in(path.read_text())
 
 
@@ -47,11 +47,11 @@ def test_no_secret_is_written_down(path):
     "line",
     ["RAY_AUTH_TOKEN: 3c1f0a9b77", "aws_secret_access_key = wJalrXUtnFEMI/K7", "postgresql://mlflow:hunter2@db/mlflow"],
 )
-def test_a_secret_would_be_found(line):
+def test_secrets_are_detected(line):
     assert secrets_in(line)
 
 
-def test_the_env_file_is_a_form_that_compose_asks_for():
+def test_the_env_file_has_the_variables_that_compose_needs():
     form = dict(re.findall(r"^(\w+)=(.*)$", (INFRA / ".env.example").read_text(), re.MULTILINE))
     assert not any(form.values())
     compose = "".join(path.read_text() for path in INFRA.glob("compose*.yaml"))
@@ -69,7 +69,7 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path of the context away from the builder; its last pattern that fits decides."""
+    """Whether .dockerignore excludes a path of the context; its last matching pattern decides."""
     verdict = False
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         pattern, negated = line.removeprefix("!"), line.startswith("!")
@@ -79,7 +79,7 @@ def ignored(path: str) -> bool:
     return verdict
 
 
-def test_the_image_copies_what_is_there_and_runs_as_nobody_in_particular():
+def test_the_image_copies_existing_files_and_runs_as_an_unprivileged_user():
     steps = instructions()
     sources = [source for name, rest in steps if name == "COPY" for source in rest.split()[:-1]]
     assert sources and all((ROOT / source).exists() and not ignored(source) for source in sources)
@@ -97,11 +97,11 @@ def test_the_image_copies_what_is_there_and_runs_as_nobody_in_particular():
 
 @pytest.mark.parametrize("path", ["infra/.env", ".git/config", "outputs/summary.json", "mlflow.db", ".venv/bin/python",
                                   "tests/conftest.py", "egic/__pycache__/codec.pyc"])  # fmt: skip
-def test_the_builder_does_not_see(path):
+def test_dockerignore_excludes(path):
     assert ignored(path)
 
 
-def test_the_lock_has_what_the_server_needs():
+def test_the_lock_has_the_servers_packages():
     for name in ("psycopg2-binary", "boto3", "flask-wtf", "google-cloud-storage", "google-api-python-client", "uv"):
         assert locked(name)
     assert "--index-url" not in (ROOT / "requirements.txt").read_text()
@@ -111,7 +111,7 @@ def test_the_lock_has_what_the_server_needs():
 # --- compose ---------------------------------------------------------------------------------------------------------
 
 
-def test_compose_opens_loopback_alone():
+def test_compose_opens_only_loopback_ports():
     compose = load(INFRA / "compose.yaml")
     services = compose["services"]
     ports = [port for service in services.values() for port in service.get("ports", [])]
@@ -133,14 +133,14 @@ def test_compose_opens_loopback_alone():
         assert key not in ("PGPASSWORD",) and "S3_" not in str(value)
     assert services["ray"]["environment"]["RAY_AUTH_MODE"] == "token"
     store = services["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
-    assert store.startswith("postgresql+psycopg2://"), "SQLAlchemy takes another driver by default, which is not locked"
+    assert store.startswith("postgresql+psycopg2://"), "SQLAlchemy's default driver is another one, which is not locked"
     assert "--app-name basic-auth" in services["mlflow"]["command"][-1]
     assert set(load(INFRA / "compose.gpu.yaml")["services"]) <= set(services)
 
 
-def test_docker_takes_the_compose_files(tmp_path):
+def test_compose_files_are_valid_by_docker(tmp_path):
     if not shutil.which("docker") or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
-        pytest.skip("docker compose is not at hand")
+        pytest.skip("docker compose is not installed")
     names = re.findall(r"^(\w+)=", (INFRA / ".env.example").read_text(), re.MULTILINE)
     (tmp_path / "env").write_text("".join(f"{name}=value\n" for name in names))
     files = [word for path in sorted(INFRA.glob("compose*.yaml")) for word in ("-f", str(path))]

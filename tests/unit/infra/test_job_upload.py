@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` uploads: the code, in less than 5 MB, and nothing that runs or people leave."""
+"""`ray job submit --working-dir .` uploads the code, less than 5 MB, without outputs of runs and local files."""
 
 import os
 import subprocess
@@ -18,14 +18,14 @@ LEFT_BEHIND = (
 
 @ray.remote
 def uploaded() -> dict[str, int]:
-    """Files below a task's working folder, with their sizes in bytes."""
+    """Sizes in bytes of the files below a task's working folder."""
     found = [Path(folder, name) for folder, _, names in os.walk(".") for name in names]
     return {os.path.normpath(path): path.stat().st_size for path in found}
 
 
 @pytest.mark.ray
-def test_a_checkout_with_runs_in_it_is_small(tmp_path, short_folder, monkeypatch):
-    """Ray gives a job's tasks the same upload of a working folder, whether `ray.init` or `ray job submit` makes it."""
+def test_the_upload_of_a_checkout_with_outputs_is_small(tmp_path, short_folder, monkeypatch):
+    """Tested with `ray.init`, which uploads the same files of a working folder as `ray job submit`."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")

@@ -1,4 +1,4 @@
-"""infra/slurm.sh, with srun, scontrol and ray that only write down what they were asked."""
+"""infra/slurm.sh with stand-ins for srun, scontrol and ray that record their arguments."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ EXECUTABLES = Path(sys.executable).parent
 
 
 @pytest.mark.parametrize("path", sorted(INFRA.rglob("*.sh")), ids=lambda path: path.name)
-def test_shellcheck_has_nothing_to_say(path):
+def test_shellcheck_reports_nothing(path):
     program = shutil.which("shellcheck", path=f"{EXECUTABLES}{os.pathsep}{os.environ['PATH']}")
     if not program:
         pytest.skip("shellcheck is not installed")
@@ -33,7 +33,7 @@ FAKES = {
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Runs the script in a folder where srun, ray and python only write down what they were asked."""
+    """Runs the script with stand-ins for srun, ray and python that record their arguments."""
     (tmp_path / ".venv/bin").mkdir(parents=True)
     for name, body in FAKES.items():
         (tmp_path / ".venv/bin" / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -57,10 +57,10 @@ def test_the_job_starts_ray_on_all_nodes_and_runs_the_pipeline(slurm, tmp_path):
     assert said.startswith("symmetric-run --address 10.1.2.3:6379 --min-nodes 2 ")
     assert (tmp_path / "ran").read_text() == "pipelines/full.py paper --data /a folder\n"
     assert (tmp_path / "mode").read_text() == "600\n" and (tmp_path / "size").read_text() == "64\n"
-    assert not list(tmp_path.glob(".ray-job-*")), "the token goes with the job"
+    assert not list(tmp_path.glob(".ray-job-*")), "the token is removed with the job"
 
 
-def test_a_job_that_failed_says_so(slurm, tmp_path):
+def test_a_failed_job_ends_with_an_error(slurm, tmp_path):
     assert slurm("paper", PIPELINE_STATUS="2").returncode != 0
     silent = slurm("paper", RAY_FAILS="1")  # symmetric-run exits with 0 when Ray does not start
     assert silent.returncode == 1 and "the pipeline did not finish" in silent.stderr

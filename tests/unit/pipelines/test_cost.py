@@ -1,4 +1,4 @@
-"""The cost page's table: phases, hours and price by hand, and FLOP against another way of counting them."""
+"""The cost table: phases, hours and price computed by hand, and FLOP counted independently."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def config() -> cost.Priced:
     return extended(tiny, cost.Priced)()
 
 
-def test_hours_and_price_are_those_of_the_formula(config, monkeypatch):
+def test_hours_and_price_follow_from_flop(config, monkeypatch):
     monkeypatch.setattr(cost, "flop_per_picture", lambda stage, config, step: 9e12)
     config = replace(
         config, tflops=10.0, price=3.0, segmentation=replace(config.segmentation, steps=1000, batch=4)
@@ -28,7 +28,7 @@ def test_hours_and_price_are_those_of_the_formula(config, monkeypatch):
     assert rows[-1] == ["all", f"{steps * 36e12 / 1e18:.3g}", f"{steps / 1000:.3g}", f"{steps / 1000 * 3:.3g}"]
 
 
-def test_the_gan_stage_has_two_phases_where_there_are_two(config):
+def test_the_gan_stage_has_a_row_for_each_phase(config):
     assert [(p.name, p.first, p.steps) for stage, p in cost.phases(config) if stage == "gan"] == [
         ("warm-up", 0, 120), ("adversarial", 120, 50),
     ]  # fmt: skip
@@ -37,7 +37,7 @@ def test_the_gan_stage_has_two_phases_where_there_are_two(config):
 
 
 def forward_flop(codec: Codec, x: torch.Tensor) -> float:
-    """Two per multiply-add of layers and attention in a forward pass, counted by what each layer is given."""
+    """FLOP of a forward pass, two per multiply-add of layers and attention, computed from each layer's input shape."""
     total = []
 
     def count(module, given, made):
@@ -45,7 +45,7 @@ def forward_flop(codec: Codec, x: torch.Tensor) -> float:
             n, area, channels = given[0].shape
             total.append(2 * 2 * n * area**2 * channels)  # q k and its product with v
         else:
-            places = made.numel() / module.weight.shape[0]  # at each of them a product with the whole weight
+            places = made.numel() / module.weight.shape[0]  # each needs a product with the whole weight
             total.append(2 * places * module.weight.numel())
 
     for module in codec.modules():
@@ -58,9 +58,9 @@ def forward_flop(codec: Codec, x: torch.Tensor) -> float:
 def test_a_step_counts_as_three_forward_passes(config):
     forward = forward_flop(Codec(config.codec), torch.zeros(1, 3, config.crop.size, config.crop.size))
     step = cost.flop_per_picture("mse-codec", config, 0)
-    assert 2.9 * forward < step <= 3.1 * forward  # the picture needs no gradient; attention makes its scores again
+    assert 2.9 * forward < step <= 3.1 * forward  # the picture needs no gradient; attention recomputes its scores
 
 
-def test_a_speed_of_nothing_is_refused(config):
+def test_a_speed_of_zero_is_refused(config):
     with pytest.raises(ValueError, match="tflops is 0"):
         replace(config, tflops=0)

@@ -1,4 +1,4 @@
-"""Which stages a pipeline runs, and what happens to the stage beside one that fails."""
+"""The pipeline: order of stages, and parallel stages when one of them fails."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ def pipeline(**changes) -> full.Pipeline:
     return replace(extended(tiny, full.Pipeline)(), **changes)
 
 
-def test_every_stage_has_its_parents_before_it():
+def test_every_stage_runs_after_its_parents():
     assert pipeline().wanted == ("segmentation", "mse-codec", "gan", "orp", "evaluate")
     assert pipeline(until="mse-codec").wanted == ("mse-codec",)
 
@@ -29,7 +29,7 @@ def test_a_stage_before_the_first_one_must_be_finished():
 
 @pytest.fixture
 def room(monkeypatch):
-    """A cluster in name only, with room for as many stages as the test sets; `left` is set when Ray is shut down."""
+    """A fake cluster with resources for as many stages as the test sets; `left` is set when Ray is shut down."""
     found = SimpleNamespace(stages=2, left=threading.Event())
     monkeypatch.setattr(reuse_or_train, "start_ray", lambda: None)
     monkeypatch.setattr(reuse_or_train, "check_resources", lambda compute: None)
@@ -43,18 +43,18 @@ def inputs(*names):
     return [SimpleNamespace(stage=SimpleNamespace(name=name), config=tiny()) for name in names]
 
 
-def test_stages_run_side_by_side_where_there_is_room(room, monkeypatch):
+def test_stages_run_in_parallel_if_resources_suffice(room, monkeypatch):
     met = threading.Barrier(2)
 
     def train(each, run_id, num):
-        met.wait(30)  # passes only when both run at once
+        met.wait(30)  # returns only if both run at the same time
         return (each.stage.name, num)
 
     monkeypatch.setattr(reuse_or_train, "train_stage", train)
     assert reuse_or_train.train_side_by_side(inputs("a", "b"), "run") == [("a", 2), ("b", 2)]
 
 
-def test_stages_run_one_after_the_other_where_there_is_not(room, monkeypatch):
+def test_stages_run_in_sequence_if_resources_do_not_suffice(room, monkeypatch):
     room.stages, running = 1, []
 
     def train(each, run_id, num):
@@ -66,11 +66,11 @@ def test_stages_run_one_after_the_other_where_there_is_not(room, monkeypatch):
     assert reuse_or_train.train_side_by_side(inputs("a", "b"), "run") == [("a", 1, 0), ("b", 1, 0)]
 
 
-def test_a_stage_that_fails_ends_the_one_beside_it(room, monkeypatch):
+def test_a_failing_stage_stops_the_one_in_parallel(room, monkeypatch):
     def train(each, run_id, num):
         if each.stage.name == "a":
             raise ValueError("a is broken")
-        assert room.left.wait(30), "nothing ended this stage"
+        assert room.left.wait(30), "this stage was not stopped"
 
     monkeypatch.setattr(reuse_or_train, "train_stage", train)
     with pytest.raises(ValueError, match="a is broken"):
@@ -78,7 +78,7 @@ def test_a_stage_that_fails_ends_the_one_beside_it(room, monkeypatch):
     assert room.left.is_set()
 
 
-def test_a_stage_that_fails_keeps_the_next_one_from_starting(room, monkeypatch):
+def test_after_a_failing_stage_the_next_one_does_not_start(room, monkeypatch):
     room.stages, started = 1, []
 
     def train(each, run_id, num):

@@ -1,4 +1,4 @@
-"""`egic demo` says in one line what keeps the page from starting, before it loads anything."""
+"""`egic demo` checks its arguments before it loads a model or starts the page, and reports mistakes in one line."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ def taken():
 
 
 def refused(capsys, *arguments) -> str:
-    """What `egic demo` says when it ends with status 2 and one line."""
+    """The error line of `egic demo`, which must end with status 2."""
     try:
         status = main.main(["demo", "-m", "nowhere", *arguments])
     except SystemExit as end:  # argparse
@@ -26,7 +26,7 @@ def refused(capsys, *arguments) -> str:
     return said
 
 
-def test_a_taken_port_is_named_with_a_way_out(taken, capsys):
+def test_a_used_port_is_an_error_that_suggests_port_0(taken, capsys):
     said = refused(capsys, "--port", taken)
     assert taken in said and "in use" in said and "--port 0" in said
 
@@ -42,12 +42,12 @@ def test_a_taken_port_is_named_with_a_way_out(taken, capsys):
         (["--serve", "0"], "--serve"),
     ],
 )
-def test_impossible_options(arguments, word, capsys):
+def test_invalid_options_are_refused(arguments, word, capsys):
     assert word in refused(capsys, *arguments)
 
 
 @pytest.mark.parametrize("missing, arguments", [("gradio", []), ("ray.serve", ["--serve"])])
-def test_without_the_extra_one_line_says_how_to_install_it(missing, arguments, capsys, monkeypatch):
+def test_a_missing_extra_is_one_line_with_the_install_command(missing, arguments, capsys, monkeypatch):
     def found(name):
         if name == missing:
             raise ModuleNotFoundError(name)
@@ -72,8 +72,8 @@ def test_a_missing_model_is_one_line(capsys, installed):
     assert "nowhere" in refused(capsys, "--port", "0")
 
 
-def test_gradio_is_told_to_keep_to_itself_before_it_is_imported(installed, monkeypatch):
-    """The environment as it is when the model is loaded, which is before the page's modules are."""
+def test_gradios_telemetry_is_off_before_it_is_imported(installed, monkeypatch):
+    """Checks the environment at the time when the model is loaded, which is before Gradio is imported."""
 
     def load(args):
         assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False" and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
@@ -87,7 +87,7 @@ def test_gradio_is_told_to_keep_to_itself_before_it_is_imported(installed, monke
     assert not os.path.isdir(os.environ["GRADIO_TEMP_DIR"])
 
 
-def test_it_listens_on_this_machine_only_and_port_0_is_a_free_one():
+def test_it_listens_on_loopback_only_and_port_0_selects_a_free_port():
     args = main.parser().parse_args(["demo", "-m", "x"])
     assert args.host == "127.0.0.1" and args.serve is None
     port = demo.free_port(args.host, 0)
@@ -95,7 +95,7 @@ def test_it_listens_on_this_machine_only_and_port_0_is_a_free_one():
         pass
 
 
-def test_serve_gets_the_model_as_a_folder_and_what_each_replica_takes(installed, monkeypatch):
+def test_serve_passes_the_models_folder_and_the_options_to_the_replicas(installed, monkeypatch):
     asked = []
     monkeypatch.setattr(model_refs, "folder_of", lambda ref: f"folder of {ref}")
 

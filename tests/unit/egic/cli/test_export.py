@@ -1,4 +1,4 @@
-"""Model folders for the hub: the same weights, a card that the hub can read, no harm to other folders."""
+"""`egic export`: the same weights, a model card that the hub can parse, and other folders are not overwritten."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def run(capsys, *arguments):
     return status, capsys.readouterr()
 
 
-def test_the_folder_loads_and_codes_as_before(folder, tmp_path, capsys):
+def test_the_exported_model_codes_like_the_original(folder, tmp_path, capsys):
     status, out = run(capsys, "export", folder / "config.json", "-o", tmp_path / "deep" / "new")
     assert status == 0, out.err
     new = tmp_path / "deep" / "new"
@@ -54,7 +54,7 @@ def test_half_precision_halves_the_files_and_codes_with_the_rounded_weights(fold
         whole.decompress(half.compress(picture))
 
 
-def test_the_card(folder, tmp_path, capsys):
+def test_the_card_has_metadata_and_validation_metrics(folder, tmp_path, capsys):
     hub = pytest.importorskip("huggingface_hub")
     assert run(capsys, "export", folder, "-o", tmp_path / "new", "--license", "cc-by-4.0")[0] == 0
     card = hub.ModelCard.load(tmp_path / "new" / "README.md")
@@ -64,7 +64,7 @@ def test_the_card(folder, tmp_path, capsys):
     assert "| PSNR (dB) | 28.25 |" in card.text and "| bpp | 0.125 |" in card.text and "train/loss" not in card.text
 
 
-def test_a_discriminator_is_not_said_to_compress():
+def test_the_card_of_a_discriminator_does_not_mention_compression():
     d = Discriminator(DiscriminatorConfig(down=(8, 8), up=(8, 8), latent_channels=64, num_categories=5))
     text = export.card({"discriminator": d}, {"stage": "segmentation", "metrics": {}}, "0" * 64, "apache-2.0")
     assert "egic.load(" not in text and "alpha" not in text and "Validation" not in text
@@ -72,7 +72,7 @@ def test_a_discriminator_is_not_said_to_compress():
 
 
 def test_the_cards_code_runs(folder, tmp_path, monkeypatch, capsys):
-    """With the hub's download replaced by the folder."""
+    """The folder replaces the download from the hub."""
     from PIL import Image
 
     assert run(capsys, "export", folder, "-o", tmp_path / "new")[0] == 0

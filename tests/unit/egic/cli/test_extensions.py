@@ -1,4 +1,4 @@
-"""Commands and models that the training pipeline registers: what is declared works, and what is missing is one line."""
+"""Extensions of the command line: declared functions can be loaded, and missing packages are one line."""
 
 import pytest
 
@@ -18,13 +18,13 @@ def checkout(monkeypatch, tmp_path):
     return declare
 
 
-def test_everything_that_is_declared_can_be_loaded():
+def test_every_declared_extension_can_be_loaded():
     found = extensions.registered()
     assert {"evaluate", "compare", "models", "fetch", "replicas"} <= found.keys()
     assert all(callable(entry.load()) for entry in found.values())
 
 
-def test_a_command_calls_the_function_that_is_registered(checkout, monkeypatch, tmp_path, capsys):
+def test_a_command_calls_its_registered_function(checkout, monkeypatch, tmp_path, capsys):
     (tmp_path / "extension_of_a_test.py").write_text("def command(argv):\n    print('given', argv)\n    return 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     checkout(compare="extension_of_a_test:command")
@@ -46,7 +46,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(checkout):
         extensions.extension("replicas", "egic demo --serve needs", "demo")
 
 
-def test_an_extension_that_is_broken_is_no_mistake_of_the_user(checkout):
+def test_an_error_in_an_extension_is_not_a_user_error(checkout):
     checkout(evaluate="jobs.evaluate:nothing_of_this_name")
     with pytest.raises(AttributeError):
         extensions.extension("evaluate", "egic evaluate needs")

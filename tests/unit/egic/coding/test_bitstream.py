@@ -10,7 +10,7 @@ PAYLOAD = bytes(range(200))
 
 
 def fixed(data: bytes) -> bytes:
-    """The same bytes with the checksum an attacker would give them."""
+    """The same bytes with a valid checksum, as an attacker would make them."""
     return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little")
 
 
@@ -21,7 +21,7 @@ def test_round_trip_and_overhead():
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (127, 128), (8192, 8192), (1, 2**20)])
-def test_sizes(height, width):
+def test_height_and_width_are_stored(height, width):
     data = bitstream.pack(Header(model_id=bytes(8), height=height, width=width, symbols_crc=0), b"x")
     header, payload = bitstream.unpack(data)
     assert (header.height, header.width) == (height, width)
@@ -37,7 +37,7 @@ def test_every_truncation_and_every_flipped_bit_is_an_error():
             bitstream.unpack(d)
 
 
-def test_absurd_sizes_are_refused_although_the_checksum_fits():
+def test_invalid_sizes_are_refused_even_with_a_valid_checksum():
     start = b"EGIC\x01" + bytes(8)
     for sizes, word in (
         (b"\x00\x05", "allowed"),
@@ -51,7 +51,7 @@ def test_absurd_sizes_are_refused_although_the_checksum_fits():
             bitstream.unpack(fixed(start + sizes + bytes(12)))
 
 
-def test_foreign_files_are_named():
+def test_errors_name_the_kind_of_other_files():
     for data, word in ((b"", "empty"), (b"\x89PNG....", "not an .egic"), (b"EGIC\x07" + bytes(30), "format 7")):
         with pytest.raises(BitstreamError, match=word):
             bitstream.unpack(data)

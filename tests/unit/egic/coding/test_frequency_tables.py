@@ -1,4 +1,4 @@
-"""The tables are the file format: they must never change, and be good approximations of the entropy models."""
+"""The frequency tables are part of the file format: they must never change, and approximate the entropy models well."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ def digest(counts) -> str:
     return hashlib.sha256(b"".join(np.asarray(c).astype("<i8").tobytes() for c in counts)).hexdigest()[:16]
 
 
-def test_functions():
+def test_elementary_functions_are_accurate():
     x = np.linspace(-30, 30, 4001)
     np.testing.assert_allclose(frequency_tables.exp(x), np.exp(x), rtol=1e-14)
     np.testing.assert_allclose(frequency_tables.log(np.exp(x)), x, atol=1e-14)
@@ -28,13 +28,13 @@ def test_functions():
     )
 
 
-def test_gaussian_tables_are_these_on_every_machine():
+def test_gaussian_tables_never_change():
     assert digest(robust_rounding.gaussian_tables()) == "3da636a5d9d6d914"
     assert digest([robust_rounding.phase_counts()]) == "fe6e26e98d76a451"
 
 
-def test_prior_tables_are_these_on_every_machine():
-    rng = np.random.RandomState(0)  # its stream is fixed for ever
+def test_prior_tables_never_change():
+    rng = np.random.RandomState(0)  # NumPy never changes its stream
     shapes = [(5, 3, 1), (5, 3, 3), (5, 1, 3)]
     matrices = [rng.standard_normal(s).astype(np.float32) for s in shapes]
     biases = [rng.standard_normal((5, n, 1)).astype(np.float32) for n in (3, 3, 1)]
@@ -42,14 +42,14 @@ def test_prior_tables_are_these_on_every_machine():
     assert digest(frequency_tables.factorized_tables(matrices, biases, factors, 64)) == "b0871f3df94e482f"
 
 
-def test_sigma_is_the_models():
+def test_sigma_equals_the_entropy_models():
     index = np.linspace(0, 63, 100)
     np.testing.assert_allclose(
         frequency_tables.sigma(index), entropy.sigma_of(torch.from_numpy(index)).numpy(), rtol=1e-12
     )
 
 
-def test_gaussian_tables_cost_what_the_model_says():
+def test_gaussian_tables_code_at_the_entropy_of_the_model():
     """At its own scale index, each table's expected length exceeds the entropy by less than 0.1 % + 0.001 bit."""
     u = np.arange(robust_rounding.NUM_TABLES) / robust_rounding.FINE
     sigma = frequency_tables.sigma(robust_rounding._unwarp(u))
@@ -63,7 +63,7 @@ def test_gaussian_tables_cost_what_the_model_says():
 
 
 @torch.no_grad()
-def test_prior_tables_cost_what_the_model_says():
+def test_prior_tables_code_at_the_entropy_of_the_model():
     from tests.codec_models import tiny_model
 
     codec = tiny_model().codec

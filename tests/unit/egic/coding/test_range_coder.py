@@ -16,7 +16,7 @@ symbols = st.lists(st.tuples(value, st.integers(0, robust_rounding.NUM_TABLES - 
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(symbols, max_size=4))
-def test_what_goes_in_comes_out(batches):
+def test_decoded_values_equal_the_encoded_ones(batches):
     encoder = Encoder()
     batches = [np.array(b, np.int32).reshape(-1, 2) for b in batches]
     for b in batches:
@@ -37,7 +37,7 @@ def test_any_bytes_decode_to_something_or_raise(data, number):
         pass
 
 
-def test_length_is_the_ideal_one():
+def test_length_is_close_to_the_ideal():
     rng = np.random.default_rng(0)
     table = rng.integers(0, 300, 50_000)
     sigma = np.exp(np.log(0.11) + robust_rounding._unwarp(table / robust_rounding.FINE) * np.log(256 / 0.11) / 63)
@@ -52,6 +52,6 @@ def test_length_is_the_ideal_one():
     assert len(encoder.bytes()) <= bits / 8 * 1.0005 + 8
 
 
-def test_broken_models_are_refused():
+def test_invalid_values_and_tables_are_refused():
     with pytest.raises(ValueError, match="broken"):
         Encoder().encode(np.array([-(2**31) + 1], np.int32), np.array([0]), TABLES)

@@ -19,8 +19,8 @@ def test_indices_that_drift_within_the_margin_keep_their_tables(seed, mean, spre
         assert np.array_equal(robust_rounding.table_of(index + 0.999 * drift * margin, phase), table)
 
 
-def test_indices_on_an_edge_are_safe_too():
-    """Every phase's edges at once: groups shrink until each finds its phase."""
+def test_indices_on_a_rounding_edge_keep_their_tables():
+    """With indices on the edges of all phases, groups are split until each has a phase without edges."""
     index = np.tile(np.arange(0, 2000) / 100, 3).astype(np.float32)
     code, phase = robust_rounding.choose(index)
     phase = np.resize(phase, len(index))
@@ -28,7 +28,7 @@ def test_indices_on_an_edge_are_safe_too():
     assert np.array_equal(low, high)
 
 
-def test_tables_are_near_the_index():
+def test_tables_are_close_to_the_index():
     index = np.linspace(-5, 70, 500)
     for phase in (0, 1, 500, 1023):
         u = robust_rounding.table_of(index, np.full(500, phase)) / robust_rounding.FINE
@@ -40,7 +40,7 @@ def test_clamped_indices_cost_nothing():
     assert len(phase) == 1 and phase[0] == 0
 
 
-def test_broken_indices_do_not_crash():
+def test_non_finite_indices_do_not_crash():
     assert (
         robust_rounding.table_of(np.array([np.nan, np.inf, -np.inf, 1e30]), np.zeros(4, int)).max()
         < robust_rounding.NUM_TABLES

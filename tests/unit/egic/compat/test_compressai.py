@@ -1,4 +1,4 @@
-"""Our codec in CompressAI's interface: its own evaluation finds the bits and the PSNR that ours finds, to the byte."""
+"""Our codec with CompressAI's interface: CompressAI's evaluation measures the same bytes and PSNR as ours."""
 
 import math
 import subprocess
@@ -38,10 +38,10 @@ def test_it_is_a_registered_model(theirs):
     assert theirs.update() and not theirs.update() and theirs.update(force=True)
 
 
-def test_compressais_own_evaluation_finds_our_bytes_and_psnr(ours, theirs, kodak, tmp_path):
+def test_compressais_evaluation_measures_our_bytes_and_psnr(ours, theirs, kodak, tmp_path):
     from compressai.utils.eval_model.__main__ import collect_images, eval_model
 
-    crops = {"a.png": (192, 256), "b.png": (256, 192)}  # multiples of 64: it pads others before our codec sees them
+    crops = {"a.png": (192, 256), "b.png": (256, 192)}  # multiples of 64, since CompressAI pads others itself
     for (name, (height, width)), source in zip(crops.items(), sorted(kodak.glob("*.png")), strict=False):
         Image.open(source).crop((200, 100, 200 + width, 100 + height)).save(tmp_path / name)
     files = collect_images(tmp_path)
@@ -60,7 +60,7 @@ def test_compressais_own_evaluation_finds_our_bytes_and_psnr(ours, theirs, kodak
 def test_likelihoods_are_the_codecs_bits(ours):
     x = torch.rand(2, 3, 128, 256, generator=torch.Generator().manual_seed(0))
     codec = Codec(ours.codec.config).eval()
-    for net in codec.charm.scale_nets:  # wide scales: no element is as unlikely as 1e-9, the least that is returned
+    for net in codec.charm.scale_nets:  # wide scales, so that no likelihood is below the minimum of 1e-9
         torch.nn.init.constant_(net[-1].bias, 40.0)
     q = torch.tensor([1.0, 1.0]) if codec.gains is not None else None
     coded, out = codec(255 * x, q=q), EGIC(codec, None if q is None else 50).eval()(x)
@@ -71,7 +71,7 @@ def test_likelihoods_are_the_codecs_bits(ours):
     assert out["likelihoods"]["y"].shape == (2, 64, 8, 16) and out["likelihoods"]["z"].shape == (2, 32, 2, 4)
 
 
-def test_noise_is_for_training_alone_and_gradients_reach_the_codec(ours, theirs):
+def test_noise_is_added_in_training_mode_only_and_gradients_reach_the_codec(ours, theirs):
     x = torch.rand(1, 3, 128, 128)
     with torch.no_grad():
         assert torch.equal(theirs(x)["likelihoods"]["y"], theirs(x)["likelihoods"]["y"])
@@ -84,7 +84,7 @@ def test_noise_is_for_training_alone_and_gradients_reach_the_codec(ours, theirs)
     theirs.eval()
 
 
-def test_pictures_of_any_size_in_batches(ours, theirs):
+def test_batches_of_pictures_of_any_size_are_decoded(ours, theirs):
     x = torch.rand(2, 3, 70, 90)
     coded = theirs.compress(x)
     assert len(coded["strings"]) == 1 and len(coded["strings"][0]) == 2 and tuple(coded["shape"]) == (2, 2)
@@ -107,7 +107,7 @@ def test_a_state_dict_makes_the_same_model(ours, theirs, tmp_path):
         EGIC.from_state_dict(ours.codec.state_dict())
 
 
-def test_quality_is_for_codecs_of_every_rate():
+def test_quality_is_refused_for_a_codec_of_one_rate():
     with pytest.raises(UserError, match="this codec has one rate"):
         EGIC(tiny_model().codec, quality=10)
     codec, x = tiny_model(rates=3).codec, torch.rand(1, 3, 64, 64)
@@ -115,6 +115,6 @@ def test_quality_is_for_codecs_of_every_rate():
     assert sizes[0] != sizes[1]
 
 
-def test_nothing_else_imports_compressai():
+def test_the_package_does_not_import_compressai():
     code = "import sys, egic, egic.cli.main, egic.report.anchors; print('compressai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

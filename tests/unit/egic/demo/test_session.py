@@ -1,4 +1,4 @@
-"""What the demo page keeps of a picture: any alpha is the command line's picture, and costs no network."""
+"""Pictures of the demo page: every alpha equals the command line's picture, and runs no network."""
 
 import io
 
@@ -18,7 +18,7 @@ LIMIT = 256 * 256
 
 
 class Counted:
-    """A coder that counts."""
+    """A coder that counts its calls."""
 
     def __init__(self, model):
         self.model, self.calls = model, []
@@ -43,7 +43,7 @@ def opened(model):
 
 
 @pytest.mark.parametrize("alpha", [0, 0.01, 0.3, 0.5, 0.77, 1])
-def test_every_alpha_is_what_decompress_gives_bit_for_bit(model, opened, alpha):
+def test_every_alpha_equals_decompress_bit_for_bit(model, opened, alpha):
     assert np.array_equal(opened.at(alpha), model.decompress(opened.data, alpha))
 
 
@@ -54,7 +54,7 @@ def test_alpha_runs_no_network(model):
     assert not np.array_equal(opened.at(0), opened.at(1)) and counted.calls == ["compress", "decode"]
 
 
-def test_another_rate_is_another_file_of_the_same_picture():
+def test_another_rate_makes_another_file_of_the_same_picture():
     model = tiny_model(rates=6)
     desk = Desk(model, LIMIT)
     opened = desk.open("a.png", pictures.write(X))
@@ -93,27 +93,27 @@ def test_without_orp_there_is_one_picture():
     assert opened.x_mse is None and np.array_equal(opened.at(0.2), model.decompress(opened.data))
 
 
-def test_notes_are_passed_on(model):
+def test_notes_of_the_conversion_are_returned(model):
     out = io.BytesIO()
     Image.fromarray(np.dstack([X, X[..., 0]]), "RGBA").save(out, "PNG")
     assert "white" in Desk(model, LIMIT).open("a.png", out.getvalue()).notes[0]
 
 
 @pytest.mark.parametrize("form", ["png", "egic"])
-def test_too_large_is_refused_before_anything_is_decoded(model, opened, form, monkeypatch):
+def test_too_large_pictures_are_refused_before_decoding(model, opened, form, monkeypatch):
     monkeypatch.setattr(pictures, "read", lambda data: pytest.fail("decoded"))
     data = pictures.write(X) if form == "png" else opened.data
     with pytest.raises(ValueError, match="72 × 48 pixels.*--max-pixels"):
         Desk(Counted(None), LIMIT - 1).open("a", data)
 
 
-def test_a_narrow_picture_counts_as_the_networks_see_it(model):
+def test_the_size_limit_counts_padded_pixels(model):
     thin = np.zeros((1, 300, 3), np.uint8)
     with pytest.raises(ValueError, match="300 × 1 pixels"):
         Desk(Counted(None), LIMIT).open("thin.png", pictures.write(thin))
 
 
-def test_what_cannot_be_opened_is_said_in_one_line(model, opened):
+def test_files_that_cannot_be_opened_are_one_line(model, opened):
     stranger = tiny_model(seed=1).compress(X)
     for data, word in (
         (b"", "empty"), (b"notes", "format that is read"), (pictures.write(X)[:500], "damaged"),
@@ -126,11 +126,11 @@ def test_what_cannot_be_opened_is_said_in_one_line(model, opened):
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
-def test_impossible_alphas_are_errors(opened, alpha):
+def test_alphas_out_of_range_are_errors(opened, alpha):
     with pytest.raises(ValueError, match="alpha must lie"):
         opened.at(alpha)
 
 
 @pytest.mark.parametrize("name, plain", [("../a b/ü 1.tar.png", "ü_1.tar"), ("..", "picture"), ("x" * 99, "x" * 60)])
-def test_names_become_fit_for_files(name, plain, model):
+def test_upload_names_become_safe_file_names(name, plain, model):
     assert Desk(model, LIMIT).open(name, pictures.write(X)).name == plain

@@ -8,11 +8,11 @@ import torch
 from egic.metrics import distortion
 
 
-def test_pictures_are_judged_as_bytes():
+def test_pictures_are_rounded_and_clipped_to_8_bits():
     assert distortion.to_uint8(torch.tensor([-5.0, 0.4, 0.6, 254.5, 300.0])).tolist() == [0, 0, 1, 254, 255]
 
 
-def test_psnr_is_per_picture():
+def test_psnr_is_computed_per_picture():
     g = torch.Generator().manual_seed(0)
     x, x_hat = torch.randint(0, 256, (2, 3, 3, 8, 8), generator=g, dtype=torch.uint8)
     x_hat[2] = x[2]
@@ -23,7 +23,7 @@ def test_psnr_is_per_picture():
     assert found[2] == 100
 
 
-def test_bpp_counts_the_whole_file_over_the_pictures_own_pixels():
+def test_bpp_is_file_bits_per_original_pixel():
     assert distortion.bpp(1000, 50, 40) == 4.0
 
 
@@ -32,7 +32,7 @@ def test_miou_of_a_small_example():
     predicted = torch.tensor([[1, 2, 2], [1, 3, 3]])
     hit, union = distortion.overlap(predicted, label, 5)
     assert hit.tolist() == [0, 1, 1, 1, 0]
-    assert union.tolist() == [0, 3, 3, 1, 0]  # the pixel of void counts nowhere
+    assert union.tolist() == [0, 3, 3, 1, 0]  # the void pixel is not counted
     assert distortion.mean_iou(hit, union) == pytest.approx((1 / 3 + 1 / 3 + 1) / 3)
 
 

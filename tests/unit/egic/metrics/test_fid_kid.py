@@ -1,4 +1,4 @@
-"""FID and KID: which patches, and that they measure."""
+"""FID and KID: the choice of patches, and values for known cases."""
 
 import io
 

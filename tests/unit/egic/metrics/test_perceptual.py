@@ -19,7 +19,7 @@ def random_lpips() -> LPIPS:
     return LPIPS(None)
 
 
-def test_published_values(weights, monkeypatch):
+def test_lpips_equals_the_published_values(weights, monkeypatch):
     folder = weights.parent / "lpips_example_images"
     if not folder.is_dir():
         pytest.skip("lpips_example_images is not beside EGIC_WEIGHTS")
@@ -45,7 +45,7 @@ def test_the_random_backbone_is_seeded_and_leaves_the_generator_alone(random_lpi
         assert torch.equal(mine, other)
 
 
-def test_it_is_frozen_but_leads_gradients_to_the_picture(random_lpips):
+def test_weights_are_frozen_and_gradients_reach_the_picture(random_lpips):
     assert not any(p.requires_grad for p in random_lpips.parameters()) and not random_lpips.training
     x = torch.rand(2, 3, 64, 64) * 255
     x_hat = (x + 20 * torch.randn_like(x)).requires_grad_()

@@ -1,4 +1,4 @@
-"""Weights of the pretrained networks: every source they may come from, and what is refused."""
+"""Weights of the pretrained networks: all sources, and which files are refused."""
 
 import ast
 import hashlib
@@ -48,7 +48,7 @@ def small(tmp_path, monkeypatch):
     return folder, (tmp_path / "made.pth").rename(tmp_path / name)
 
 
-def test_vgg16_is_torchvisions():
+def test_vgg16_equals_torchvisions():
     from torchvision.models.vgg import cfgs, make_layers
 
     with torch.device("meta"):
@@ -57,7 +57,7 @@ def test_vgg16_is_torchvisions():
 
 
 @pytest.mark.parametrize("way", ["--weights", "EGIC_WEIGHTS", "cache"])
-def test_every_place_is_looked_at(small, monkeypatch, tmp_path, way):
+def test_every_source_of_weights_is_searched(small, monkeypatch, tmp_path, way):
     folder, file = small
     place = tmp_path / "hub" / "hub" / "checkpoints" if way == "cache" else folder
     place.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def test_every_place_is_looked_at(small, monkeypatch, tmp_path, way):
     assert set(state) == {"0.weight", "0.bias"} and torch.equal(state["0.weight"], torch.ones(2, 3))
 
 
-def test_a_damaged_file_is_refused_by_the_hash_in_its_name(small):
+def test_a_file_that_does_not_match_the_hash_in_its_name_is_refused(small):
     folder, file = small
     (folder / file.name).write_bytes(file.read_bytes() + b"x")
     with pytest.raises(ValueError, match="not the one in its name: it is damaged"):
@@ -83,7 +83,7 @@ def test_another_network_is_refused(small):
         find("small", str(folder))
 
 
-def test_both_ways_are_named_where_there_are_none(small):
+def test_missing_weights_are_an_error_that_names_both_fixes(small):
     with pytest.raises(ValueError) as error:
         find("small", str(small[0]))
     assert "go online, or put small-" in str(error.value) and "set EGIC_WEIGHTS" in str(error.value)
@@ -93,7 +93,7 @@ def test_both_ways_are_named_where_there_are_none(small):
 
 
 @pytest.mark.parametrize("prefix", ["features.", ""])
-def test_weights_of_a_file_are_taken(tmp_path, alexnet, prefix):
+def test_weights_of_a_given_file_are_used(tmp_path, alexnet, prefix):
     state = {prefix + k.removeprefix("features."): v for k, v in alexnet.items()}
     torch.save(state, tmp_path / "alexnet.pth")
     name, backbone = find_backbone(str(tmp_path / "alexnet.pth"))
@@ -102,8 +102,8 @@ def test_weights_of_a_file_are_taken(tmp_path, alexnet, prefix):
     assert all((v == 0.01).all() for v in LPIPS(backbone).net.net.state_dict().values())
 
 
-def test_what_is_no_alexnet_is_refused_by_name(tmp_path, alexnet):
-    """Before anything is trained, and not only when the GAN stage needs it."""
+def test_a_file_without_alexnets_weights_is_an_error_that_names_it(tmp_path, alexnet):
+    """Before training starts, and not only when the GAN stage needs the weights."""
     path, state = tmp_path / "net.pth", alexnet
     for change, named in (
         ({"features.3.weight": None}, "3.weight;"),
@@ -117,7 +117,7 @@ def test_what_is_no_alexnet_is_refused_by_name(tmp_path, alexnet):
         find_backbone(str(path))
 
 
-def test_the_classifier_is_left_behind(tmp_path, alexnet):
+def test_the_classifiers_weights_are_not_kept(tmp_path, alexnet):
     torch.save(alexnet | {"classifier.1.weight": torch.zeros(9, 9)}, tmp_path / "alexnet.pth")
     found = find_backbone(str(tmp_path / "alexnet.pth"))[1]
     assert sorted(found) == sorted(k.removeprefix("features.") for k in alexnet)
@@ -146,7 +146,7 @@ def test_a_missing_file_is_an_error(tmp_path):
         find_backbone(str(tmp_path / "absent.pth"))
 
 
-def test_which_source_is_used(tmp_path, monkeypatch, alexnet):
+def test_sources_are_used_in_order(tmp_path, monkeypatch, alexnet):
     assert find_backbone("random") == (RANDOM, None)
     assert find_backbone("local") == (RANDOM, None)
     torch.save(alexnet, tmp_path / FILE_NAME)
@@ -205,7 +205,7 @@ def test_the_download_is_checked_by_the_hash_in_its_name(server, tmp_path, alexn
 
 
 @pytest.mark.parametrize("kind", ["not found", "no server"])
-def test_without_a_download_both_ways_out_are_named(server, kind):
+def test_a_failed_download_is_an_error_that_names_both_fixes(server, kind):
     url = f"{server[1]}/absent-01234567.pth" if kind == "not found" else "http://127.0.0.1:9/alexnet-01234567.pth"
     with pytest.raises(ValueError) as error:
         find_backbone("", url=url)
@@ -215,7 +215,7 @@ def test_without_a_download_both_ways_out_are_named(server, kind):
 
 
 def test_every_torch_load_takes_weights_only():
-    """A pickle from outside must never run code."""
+    """A pickle from an untrusted source must never run code."""
     calls = []
     for path in [p for folder in ("egic", "jobs", "pipelines") for p in sorted((ROOT / folder).rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -26,7 +26,7 @@ def vgg16() -> dict[str, torch.Tensor]:
     return state
 
 
-def test_psnr_and_ms_ssim_are_what_another_library_says(pair):
+def test_psnr_and_ms_ssim_equal_other_libraries(pair):
     image = pytest.importorskip("torchmetrics.functional.image")  # its MS-SSIM is 2e-5 off both others: borders
     piq = pytest.importorskip("piq")  # adds 1e-8 to the error before it takes PSNR
     x_hat, x = (torch.from_numpy(a).permute(2, 0, 1)[None].double() for a in pair)
@@ -36,7 +36,7 @@ def test_psnr_and_ms_ssim_are_what_another_library_says(pair):
     assert found["ms_ssim"] < 0.999
 
 
-def test_lpips_has_its_published_values(weights, monkeypatch):
+def test_lpips_equals_the_published_values(weights, monkeypatch):
     from egic.metrics.pretrained import find
 
     folder = weights.parent / "lpips_example_images"
@@ -58,7 +58,7 @@ def test_networks_of_vgg16_hold_the_given_weights_and_measure(pair, vgg16):
     for name in ("lpips_vgg", "dists"):
         assert equal[name] == pytest.approx(0, abs=1e-6) and 0 < small[name] < large[name]
     again = quality(x, x), quality(x_hat, x), quality(x, x_hat), quality(x_hat, x)
-    assert again[0] == equal and again[1] == again[3] == large  # remembered features are those of the right picture
+    assert again[0] == equal and again[1] == again[3] == large  # cached features belong to the right picture
     assert again[2]["lpips_vgg"] == pytest.approx(large["lpips_vgg"], rel=1e-5)
     other = Quality(["dists"], {"vgg16": {k: v + 0.01 for k, v in vgg16.items()}})
     assert other(x_hat, x)["dists"] != large["dists"]

@@ -1,4 +1,4 @@
-"""The one loop over slices: what each slice sees, and how wide its nets are."""
+"""ChARM: which latents each slice's networks depend on, and the widths of the networks."""
 
 import torch
 
@@ -8,7 +8,7 @@ HIDDEN0 = [64, 64, 85, 106, 128, 149, 170, 192, 213, 234]
 HIDDEN1 = [32, 32, 42, 53, 64, 74, 85, 96, 106, 117]
 
 
-def test_widths_are_the_papers():
+def test_widths_equal_the_papers():
     with torch.device("meta"):
         charm = ChARM(320, 10)
     for nets in (charm.mean_nets, charm.scale_nets):
@@ -18,7 +18,7 @@ def test_widths_are_the_papers():
 
 
 def run(charm: ChARM, means: torch.Tensor, scales: torch.Tensor, offset: torch.Tensor):
-    """mu and scale index of every slice, where the decoded value of a slice is mu + its offset."""
+    """mu and scale index of every slice, where the decoded value of a slice is mu + offset."""
     seen = []
 
     def code(k, mu, index):
@@ -42,7 +42,7 @@ def changed(charm: ChARM, which: str, k: int) -> tuple[list[bool], list[bool]]:
     return [not torch.equal(a[0], b[0]) for a, b in pairs], [not torch.equal(a[1], b[1]) for a, b in pairs]
 
 
-def test_a_slice_sees_its_own_hyper_features_and_all_decoded_slices_before_it():
+def test_a_slice_depends_on_its_hyper_features_and_all_earlier_decoded_slices():
     torch.manual_seed(0)
     charm, n = ChARM(12, 4), 4
     for k in range(n):
@@ -50,13 +50,13 @@ def test_a_slice_sees_its_own_hyper_features_and_all_decoded_slices_before_it():
         own_and_later = [j >= k for j in range(n)]
         only_own = [j == k for j in range(n)]
         never = [False] * n
-        assert changed(charm, "offset", k) == (later, later)  # a decoded slice reaches all that come after it
-        assert changed(charm, "scales", k) == (never, only_own)  # mu never hears of hyper scales
+        assert changed(charm, "offset", k) == (later, later)  # a decoded slice changes all later ones
+        assert changed(charm, "scales", k) == (never, only_own)  # mu does not depend on hyper scales
         means, index = changed(charm, "means", k)
-        assert means == own_and_later and index == later  # hyper means reach others through decoded values alone
+        assert means == own_and_later and index == later  # hyper means change others only through decoded values
 
 
-def test_slices_come_back_in_their_order():
+def test_slices_keep_their_order():
     torch.manual_seed(0)
     charm, order = ChARM(12, 4), []
     decoded = torch.randn(2, 12, 4, 4)

@@ -1,4 +1,4 @@
-"""OASIS-C: its size, its borders, the shortcuts in its arithmetic, and where it starts."""
+"""OASIS-C: number of parameters, equality of the fast blocks with their definition, initial values, encoders."""
 
 from dataclasses import replace
 
@@ -21,13 +21,13 @@ def small() -> Discriminator:
 
 
 def photograph(size: int, num: int = 2) -> torch.Tensor:
-    """Bright and dark regions with some texture, 0..255."""
+    """Pictures with bright and dark regions and some texture, 0..255."""
     g = torch.Generator().manual_seed(3)
     coarse = F.interpolate(torch.rand(num, 3, 6, 6, generator=g) * 255, size=(size, size), mode="bicubic")
     return (coarse + 8 * torch.randn(num, 3, size, size, generator=g)).clamp(0, 255)
 
 
-def test_the_papers_size():
+def test_the_number_of_parameters_is_that_of_the_paper():
     with torch.device("meta"):
         model = Discriminator(DiscriminatorConfig())
     assert sum(p.numel() for p in model.parameters()) == 22_450_247
@@ -57,7 +57,7 @@ def test_the_condition_adds_the_same_map_to_all_logits(small):
 
 
 def naive_block(block: Block, x: torch.Tensor) -> torch.Tensor:
-    """The block as the method words it: doubled before its convolutions, pooled after them."""
+    """The block as the paper defines it: upsampling before its convolutions, pooling after them."""
     main = x if block.first else F.leaky_relu(x, SLOPE)
     main = F.interpolate(main, scale_factor=2.0, mode="nearest") if block.up else main
     main = block.conv2(F.leaky_relu(block.conv1(main), SLOPE))
@@ -69,7 +69,7 @@ def naive_block(block: Block, x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("up", [False, True])
 @pytest.mark.parametrize("inp, out", [(12, 12), (12, 20)])
-def test_what_is_computed_once_for_neighbours_equals_the_block_as_it_is_worded(up, inp, out):
+def test_the_fast_block_equals_its_definition(up, inp, out):
     torch.manual_seed(1)
     block, x = Block(inp, out, variance=1.0, up=up), torch.randn(2, inp, 12, 8)
     assert (block.conv_s is None) == (inp == out)
@@ -77,8 +77,8 @@ def test_what_is_computed_once_for_neighbours_equals_the_block_as_it_is_worded(u
 
 
 @torch.no_grad()
-def test_the_start_is_of_sane_scale_on_pictures():
-    """Every block's features near their predicted variance at the paper's widths, and no class is favoured."""
+def test_initial_features_have_the_predicted_variance_on_pictures():
+    """At the paper's widths, and initial logits favour no class."""
     torch.manual_seed(0)
     model = Discriminator(DiscriminatorConfig()).eval()
     ratios = {}
@@ -91,7 +91,7 @@ def test_the_start_is_of_sane_scale_on_pictures():
             block.register_forward_hook(note(name))
     x = photograph(64)
     logits = model(x, torch.randn(2, 320, 4, 4))
-    # neighbouring pixels are alike, so pooling keeps much of their variance: the prediction is an order of magnitude
+    # neighbouring pixels are similar, so pooling keeps much of their variance: the prediction is an order of magnitude
     assert len(ratios) == 12 and all(0.05 < r < 5 for r in ratios.values()), ratios
     assert 0.02 < model(x).std() < 3 and logits.isfinite().all()
     assert F.log_softmax(logits, 1).mean((0, 2, 3)).min() > -8  # ln(1/135) is -4.9
@@ -107,13 +107,13 @@ def test_the_start_is_of_sane_scale_on_pictures():
         ({"num_categories": 0}, "put the data's number of categories in its place"),
     ],
 )
-def test_impossible_configurations_are_refused(changes, message):
+def test_invalid_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Discriminator(DiscriminatorConfig(**changes))
 
 
 @torch.no_grad()
-def test_an_encoder_takes_the_place_of_the_down_blocks():
+def test_an_encoder_replaces_the_down_blocks():
     model = Discriminator(replace(SMALL, encoder=encoders.NAME)).eval()
     assert all(isinstance(block, Lateral) for block in model.down)
     x = photograph(64)
@@ -124,7 +124,7 @@ def test_an_encoder_takes_the_place_of_the_down_blocks():
 
 
 @torch.no_grad()
-def test_levels_without_a_map_keep_their_trained_blocks():
+def test_levels_without_a_feature_map_keep_trained_blocks():
     model = Discriminator(replace(SMALL, encoder="test_convnext")).eval()  # nothing at stride 2
     assert [type(block) for block in model.down] == [Block, Lateral, Lateral, Lateral]
     assert model(photograph(64)).isfinite().all()
@@ -134,7 +134,7 @@ def test_levels_without_a_map_keep_their_trained_blocks():
     assert model(photograph(64)).isfinite().all()
 
 
-def test_an_encoders_weights_are_held_against_their_digest(tmp_path):
+def test_an_encoders_weights_must_match_their_digest(tmp_path):
     weights = find(encoders.NAME, 4, str(encoders.write_weights(tmp_path / "a.safetensors")))
     named = Discriminator(replace(SMALL, encoder=encoders.NAME), weights).config
     assert named.encoder_sha256 == digest(weights)
@@ -144,7 +144,7 @@ def test_an_encoders_weights_are_held_against_their_digest(tmp_path):
         Discriminator(named, other)
 
 
-def test_without_an_encoder_nothing_new_is_recorded():
+def test_without_an_encoder_its_fields_are_not_recorded():
     assert list(SMALL.recorded()) == ["down", "up", "latent_channels", "num_categories"]
     with pytest.raises(UserError, match="encoder_weights and encoder_sha256 need an encoder"):
         replace(SMALL, encoder_weights="somewhere.safetensors")

@@ -1,4 +1,4 @@
-"""Rates against closed forms in double precision, far tails included; quantisation and its gradients."""
+"""Rates compared with closed forms in double precision, also in the far tails; quantisation and its gradients."""
 
 import math
 
@@ -16,7 +16,7 @@ def exact_gaussian_bits(d: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def test_gaussian_bits_equal_the_closed_form():
-    """Where double precision can tell the two probabilities apart: offsets up to 30, sigma 0.11 to 256."""
+    """Where double precision can distinguish the two probabilities: offsets up to 30, sigma 0.11 to 256."""
     d, sigma = torch.meshgrid(torch.linspace(-30, 30, 241), sigma_of(torch.arange(64.0)), indexing="ij")
     exact = exact_gaussian_bits(d, sigma)
     known = exact < 900  # beyond, 2^-bits underflows in double precision, too
@@ -31,8 +31,8 @@ def test_probabilities_of_all_integers_add_up_to_one():
 
 
 @pytest.mark.parametrize("d", [-1e5, -1500.0, -200.0, 200.0, 1500.0, 1e5])
-def test_far_tails_are_finite_and_lead_back(d):
-    """There the cost is that of the tail's near edge, (|d| - 1/2)^2 / (2 sigma^2) nats, to a part in a thousand."""
+def test_far_tails_are_finite_with_gradients_towards_the_mean(d):
+    """The cost there is that of the bin's near edge, (|d| - 1/2)^2 / (2 sigma^2) nats, within 0.1 %."""
     value, sigma = torch.tensor(d, requires_grad=True), torch.tensor(0.11, requires_grad=True)
     bits = gaussian_bits(value, sigma)
     bits.backward()
@@ -53,7 +53,7 @@ def test_gradients_equal_those_of_the_closed_form():
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
 
-def test_log1mexp_has_no_cancellation():
+def test_log1mexp_is_accurate_without_cancellation():
     d = torch.logspace(-6, 1.5, 200)
     exact = torch.where(d < 1, torch.log(-torch.expm1(-d.double())), torch.log1p(-torch.exp(-d.double())))
     torch.testing.assert_close(entropy.log1mexp(d).double(), exact, rtol=1e-5, atol=0)
@@ -65,7 +65,7 @@ def prior():
     return FactorizedPrior(5)
 
 
-def test_prior_has_the_papers_parameters_and_nothing_else():
+def test_prior_has_the_papers_parameters_only():
     prior = FactorizedPrior(192)
     assert sum(p.numel() for p in prior.parameters()) == 5_376
     assert {name for name, _ in prior.named_buffers()} == set()
@@ -90,7 +90,7 @@ def test_prior_bits_equal_the_difference_of_its_cdf(prior):
 
 
 @pytest.mark.parametrize("value", [-1e5, 1e5])
-def test_prior_tails_are_finite_and_lead_back(prior, value):
+def test_prior_tails_are_finite_with_gradients_towards_the_centre(prior, value):
     z = torch.full((1, 5, 1, 1), value, requires_grad=True)
     bits = prior.bits(z)
     bits.sum().backward()
@@ -108,7 +108,7 @@ def test_sigma_follows_the_table_and_is_clamped():
 @pytest.mark.parametrize(
     "index, upstream, passes",
     [
-        (-3.0, 1.0, False),  # gradient descent would go further down
+        (-3.0, 1.0, False),  # gradient descent would move it further below the range
         (-3.0, -1.0, True),
         (70.0, -1.0, False),
         (70.0, 1.0, True),
@@ -116,13 +116,13 @@ def test_sigma_follows_the_table_and_is_clamped():
         (30.0, -1.0, True),
     ],
 )
-def test_a_clamped_index_learns_only_the_way_back(index, upstream, passes):
+def test_a_clamped_index_has_only_gradients_back_into_the_range(index, upstream, passes):
     value = torch.tensor([index], requires_grad=True)
     sigma_of(value).backward(torch.tensor([upstream]))
     assert (value.grad.item() != 0) == passes
 
 
-def test_quantize_is_exact_with_gradient_one_to_y_and_none_to_mu():
+def test_quantize_rounds_exactly_with_gradient_1_for_y_and_0_for_mu():
     g = torch.Generator().manual_seed(0)
     y = (torch.randn(1000, generator=g) * 50).requires_grad_()
     mu = (torch.randn(1000, generator=g) * 50).requires_grad_()
@@ -132,7 +132,7 @@ def test_quantize_is_exact_with_gradient_one_to_y_and_none_to_mu():
     assert y.grad.eq(1).all() and mu.grad is None
 
 
-def test_quantize_int_rounds_straight_through():
+def test_quantize_int_rounds_with_a_straight_through_gradient():
     z = torch.tensor([-1.2, 0.4, 2.7], requires_grad=True)
     z_hat = quantize_int(z)
     z_hat.sum().backward()

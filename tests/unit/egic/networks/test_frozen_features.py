@@ -1,4 +1,4 @@
-"""timm models as frozen features: the file's weights and no others, in no state_dict, moved by no optimizer."""
+"""timm models as frozen features: weights come from the file, are not in the state_dict, and never train."""
 
 import pytest
 import safetensors.torch
@@ -21,7 +21,7 @@ def weights(file):
 
 
 @torch.no_grad()
-def test_features_are_those_of_timms_model_on_pixels_as_it_wants_them(file, weights):
+def test_features_equal_timms_on_normalised_pixels(file, weights):
     model = timm.create_model(NAME, features_only=True, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
     config = timm.get_pretrained_cfg(NAME)
     x = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)) * 255
@@ -34,7 +34,7 @@ def test_features_are_those_of_timms_model_on_pixels_as_it_wants_them(file, weig
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_trained_or_stored_but_gradients_reach_the_picture(weights):
+def test_weights_are_frozen_and_not_stored_and_gradients_reach_the_picture(weights):
     features = FrozenFeatures(NAME, 5, weights)
     assert not list(features.parameters()) and not features.state_dict()
     before = {name: b.clone() for name, b in features.named_buffers()}
@@ -44,7 +44,7 @@ def test_nothing_is_trained_or_stored_but_gradients_reach_the_picture(weights):
     assert all(torch.equal(b, before[name]) and not b.requires_grad for name, b in features.named_buffers())
 
 
-def test_only_as_many_levels_as_are_wanted(file):
+def test_only_the_needed_levels_are_computed(file):
     features = FrozenFeatures(NAME, 2, find(NAME, 2, str(file)))
     assert features.levels == (0, 1) and features.channels == (16, 24)
     assert [m.shape for m in features(torch.zeros(1, 3, 64, 32))] == [(1, 16, 32, 16), (1, 24, 16, 8)]
@@ -55,18 +55,18 @@ def test_weights_of_another_model_are_refused(weights):
         FrozenFeatures("test_resnet", 5, weights)
 
 
-def test_a_model_without_a_map_at_stride_2():
+def test_a_model_without_a_map_at_stride_2_has_one_level_less():
     assert FrozenFeatures("test_convnext", 4).levels == (1, 2, 3)
 
 
-def test_the_digest_depends_on_values_alone(weights):
+def test_the_digest_depends_only_on_values(weights):
     renamed = {f"x.{name}": value for name, value in reversed(weights.items())}
     assert digest(renamed) == digest(weights) and len(digest(weights)) == 64
     name = next(iter(weights))
     assert digest(weights | {name: weights[name] + 1}) != digest(weights)
 
 
-def test_weights_are_found_in_the_folder_of_the_environment(file, weights, monkeypatch):
+def test_weights_are_loaded_from_egic_weights(file, weights, monkeypatch):
     monkeypatch.setenv("EGIC_WEIGHTS", str(file.parent))
     assert digest(find(NAME, 5)) == digest(weights)
 
@@ -80,7 +80,7 @@ def test_weights_are_found_in_the_folder_of_the_environment(file, weights, monke
         (NAME, "missing.safetensors", "missing.safetensors is not a file; give timm's weights of test_efficientnet"),
     ],
 )
-def test_what_cannot_be_an_encoder_is_one_clear_line(name, file, message, monkeypatch):
+def test_an_unusable_encoder_is_one_clear_line(name, file, message, monkeypatch):
     monkeypatch.delenv("EGIC_WEIGHTS", raising=False)
     with pytest.raises(UserError, match=message) as caught:
         find(name, 5, file)

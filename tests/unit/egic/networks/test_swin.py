@@ -1,4 +1,4 @@
-"""The Swin block: its attention has torch's values and gradients; fused layers have those of plain ones."""
+"""The Swin block: attention equals torch's in values and gradients; fused layers equal plain ones."""
 
 import types
 
@@ -24,7 +24,7 @@ def torchs_own(qkv: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_biases", [1, 7])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_values_and_gradients_are_torchs(num_biases, dtype, tolerance, monkeypatch):
+def test_attention_equals_torchs_in_values_and_gradients(num_biases, dtype, tolerance, monkeypatch):
     monkeypatch.setattr(swin, "SCORES", 3 * 2 * 16**2)  # 7 windows: two chunks of three, and one of one
     weight, found = None, []
     for function in (swin.LearnedBiasAttention.apply, torchs_own):
@@ -53,7 +53,7 @@ def test_fused_and_plain_layers_agree(how, dtype, tolerance):
     torch.testing.assert_close(found, plain.detach(), rtol=tolerance, atol=tolerance)
 
 
-def test_autocast_decides_the_precision():
+def test_autocast_sets_the_precision():
     layer, x = nn.Linear(32, 32), torch.randn(5, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert linear(layer, x).dtype == linear(layer, x, gelu=True).dtype == torch.bfloat16
@@ -62,7 +62,7 @@ def test_autocast_decides_the_precision():
 
 
 def test_torch_has_the_fused_operator():
-    """Where this fails, torch has changed an operator that it does not document: layers are plain then, and slower."""
+    """If this fails, torch has changed an undocumented operator: layers then run unfused, and slower."""
     layer, x = nn.Linear(64, 96), torch.randn(2, 7, 64)
     with torch.no_grad():
         found = swin._fused_linear(layer, x, True, None)
@@ -74,8 +74,8 @@ def refuses(*args):
 
 
 @pytest.mark.parametrize("operator", ["missing", "refuses"])
-def test_layers_are_plain_without_the_fused_operator(operator, monkeypatch):
-    """As on a torch without the operator, or one whose operator takes other arguments: values of plain layers."""
+def test_layers_run_unfused_without_the_fused_operator(operator, monkeypatch):
+    """As with a torch release without the operator, or with other arguments: values are those of plain layers."""
     changed = types.SimpleNamespace() if operator == "missing" else types.SimpleNamespace(_linear_pointwise=refuses)
     if operator == "refuses":
         changed._linear_pointwise.binary = refuses
@@ -86,6 +86,6 @@ def test_layers_are_plain_without_the_fused_operator(operator, monkeypatch):
         assert torch.equal(linear(layer, x, plus=plus), plus + layer(x))
 
 
-def test_a_mistake_of_ours_is_not_hidden_by_the_plain_layers():
+def test_other_errors_of_the_fused_operator_are_raised():
     with torch.no_grad(), pytest.raises(RuntimeError, match="shapes"):
         linear(nn.Linear(64, 96), torch.randn(2, 7, 32))

@@ -1,4 +1,4 @@
-"""Swin transforms: sizes of the paper, order of channels, which pixels see which, strips against whole maps."""
+"""Swin transforms: number of parameters, order of channels, receptive fields, strips compared with whole maps."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ PARTS = {
 }
 
 
-def test_the_papers_parameter_counts():
+def test_the_numbers_of_parameters_are_those_of_the_paper():
     with torch.device("meta"):
         codec = Codec(CodecConfig())
     found = {name: sum(p.numel() for p in codec.get_submodule(name).parameters()) for name in PARTS}
@@ -33,7 +33,7 @@ def test_blocks_alternate_between_no_shift_and_half_a_window(window):
     assert [block.shift for block in stage.blocks] == [0, window // 2, 0, window // 2, 0]
 
 
-def test_depth_to_space_takes_tensorflows_order():
+def test_depth_to_space_uses_tensorflows_order():
     x = torch.arange(2 * 3 * 2 * 12.0).view(2, 3, 2, 12)
     out = depth_to_space(x)
     assert out.shape == (2, 6, 4, 3)
@@ -51,7 +51,7 @@ def test_patch_merging_gathers_neighbours_in_the_swin_order():
 
 
 def changed_pixels(block: SwinBlock, row: int, col: int, size: int = 12) -> set[tuple[int, int]]:
-    """Output pixels that another input pixel (row, col) changes."""
+    """The output pixels that depend on the input pixel (row, col)."""
     x = torch.randn(1, size, size, 32)
     other = x.clone()
     other[0, row, col] += 1
@@ -65,11 +65,11 @@ def changed_pixels(block: SwinBlock, row: int, col: int, size: int = 12) -> set[
     [
         (0, (5, 9), range(4, 8), range(8, 12)),
         (2, (5, 9), range(2, 6), range(6, 10)),
-        (2, (0, 0), range(0, 2), range(0, 2)),  # at the border a window is cut: it never wraps around
+        (2, (0, 0), range(0, 2), range(0, 2)),  # windows at the border are cut and do not wrap around
         (2, (11, 4), range(10, 12), range(2, 6)),
     ],
 )
-def test_a_block_mixes_pixels_of_one_window(shift, pixel, rows, cols):
+def test_a_block_mixes_only_pixels_of_one_window(shift, pixel, rows, cols):
     torch.manual_seed(0)
     block = SwinBlock(32, 4, shift).eval()
     assert changed_pixels(block, *pixel) == {(r, c) for r in rows for c in cols}
@@ -77,7 +77,7 @@ def test_a_block_mixes_pixels_of_one_window(shift, pixel, rows, cols):
 
 @pytest.mark.parametrize("chunk", [1, 3000, 2**18])
 def test_strips_equal_whole_maps(monkeypatch, chunk):
-    """Without gradients a transform runs in strips of any height; the input stays as it was."""
+    """Without gradients a transform runs in strips of any height and does not change its input."""
     monkeypatch.setitem(tiled_inference.CHUNK, "cpu", chunk)
     torch.manual_seed(0)
     g_a = Analysis(3, (32, 32, 64), (2, 2, 2), 4).eval()
@@ -98,4 +98,4 @@ def test_last_stage_of_last_features_is_the_synthesis():
     assert h.shape == (1, 16, 32, 32)
     kept = h.clone()
     assert torch.equal(g_s.last_stage(h), g_s(y))
-    assert torch.equal(h, kept)  # ORP reads it after g_s has
+    assert torch.equal(h, kept)  # g_s must not change it, since ORP reads it afterwards

@@ -1,4 +1,4 @@
-"""The reference's variables by object path -> artifacts: all are used or listed, what lacks is named."""
+"""Import of the reference's variables: all are used or listed as unused, and missing ones are named."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def parts():
     parts = {"codec": Codec(TINY), "orp": ResidualHead(TINY), "discriminator": Discriminator(D_CONFIG)}
     for module in parts.values():
         for parameter in module.parameters():
-            torch.nn.init.normal_(parameter)  # nothing zero, no two alike
+            torch.nn.init.normal_(parameter)  # all values differ from each other and from zero
     return parts
 
 
@@ -50,7 +50,7 @@ def assert_same(found, parts):
     ],
 )
 @pytest.mark.parametrize("prefix, suffix", [("model/", SUFFIX), ("", "")], ids=["checkpoint", "SavedModel"])
-def test_everything_finds_its_place(parts, names, stage, prefix, suffix):
+def test_every_variable_is_imported(parts, names, stage, prefix, suffix):
     chosen = {name: parts[name] for name in names}
     given = {k + suffix: v for k, v in variables_of(*chosen.values(), prefix=prefix).items()}
     found, unused = tensorflow_checkpoint.components(given)
@@ -61,14 +61,14 @@ def test_everything_finds_its_place(parts, names, stage, prefix, suffix):
     assert set(unused) == listed | {"save_counter" + suffix}
 
 
-def test_a_discriminator_saved_alone(parts):
+def test_a_discriminator_that_is_saved_alone_is_imported(parts):
     given = variables_of(parts["discriminator"])
     alone = {k.replace("model/disc/", "model/"): v for k, v in given.items()}
     assert alone.keys() != given.keys()
     assert_same(tensorflow_checkpoint.components(alone)[0], {"discriminator": parts["discriminator"]})
 
 
-def test_the_papers_sizes_are_recognised():
+def test_the_papers_configs_are_inferred():
     with torch.device("meta"):
         modules = Codec(CodecConfig()), Discriminator(DiscriminatorConfig())
     shapes = {path: tuple(p.shape) for m in modules for p, path, _ in tensorflow_checkpoint.reference_paths(m)}
@@ -80,7 +80,7 @@ def test_the_papers_sizes_are_recognised():
     assert tensorflow_checkpoint.discriminator_config(arrays) == DiscriminatorConfig()
 
 
-def test_real_dfts_become_kernels(parts):
+def test_kernels_stored_as_real_dfts_are_converted(parts):
     """tfc.RDFTParameter: kernel (h, w, in, out) -> transposed to (in, out, h, w), rfft2, divided by sqrt(h w)."""
     given = variables_of(parts["codec"])
     for key in [k for k in given if k.endswith("_kernel_parameter")]:
@@ -112,7 +112,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("key, path", PLACES.items())
-def test_what_is_missing_misshaped_or_not_finite_is_named(variables, key, path):
+def test_missing_misshaped_and_non_finite_variables_are_named(variables, key, path):
     array = variables.pop(key)
     with pytest.raises(ValueError, match=rf"lacks {path}$"):
         tensorflow_checkpoint.components(variables)
@@ -124,8 +124,8 @@ def test_what_is_missing_misshaped_or_not_finite_is_named(variables, key, path):
         tensorflow_checkpoint.components(variables | {key: array, key.removeprefix("model/"): array})
 
 
-def test_a_block_that_lacks_everywhere_is_named(variables):
-    """Depths are inferred: a transform without its last block is not taken for a shallower one."""
+def test_a_block_without_any_variable_is_named(variables):
+    """Depths are inferred, but a transform without its last block must not become a shallower one."""
     start = "model/analysis_transform/layer_with_weights-3/blocks/1/"
     rest = {k: v for k, v in variables.items() if not k.startswith(start)}
     with pytest.raises(ValueError, match=r"lacks analysis_transform/stage2/block1/norm1/gamma.* and \d+ more"):
@@ -139,14 +139,14 @@ def test_other_checkpoints_are_refused(parts):
         tensorflow_checkpoint.components(variables_of(parts["orp"]))
 
 
-def test_optimizer_slots_of_older_versions_are_no_variables(parts):
+def test_optimizer_slots_of_older_versions_are_unused(parts):
     given = variables_of(parts["codec"])
     key = next(iter(given))
     slot = f"{key}/.OPTIMIZER_SLOT/optimizer/m"
     assert slot in tensorflow_checkpoint.components(given | {slot: np.zeros(3)})[1]
 
 
-def test_stages(parts):
+def test_the_stage_follows_from_the_components(parts):
     codec, d = {"codec": parts["codec"]}, {"discriminator": parts["discriminator"]}
     assert tensorflow_checkpoint.stage_of(codec, "mse-codec") == "mse-codec"
     for found, stage in ((codec | d, "mse-codec"), (d, "gan"), (codec | {"orp": parts["orp"]}, "gan")):
@@ -154,7 +154,7 @@ def test_stages(parts):
             tensorflow_checkpoint.stage_of(found, stage)
 
 
-def test_keras_lists_are_no_names():
+def test_object_paths_avoid_keras_lists():
     children = {
         0: [("variables", 1), ("layers", 2), ("g_a", 3)],
         1: [("0", 5)],
@@ -166,7 +166,7 @@ def test_keras_lists_are_no_names():
 
 
 @pytest.mark.parametrize("name", ["ckpt-7", "ckpt-7.index", "ckpt-7.data-00000-of-00001", "", "chief", "saved"])
-def test_what_a_checkpoint_may_be_called(tmp_path, name):
+def test_every_name_of_a_checkpoint_is_resolved(tmp_path, name):
     folder = tmp_path / "chief"
     (tmp_path / "saved" / "variables").mkdir(parents=True)
     folder.mkdir()
@@ -185,7 +185,7 @@ def run(capsys, *arguments):
     return status, capsys.readouterr()
 
 
-def test_the_command(tmp_path, parts, variables, monkeypatch, capsys):
+def test_the_command_writes_an_artifact_and_lists_unused_variables(tmp_path, parts, variables, monkeypatch, capsys):
     (tmp_path / "ckpt-1.index").write_bytes(b"index")
     monkeypatch.setattr(tensorflow_checkpoint, "read", lambda prefix: variables)
     command = ("import-reference", tmp_path / "ckpt-1", "-o", tmp_path / "new")
@@ -205,7 +205,7 @@ def test_the_command(tmp_path, parts, variables, monkeypatch, capsys):
     assert status == 2 and "is not an EGIC model" in out.err and (tmp_path / "mine" / "photo.png").exists()
 
 
-def test_without_tensorflow_one_line_names_the_way_out(tmp_path, monkeypatch, capsys):
+def test_without_tensorflow_one_line_names_the_extra(tmp_path, monkeypatch, capsys):
     (tmp_path / "ckpt-1.index").touch()
     monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
     status, out = run(capsys, "import-reference", tmp_path / "ckpt-1", "-o", tmp_path / "new")

@@ -1,4 +1,4 @@
-"""Other codecs: rates rise with quality, wanted rates are met, and what a machine lacks is named."""
+"""Other codecs: rates rise with quality, target sizes are met, and errors name codecs that are not installed."""
 
 import io
 import json
@@ -42,13 +42,13 @@ def test_rate_and_quality_rise_together(anchor, x):
     assert coded[0].picture.shape == x.shape and coded[0].picture.dtype == np.uint8
 
 
-def test_a_wanted_rate_is_met(anchor, x):
+def test_the_nearest_file_is_close_to_the_target_size(anchor, x):
     wanted = anchor.code(x, 40).num_bytes * 1.3
     found = anchors.Matcher(anchor, x).nearest(wanted)
     assert found.num_bytes == pytest.approx(wanted, rel=0.08)  # qualities are integers
 
 
-def test_below_the_smallest_file_is_the_smallest_file(x):
+def test_a_target_below_the_smallest_file_selects_the_smallest_file(x):
     jpeg = anchors.find(["jpeg"])[0][0]
     assert anchors.Matcher(jpeg, x).nearest(1).num_bytes == jpeg.code(x, jpeg.low).num_bytes
 
@@ -70,7 +70,7 @@ def counted(request):
 
 
 @pytest.mark.parametrize("wanted", [0, 10, 10.4, 11, 57, 333, 334, 1200, 10**6])
-def test_the_nearest_of_all_qualities_is_found_either_way_round(counted, wanted):
+def test_the_nearest_quality_is_selected_for_rising_and_falling_scales(counted, wanted):
     anchor, _ = counted
     matcher = anchors.Matcher(anchor, np.zeros((1, 8, 3), np.uint8))
     sizes = [round(10 * 1.1**step) for step in range(abs(anchor.high - anchor.low) + 1)]
@@ -78,17 +78,17 @@ def test_the_nearest_of_all_qualities_is_found_either_way_round(counted, wanted)
     assert abs(matcher.nearest(wanted).num_bytes - wanted) == best
 
 
-def test_the_search_looks_at_sizes_alone_and_encodes_nothing_twice(counted):
+def test_the_search_decodes_nothing_and_encodes_nothing_twice(counted):
     anchor, encoded = counted
     matcher = anchors.Matcher(anchor, np.zeros((1, 8, 3), np.uint8))
     for wanted in (100, 200, 400, 800):
         matcher.nearest(wanted)
     decoded = [each for each in encoded if isinstance(each, tuple)]
     assert len(decoded) == 4 and len(set(encoded)) == len(encoded)
-    assert len(encoded) - 4 <= 2 + 4 * 4  # bisection alone takes 7 each
+    assert len(encoded) - 4 <= 2 + 4 * 4  # pure bisection needs 7 each
 
 
-def test_quality_out_of_range_and_unknown_names():
+def test_qualities_out_of_range_and_unknown_names_are_errors():
     jpeg = anchors.find(["jpeg"])[0][0]
     with pytest.raises(ValueError, match="JPEG takes qualities 1"):
         jpeg.code(np.zeros((8, 8, 3), np.uint8), 101)
@@ -96,7 +96,7 @@ def test_quality_out_of_range_and_unknown_names():
         anchors.find(["jpg"])
 
 
-def test_a_codec_that_is_not_there_is_named(monkeypatch):
+def test_missing_codecs_are_listed_with_the_reason(monkeypatch):
     monkeypatch.setenv("PATH", "")
     found, missing = anchors.find(["vtm", "jpeg", "bpg"])
     assert [a.codec for a in found] == ["jpeg"]
@@ -105,7 +105,7 @@ def test_a_codec_that_is_not_there_is_named(monkeypatch):
 
 @pytest.fixture
 def bpg(tmp_path, monkeypatch):
-    """A stand-in for bpgenc and bpgdec that writes JPEGs, called as the real ones are."""
+    """Stand-ins for bpgenc and bpgdec with the same arguments, which write JPEGs."""
     for name, body in (
         ("bpgenc", "q = int(a[a.index('-q') + 1]); assert q < 51, 'too coarse'\n"
          "Image.open(a[-1]).save(a[a.index('-o') + 1], 'JPEG', quality=100 - 2 * q)"),
@@ -131,8 +131,8 @@ def test_binaries_are_called_through_compressai(bpg, x):
 
 
 @pytest.mark.slow
-def test_vtm_is_found_beside_its_settings(tmp_path, monkeypatch, x):
-    """Stand-ins that copy: what comes back is the picture, but for its way to YCbCr and back."""
+def test_vtm_runs_with_the_settings_of_its_source_tree(tmp_path, monkeypatch, x):
+    """Stand-ins copy their input, so that only the conversion to YCbCr and back changes the picture."""
     pytest.importorskip("compressai")
     (tmp_path / "bin").mkdir()
     for name, source, target in (("EncoderAppStatic", "-i", "-b"), ("DecoderAppStatic", "-b", "-o")):
@@ -146,7 +146,7 @@ def test_vtm_is_found_beside_its_settings(tmp_path, monkeypatch, x):
     (tmp_path / "cfg" / "encoder_intra_vtm.cfg").touch()
     coded = anchors.find(["vtm"])[0][0].code(x, 40)
     assert coded.num_bytes == x.size
-    assert psnr(coded.picture, x) > 43  # 44 is what it reaches at best
+    assert psnr(coded.picture, x) > 43  # 44 is the maximum
 
 
 @pytest.fixture
@@ -158,8 +158,8 @@ def folder(tmp_path):
     return evaluation_folders.make(tmp_path / "evaluation", pictures, labels=("small", "large"), bpp=1.5)
 
 
-def test_rows_at_the_models_rates_join_the_folder(folder):
-    for _ in range(2):  # the second time they replace those of the first
+def test_rows_at_the_models_rates_are_added_to_the_folder(folder):
+    for _ in range(2):  # the second call replaces the rows of the first
         matched_rates.add(folder, matched_rates.below(folder.parent / "images"), ["jpeg"])
     found = evaluation_folder.read(folder)
     jpeg = [row for row in found.rows if row["codec"] == "jpeg"]
@@ -187,7 +187,7 @@ def test_other_pictures_are_refused(folder):
         matched_rates.add(folder, matched_rates.below(images), ["jpeg"])
 
 
-def test_a_folder_that_is_none_or_damaged(folder, tmp_path):
+def test_other_and_damaged_folders_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="not an evaluation folder: it has no rows.parquet"):
         evaluation_folder.read(tmp_path)
     (folder / "sets.json").write_text("[{]")
@@ -214,12 +214,12 @@ def write_zoo(folder, name: str, qualities) -> None:
 
 
 @pytest.mark.parametrize("name", anchors.LEARNED)
-def test_learned_codecs_from_a_folder_of_their_files(name, tmp_path, monkeypatch, x, one_thread):
+def test_learned_codecs_use_the_weights_of_a_folder(name, tmp_path, monkeypatch, x, one_thread):
     compressai = pytest.importorskip("compressai.zoo").image
     write_zoo(tmp_path, name, (2, 3, 5))
     monkeypatch.setenv("EGIC_WEIGHTS", str(tmp_path))
     (codec,), missing = anchors.find([name])
-    assert not missing and (codec.codec, codec.low, codec.high) == (name, 2, 3)  # up to the gap
+    assert not missing and (codec.codec, codec.low, codec.high) == (name, 2, 3)  # up to the first missing quality
     x = x[:70, :50]
     coded = codec.code(x, 3)
     assert coded.picture.shape == x.shape and coded.picture.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""Curves of an evaluation, and Bjontegaard's averages against cases with a known answer."""
+"""Curves of an evaluation, and Bjontegaard's averages for cases with a known result."""
 
 import pytest
 
@@ -20,12 +20,12 @@ def test_a_curve_against_itself_is_zero(kind):
 
 @pytest.mark.parametrize("kind", [{}, LOWER])
 @pytest.mark.parametrize("percent", [10, -20])
-def test_equal_quality_at_more_or_less_rate(kind, percent):
+def test_equal_quality_at_another_rate_is_that_difference_in_percent(kind, percent):
     more = made(**kind, bpp=tuple(b * (1 + percent / 100) for b in made().bpp))
     assert bd_rate(made(**kind), more) == pytest.approx(percent, rel=1e-6)
 
 
-def test_bd_metric_is_test_minus_reference_in_the_metrics_own_unit():
+def test_bd_metric_is_test_minus_reference_in_the_metrics_unit():
     assert bd_metric(made(), made(values=(29.0, 31.0, 33.0, 35.0))) == pytest.approx(1)
     lower = made(**LOWER)
     better = made(metric="lpips_alex", values=tuple(v - 0.05 for v in lower.values))
@@ -47,12 +47,12 @@ def test_the_numbers_of_points_may_differ():
         (made("b", **LOWER), "PSNR and LPIPS"),
     ],
 )
-def test_what_has_no_bd_rate_says_why(test, message):
+def test_curves_without_a_bd_rate_are_errors_with_the_reason(test, message):
     with pytest.raises(ValueError, match=message):
         bd_rate(made("a"), test)
 
 
-def test_rates_that_do_not_overlap_have_no_bd_metric():
+def test_curves_without_common_rates_have_no_bd_metric():
     with pytest.raises(ValueError, match="no bpp in common"):
         bd_metric(made("a"), made("b", bpp=(1.0, 2.0, 4.0, 8.0)))
 
@@ -73,7 +73,7 @@ def test_curves_are_grouped_by_label_and_alpha_and_sorted_by_rate():
         curves(sets, "vmaf")
 
 
-def test_unreliable_distances_and_nan_make_no_curve():
+def test_unreliable_distances_and_nan_are_not_in_curves():
     sets = [
         {"label": "a", "alpha": None, "bpp": 0.1, "fid256": 9.0, "psnr_db": 30.0, "reliable": False},
         {"label": "a", "alpha": None, "bpp": 0.2, "fid256": float("nan"), "psnr_db": 31.0, "reliable": True},

@@ -1,4 +1,4 @@
-"""The report: what it must say, what it must survive, and that it asks for nothing outside itself."""
+"""The report: its content, incomplete and hostile input, and that it loads nothing from other hosts."""
 
 import html
 import json
@@ -33,11 +33,11 @@ def test_labels_and_reasons_are_escaped(folder):
     page = write_report(folder).read_text()
     assert "<script>alert" not in page and "<cut short>" not in page
     assert html.escape(HOSTILE, quote=False).split("'")[0] in page
-    assert page.count("<script>") == 1  # ours
+    assert page.count("<script>") == 1  # the page's own script
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/outside.png", "a/../../outside.png"])
-def test_names_that_lead_out_are_refused(folder, name):
+def test_names_outside_the_folder_are_refused(folder, name):
     table = pq.read_table(folder / "rows.parquet")
     names = [name, *table["name"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("name"), "name", [names]), folder / "rows.parquet")
@@ -45,13 +45,13 @@ def test_names_that_lead_out_are_refused(folder, name):
         write_report(folder)
 
 
-def test_a_picture_that_is_none_is_one_line(folder, capsys):
+def test_a_damaged_picture_is_one_line(folder, capsys):
     (folder / "pictures" / "0.png" / "original.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     assert main.main(["report", str(folder)]) == 2
     assert "not a picture of a format" in capsys.readouterr().err
 
 
-def test_nothing_is_fetched_and_plots_lie_beside(folder):
+def test_the_page_is_self_contained_and_plots_are_written(folder):
     path = write_report(folder)
     page = path.read_text()
     links = re.findall(r"""(?:src|href|srcset)="([^"]*)""", page)
@@ -61,7 +61,7 @@ def test_nothing_is_fetched_and_plots_lie_beside(folder):
     assert sorted(f.name for f in folder.iterdir() if f.name.startswith(".")) == []
 
 
-def test_metrics_that_are_missing_leave_no_column_and_gaps_are_dashes(folder):
+def test_missing_metrics_have_no_column_and_missing_values_are_dashes(folder):
     change(folder, lambda place, e: e.update(ms_ssim=None, dists=0.25 if place == 0 else None, psnr_db=float("nan")))
     page = write_report(folder).read_text().split('<h2 id="published"')[0]
     assert "MS-SSIM" not in page and "LPIPS" not in page
@@ -69,7 +69,7 @@ def test_metrics_that_are_missing_leave_no_column_and_gaps_are_dashes(folder):
     assert "PSNR over rate" not in page and "nan" not in page.split("</style>")[1].split("data:")[0]
 
 
-def test_a_bare_folder_has_a_report(tmp_path):
+def test_a_folder_without_models_has_a_report(tmp_path):
     row = {"label": "a", "codec": "egic", "point": "alpha 1", "name": "x.png", "bpp": 0.1, "alpha": 1.0}
     evaluation_folders.write(tmp_path, [row])
     change(tmp_path, lambda _, e: e.update(bpp=None))
@@ -86,13 +86,13 @@ def test_unreliable_distances_are_marked(folder):
     assert "PSNR against FID/256" in page
 
 
-def test_lpips_stands_in_where_there_is_no_fid(folder):
+def test_the_realism_plot_uses_lpips_without_fid(folder):
     change(folder, lambda place, e: e.update(lpips_alex=0.1 + place / 100))
     page = write_report(folder).read_text()
     assert "PSNR against LPIPS" in page and "PSNR against FID" not in page
 
 
-def test_bd_rates_stand_against_an_anchor(folder):
+def test_bd_rates_are_relative_to_an_anchor(folder):
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     for label, gain in (("slow", 1.0), ("quick", 1.1)):
         for rate in (0.1, 0.2, 0.4):
@@ -104,7 +104,7 @@ def test_bd_rates_stand_against_an_anchor(folder):
     assert "EGIC, alpha 0 has 1 point of PSNR" in page
 
 
-def test_rates_between_trained_ones_and_both_sliders_are_in_the_page(tmp_path):
+def test_rates_between_trained_ones_and_both_sliders_are_on_the_page(tmp_path):
     pictures = {f"{i}.png": evaluation_folders.photograph(i, 64, 96) for i in range(2)}
     qualities = (0, 10, 20, 30, 40)
     folder = evaluation_folders.make(tmp_path / "e", pictures, alphas=(0.0, 1.0), qualities=qualities)
@@ -115,7 +115,7 @@ def test_rates_between_trained_ones_and_both_sliders_are_in_the_page(tmp_path):
     assert "quality 40, alpha 1" in page and "Paired differences" in page
 
 
-def test_pictures_fit_their_budget(folder):
+def test_pictures_stay_within_the_size_limit(folder):
     found = evaluation_folder.read(folder)
     shown = evaluation_folder.shown(found)
     everything, stored = picture_crops.comparisons(shown, 10**9)
@@ -125,17 +125,17 @@ def test_pictures_fit_their_budget(folder):
         cut, _ = picture_crops.comparisons(shown, limit)
         frames = [c["original"] for c in cut] + [f["uri"] for c in cut for m in c["codecs"] for f in m["frames"]]
         assert sum(len(uri) for uri in frames) < limit * 1.4  # base64
-    assert len(cut) < 2  # what does not fit at the last step is left out
+    assert len(cut) < 2  # pictures that do not fit at the smallest size are omitted
 
 
-def test_the_crop_is_where_the_detail_is():
+def test_the_crop_has_the_most_detail():
     x = np.full((256, 256, 3), 128, np.uint8)
     x[160:250, 150:240] = evaluation_folders.photograph(0, 90, 90)
     top, left = picture_crops.busiest(x, 96)
     assert top in (160, 128) and left in (128, 160)
 
 
-def test_anchors_stand_in_the_page_of_the_command(folder, capsys):
+def test_the_command_adds_anchors_to_the_page(folder, capsys):
     from PIL import Image
 
     images = folder.parent / "images"

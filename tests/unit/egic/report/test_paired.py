@@ -1,4 +1,4 @@
-"""Paired differences: what is compared with what, and which intervals exclude zero."""
+"""Paired differences: which points are compared, and which intervals exclude zero."""
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ def row(label, point, name, psnr_db, lpips_vgg=None, **more):
     return values | {"lpips_vgg": lpips_vgg, "quality": None, "alpha": None} | more
 
 
-def test_pictures_are_compared_at_equal_size_and_each_with_itself():
+def test_points_are_compared_at_equal_size_on_the_same_picture():
     rng, rows = np.random.default_rng(0), []
     for i in range(24):
-        level = rng.normal(30, 5)  # pictures differ by much more than codecs do
+        level = rng.normal(30, 5)  # pictures vary much more than codecs
         at = {"name": f"{i}.png"}
         rows.append(row("m", "quality 10, alpha 0", psnr_db=level, lpips_vgg=0.5, quality=10, alpha=0.0, **at))
         rows.append(row("m", "quality 10, alpha 1", psnr_db=level - 1, lpips_vgg=0.3, quality=10, alpha=1.0, **at))
@@ -33,11 +33,11 @@ def test_pictures_are_compared_at_equal_size_and_each_with_itself():
     assert alpha.mean == pytest.approx(-1) and alpha.wins == 0
 
 
-def test_intervals_are_those_of_a_mean():
+def test_intervals_match_the_standard_error_of_the_mean():
     values = np.random.default_rng(1).normal(5, 2, 400)
     low, high = interval(values)
     assert low < mean(values) < high
-    assert high - low == pytest.approx(2 * 1.96 * 2 / 20, rel=0.15)  # 1.96 standard errors either way
+    assert high - low == pytest.approx(2 * 1.96 * 2 / 20, rel=0.15)  # +-1.96 standard errors
     assert interval([1.0]) is None and interval([None, 2.0]) is None and interval([]) is None
     assert interval(list(values)) == interval(list(values))
 

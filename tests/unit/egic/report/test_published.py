@@ -1,4 +1,4 @@
-"""Published results: each row names its source, and none repeats or contradicts another."""
+"""Published results: each row names its source, and quality rises with the rate."""
 
 import re
 
@@ -13,7 +13,7 @@ def test_every_row_has_a_source(row):
     assert row.codec.startswith(row.source.split(",")[0])
 
 
-def test_along_each_curve_more_bits_are_better():
+def test_quality_rises_with_the_rate_along_each_curve():
     curves: dict = {}
     for p in POINTS:
         curves.setdefault((p.codec, p.data_set), []).append(p)

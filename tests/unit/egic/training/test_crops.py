@@ -1,4 +1,4 @@
-"""Crops: geometry, label and picture in register, weights, odd JPEGs."""
+"""Crops: geometry, alignment of labels and picture, weights, unusual JPEGs."""
 
 import io
 import sys
@@ -54,7 +54,7 @@ def test_crop_equals_resizing_the_whole_picture_first():
     assert (label == 7).all()
 
 
-def test_decoding_at_half_scale_stays_close_to_the_full_decode():
+def test_decoding_at_half_scale_is_close_to_the_full_decode():
     sample = sample_of(smooth_picture(480, 640))
     crop = CropConfig(size=128, longer_side=640)
     x, _, _ = apply_plan(sample, Plan(height=240, width=320, top=50, left=60), crop)  # factor 1/2: the decoder halves
@@ -62,8 +62,8 @@ def test_decoding_at_half_scale_stays_close_to_the_full_decode():
     assert np.abs(x.astype(int) - np.asarray(whole)[50:178, 60:188]).mean() < 1.0
 
 
-def test_label_and_picture_stay_in_register_under_every_plan():
-    """A picture painted with its own label: after any augmentation the two still agree away from edges."""
+def test_label_and_picture_stay_aligned_under_every_plan():
+    """The picture shows its label as colours: after any augmentation both agree, except at edges."""
     segments = np.zeros((200, 300), np.uint8)
     segments[60:140, 90:210] = 1
     picture = np.where(segments[..., None] == 1, 230, 30).astype(np.uint8).repeat(3, axis=2)
@@ -81,7 +81,7 @@ def test_small_picture_is_padded_with_grey_and_void():
     sample = sample_of(np.full((16, 32, 3), 255, np.uint8))
     plan = plan_training_crop(16, 32, crop, np.random.default_rng(0))
     x, label, weight = apply_plan(sample, plan, crop)
-    assert (label[24:40, 16:48] == 7).all()  # in the middle
+    assert (label[24:40, 16:48] == 7).all()  # centred
     assert (label == 7).sum() == 16 * 32 and (x[label == 0] == 128).all() and (x[label == 7] > 250).all()
     assert (weight[label == 0] == 1).all()
 
@@ -90,7 +90,7 @@ def test_small_picture_is_padded_with_grey_and_void():
     ("pixels_wide", "thing", "weight"), [(31, 1, 3), (32, 1, 1), (31, 0, 1)], ids=["small thing", "at limit", "stuff"]
 )
 def test_small_instances_are_counted_in_the_crop(pixels_wide, thing, weight):
-    """Weight 3 below 64 pixels OF THE CROP: the instance goes on outside of it, which must not count."""
+    """Weight 3 below 64 pixels in the crop; the instance continues outside, which must not count."""
     segments = np.zeros((64, 64), np.uint8)
     segments[:2, :pixels_wide] = 1
     segments[40:, :] = 1  # outside the crop
@@ -100,7 +100,7 @@ def test_small_instances_are_counted_in_the_crop(pixels_wide, thing, weight):
     assert (weights[label == 7] == weight).all() and (weights[label == 0] == 1).all()
 
 
-def test_crowd_is_void_and_light():
+def test_crowds_are_void_with_weight_1():
     sample = sample_of(smooth_picture(32, 32), np.ones((32, 32), np.uint8), classes=(0, 0), things=(0, 1))
     _, label, weights = apply_plan(sample, Plan(height=32, width=32, top=0, left=0), CropConfig(size=32))
     assert not label.any() and (weights == 1).all()
@@ -116,7 +116,7 @@ def test_flip_mirrors_picture_and_label():
         assert np.array_equal(one[:, ::-1], other)
 
 
-def test_colour_factors_do_what_their_names_say():
+def test_brightness_contrast_and_saturation_factors():
     picture = np.full((32, 32, 3), (60, 120, 180), np.uint8)
     sample, crop = sample_of(picture), CropConfig(size=32)
 
@@ -127,10 +127,10 @@ def test_colour_factors_do_what_their_names_say():
     assert np.allclose(mean(brightness=1.2), base * 1.2, atol=1)
     assert np.allclose(mean(contrast=0.5), (base - 127.5) * 0.5 + 127.5, atol=1)
     assert np.ptp(mean(saturation=1e-6)) <= 1  # grey
-    assert np.allclose(mean(brightness=1 + 1e-9), base, atol=0.01)  # the matrix pass itself changes nothing
+    assert np.allclose(mean(brightness=1 + 1e-9), base, atol=0.01)  # the matrix product alone changes nothing
 
 
-def test_plan_is_a_function_of_the_generator_alone_and_covers_the_grid():
+def test_plan_depends_only_on_the_generator_and_covers_the_grid():
     crop = CropConfig()
     plans = [plan_training_crop(480, 640, crop, np.random.default_rng([0, 0, i])) for i in range(400)]
     assert plans[:5] == [plan_training_crop(480, 640, crop, np.random.default_rng([0, 0, i])) for i in range(5)]
@@ -178,7 +178,7 @@ def test_other_formats_and_bombs_are_refused(monkeypatch):
         decode_jpeg(encode(np.zeros((8, 8, 3), np.uint8)))
 
 
-def test_panoptic_ids():
+def test_panoptic_ids_are_decoded_from_rgb():
     rgb = np.array([[[0, 0, 0], [5, 0, 0]], [[1, 2, 0], [1, 2, 3]]], np.uint8)
     assert decode_panoptic_png(encode(rgb, "PNG")).tolist() == [[0, 5], [513, 513 + 3 * 65536]]
     with pytest.raises(ValueError, match="mode L"):
@@ -196,12 +196,12 @@ def test_panoptic_ids():
         ("small_instance_pixels", -1),
     ],
 )
-def test_config_names_the_wrong_field(field, value):
+def test_errors_name_the_invalid_field(field, value):
     with pytest.raises(ValueError, match=f"crop.{field} is {value}"):
         CropConfig(**{field: value})
 
 
-def test_no_torch():
+def test_the_module_does_not_import_torch():
     assert "egic.training.crops" in sys.modules
     source = open(sys.modules["egic.training.crops"].__file__).read()
     assert "import torch" not in source

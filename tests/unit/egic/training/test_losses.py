@@ -1,4 +1,4 @@
-"""The losses against their definitions, pixel by pixel."""
+"""The losses compared with their definitions, pixel by pixel."""
 
 import pytest
 import torch
@@ -30,18 +30,18 @@ def naive_seg(logits, label, weight) -> float:
 
 def test_seg_is_weighted_cross_entropy_per_image():
     logits, label, weight = case()
-    label[1, :4] = 0  # the images count alike, however few of their pixels are labelled
+    label[1, :4] = 0  # images have equal weight, whatever their number of labelled pixels
     assert losses.seg(logits, label, weight).item() == pytest.approx(naive_seg(logits, label, weight), rel=1e-5)
 
 
-def test_void_costs_nothing_and_teaches_nothing():
+def test_void_has_no_loss_and_no_gradient():
     logits, label, weight = case()
     losses.seg(logits, label, weight).backward()
     void = (label == 0)[:, None].expand_as(logits)
     assert void.any() and logits.grad[void].eq(0).all() and logits.grad[~void].ne(0).all()
 
 
-def test_an_image_without_labels_costs_zero_with_a_finite_gradient():
+def test_an_image_without_labels_has_zero_loss_and_a_finite_gradient():
     logits, label, weight = case()
     label[0] = 0
     loss = losses.seg(logits, label, weight)
@@ -51,7 +51,7 @@ def test_an_image_without_labels_costs_zero_with_a_finite_gradient():
     assert losses.seg(logits[:1], label[:1], weight[:1]).item() == 0
 
 
-def test_a_batch_without_any_label_costs_zero_and_moves_nothing():
+def test_a_batch_without_labels_has_zero_loss_and_gradient():
     logits, label, weight = case()
     loss = losses.seg(logits, torch.zeros_like(label), weight)
     loss.backward()
@@ -62,21 +62,21 @@ def test_a_batch_without_any_label_costs_zero_and_moves_nothing():
         assert losses.labelmix(real if coin else fake, real, fake, mask).item() == 0
 
 
-def test_seg_fake_asks_for_fake_everywhere_with_weight_one():
+def test_seg_fake_is_cross_entropy_of_the_fake_class_with_weight_1():
     logits, label, _ = case()
     expected = -F.log_softmax(logits, 1)[:, 5].mean()
     torch.testing.assert_close(losses.seg_fake(logits, 5), expected)
 
 
-def test_labelmix_decides_per_class_and_per_image():
+def test_labelmix_chooses_per_class_and_per_image():
     label = torch.tensor([[[0, 1], [2, 2]], [[2, 1], [0, 1]]])
     coins = torch.tensor([[True, False, True], [False, True, False]])
     expected = torch.tensor([[[True, False], [True, True]], [[False, True], [False, True]]])
     assert torch.equal(losses.labelmix_mask(label, coins), expected)
 
 
-def test_labelmix_masks_are_whole_regions_and_fair():
-    """Every class is real in half the draws, in each image by itself."""
+def test_labelmix_masks_are_whole_regions_chosen_with_probability_half():
+    """Every class is real in half the draws, independently in each image."""
     g = torch.Generator().manual_seed(5)
     label = torch.randint(0, 4, (2, 8, 8), generator=g)
     draws, agree = 400, 0
@@ -91,10 +91,10 @@ def test_labelmix_masks_are_whole_regions_and_fair():
                 real[image, c] += values[0]
         agree += (mask[0][label[0] == 1][0] == mask[1][label[1] == 1][0]).item()
     assert ((real / draws - 0.5).abs() < 0.125).all()  # 5 standard deviations of a fair coin
-    assert abs(agree / draws - 0.5) < 0.125  # the second image's coin is its own
+    assert abs(agree / draws - 0.5) < 0.125  # independent of the second image
 
 
-def test_labelmix_compares_with_the_same_mix_of_logits():
+def test_labelmix_loss_compares_with_the_same_mix_of_logits():
     g = torch.Generator().manual_seed(2)
     mixed, real, fake = torch.randn(3, 2, 4, 3, 3, generator=g)
     mask = torch.rand(2, 3, 3, generator=g) < 0.5
@@ -103,7 +103,7 @@ def test_labelmix_compares_with_the_same_mix_of_logits():
     torch.testing.assert_close(losses.labelmix(mixed, real, fake, mask), expected / mixed.numel())
 
 
-def test_mse255_is_on_the_scale_of_bytes():
+def test_mse255_is_on_the_scale_0_to_255():
     x = torch.zeros(2, 3, 4, 4)
     assert losses.mse255(x + 10, x).item() == 100
     assert losses.mse255((x + 0.1).bfloat16(), x).dtype == torch.float32

@@ -1,4 +1,4 @@
-"""An update clips long gradients, and is not made from a loss or gradient that is not finite."""
+"""Updates clip gradients, and are not made if a loss or gradient is not finite."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def linear() -> tuple[nn.Linear, torch.optim.Optimizer]:
 
 
 @pytest.mark.parametrize("clip_norm, step", [(0.0, 5.0), (1.0, 1.0), (10.0, 5.0)])
-def test_long_gradients_are_scaled_down(clip_norm, step):
+def test_gradients_are_clipped_to_the_norm(clip_norm, step):
     layer, opt = linear()
     norm = update(opt, layer(torch.tensor([3.0, 4.0])).sum(), clip_norm)
     assert norm.item() == pytest.approx(5)  # before clipping
@@ -23,14 +23,14 @@ def test_long_gradients_are_scaled_down(clip_norm, step):
     torch.testing.assert_close(layer.weight / layer.weight.norm(), torch.tensor([[-0.6, -0.8]]))
 
 
-def test_old_gradients_do_not_count():
+def test_gradients_of_earlier_steps_are_cleared():
     layer, opt = linear()
     layer(torch.ones(2)).sum().backward()
     assert update(opt, layer(torch.tensor([3.0, 4.0])).sum(), 0.0).item() == pytest.approx(5)
 
 
 @pytest.mark.parametrize("x", [float("nan"), float("inf")])
-def test_a_non_finite_term_is_named_and_nothing_moves(x):
+def test_a_non_finite_term_is_named_and_no_update_is_made(x):
     layer, opt = linear()
     term = layer(torch.tensor([x, 1.0])).sum()
     with pytest.raises(NonFiniteError, match="non-finite bpp "):
@@ -47,7 +47,7 @@ def test_a_non_finite_gradient_of_finite_terms_is_named():
 
 
 def weights_after(optimizer: type[torch.optim.Optimizer], xs: list[list[float]], guard: Guard | None):
-    """The weights after each update on these inputs; they begin as ones."""
+    """The weights after each update on these inputs; initially ones."""
     layer = nn.Linear(2, 1, bias=False)
     nn.init.ones_(layer.weight)
     opt, found = optimizer(layer.parameters(), lr=0.1, fused=True), []
@@ -63,8 +63,8 @@ def guard() -> Guard:
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
-def test_guarded_updates_are_the_plain_ones(optimizer, guard):
-    """Bit for bit: the scaler's scale is 1."""
+def test_guarded_updates_equal_plain_ones(optimizer, guard):
+    """Bit for bit, since the scaler's scale is 1."""
     xs = [[3.0, 4.0], [-1.0, 2.0], [0.5, 0.25]]
     plain = weights_after(optimizer, xs, None)
     assert all(torch.equal(a, b) for a, b in zip(weights_after(optimizer, xs, guard), plain, strict=True))
@@ -73,14 +73,14 @@ def test_guarded_updates_are_the_plain_ones(optimizer, guard):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
-def test_no_update_is_made_from_the_first_bad_one_on(optimizer, bad, guard):
-    """Nothing is raised, and the finite gradients that follow change nothing either."""
+def test_no_update_is_made_after_the_first_non_finite_one(optimizer, bad, guard):
+    """No error is raised, and later finite gradients change no weights."""
     first, *later = weights_after(optimizer, [[3.0, 4.0], [bad, 1.0], [3.0, 4.0], [1.0, 2.0]], guard)
     assert not torch.equal(first, torch.ones(1, 2))
     assert guard.stopped.item() == 1 and all(torch.equal(first, weights) for weights in later)
 
 
-def test_a_gradient_norm_that_overflows_stops_as_well(guard):
-    """Each gradient is finite, and so is the loss, but their norm is not."""
+def test_an_overflowing_gradient_norm_stops_updates(guard):
+    """The loss and each gradient are finite, but the norm is not."""
     (weights,) = weights_after(torch.optim.Adam, [[3e38, -3e38]], guard)
     assert guard.stopped.item() == 1 and torch.equal(weights, torch.ones(1, 2))
