@@ -1,1 +1,1 @@
-"""The training pipeline: what a user runs and edits lies here, its parts in the folders."""
+"""The training pipeline: commands that users run and edit; the folders have the code behind them."""

@@ -1,6 +1,6 @@
-"""Stage: every picture to a real file and back; one row per picture, quality and alpha.
+"""Stage: encode every picture to a real file and decode it; one row per picture, quality and alpha.
 
-In a pipeline it takes the prepared validation pictures. Alone it compares models on any folders of pictures:
+In a pipeline it uses the prepared validation pictures. Alone it compares models on any folders of pictures:
 
     python -m jobs.evaluate workstation --model models:/egic-orp@best --images /data/kodak --alphas 0,0.5,1
     egic evaluate --model models:/egic-orp@best --images /data/kodak
@@ -36,18 +36,18 @@ SHORT = {"psnr": "psnr_db", "fid": "fid256", "kid": "kid256"}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line adds."""
+    """Options of the command line."""
 
     model: tuple[str, ...] = ()
-    """Models to compare: folders, models:/egic-orp@best, models:/name/3 or runs:/ID. In tables and plots each is called
-    by the last part of its name, or by a name of yours: --model mine=outputs/orp theirs=models:/egic-orp@best.
-    Default: the model of the package."""
+    """Models to compare: folders, models:/egic-orp@best, models:/name/3 or runs:/ID. Tables and plots use the last part
+    as name, or one that you give: --model mine=outputs/orp theirs=models:/egic-orp@best. Default: the model of the
+    package."""
     images: tuple[str, ...] = ()
     """Folders with pictures, or picture files, on storage that every node reaches."""
     alphas: str = ""
     """Realism of the decoded pictures, e.g. 0,0.25,0.5,0.75,1 (default: evaluate.alphas)."""
     qualities: str = ""
-    """Qualities of the files of a model that codes at any, e.g. 10,30,50,70,90 (default: evaluate.qualities)."""
+    """Qualities of the files of a model with rates, e.g. 10,30,50,70,90 (default: evaluate.qualities)."""
     metrics: str = ""
     """Measures, e.g. psnr,ms_ssim,lpips_alex,lpips_vgg,dists,fid,kid,fid64,kid64 (default: evaluate.metrics)."""
     weights: str = ""
@@ -59,7 +59,7 @@ class Options:
     left out with a warning."""
 
     def applied(self, config: EvaluateConfig) -> EvaluateConfig:
-        """`config` with what these options change. Raises UserError."""
+        """`config` with the values of these options. Raises UserError."""
         names = tuple(SHORT.get(name, name) for name in listed(self.metrics))
         return replace(
             config, alphas=numbers("alphas", self.alphas, float) or config.alphas,
@@ -88,7 +88,7 @@ def named_models(refs: Sequence[str]) -> dict[str, str]:
     models: dict[str, str] = {}
     for ref in refs:
         name, separator, rest = ref.partition("=")
-        if not separator or "/" in name or Path(ref).exists():  # a path may have a = in it
+        if not separator or "/" in name or Path(ref).exists():  # a path may contain a =
             name, rest = short_name(ref), ref
         if slug(name) in map(slug, models):
             raise UserError(f"two models are called {name}: give them names, --model first={rest} second=...")
@@ -131,7 +131,7 @@ def evaluate_folders(argv: Sequence[str]) -> None:
 
 
 def run_alone(config: AloneConfig | FoldersConfig) -> None:
-    """Evaluate `config.model` and print the table, what was left out, and where the rows are."""
+    """Evaluate `config.model`, and print the table, the pictures left out, and the path of the rows."""
     from jobs.cluster.shutdown import interruptible
     from jobs.tracking import runs
 

@@ -31,7 +31,7 @@ def step(nets: GanNets, optimizers: Mapping, batch: Batch, config: Config, step:
 
 
 def validate(nets: GanNets, batch: Batch, config: Config) -> dict[str, Tensor]:
-    """Distortion, LPIPS, bpp, and how well D labels the reconstruction (`seg`)."""
+    """Distortion, LPIPS, bpp, and the segmentation loss of D on the reconstruction (`seg`)."""
     x, n = distortion.to_uint8(batch.x), len(batch.position)
 
     def measure(q: Tensor | None) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ def step(nets: CodecNets, optimizers: Mapping, batch: Batch, config: Config, ste
 
 
 def validate(nets: CodecNets, batch: Batch, config: Config) -> dict[str, Tensor]:
-    """PSNR of 8-bit pictures, estimated bpp, and the PSNR of each crop's mean colour to compare with."""
+    """PSNR of 8-bit pictures, estimated bpp, and, as a baseline, the PSNR of each crop's mean colour."""
     x = distortion.to_uint8(batch.x)
     flat = distortion.to_uint8(batch.x.mean((2, 3), keepdim=True).expand_as(batch.x))
 

@@ -1,7 +1,7 @@
 """Folders of pictures -> validated Parquet shards: `python -m jobs.prepare FOLDER [FOLDER ...] OUT [--download]`.
 
-FOLDER is a COCO tree or JSON file, pictures with label maps, or photographs alone: see `jobs.data.sources.folders`.
-Several folders become one set. How it is made: `jobs.data.preparation`.
+FOLDER is a COCO tree or JSON file, pictures with label maps, or photographs alone (`jobs.data.sources.folders`).
+Several folders become one set (`jobs.data.preparation`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Preparation:
     places: Annotated[tuple[str, ...], metavar("FOLDER [FOLDER ...] OUT")]
     """FOLDER holds train2017/, val2017/ and annotations/ (COCO panoptic, instances or stuff), classes.yaml (pictures
     with label maps), or photographs at any depth, or it is a COCO JSON file. Several folders, of the same or of
-    different kinds, become one set: photographs have no labels and train everything but what needs some; folders with
-    labels must have the same classes. OUT is where train/ and val/ with shards and manifest.json are written: a
-    folder, s3://bucket/folder or gs://bucket/folder."""
+    different kinds, become one set: photographs have no labels and train everything except the losses that need labels;
+    folders with labels must have the same classes. OUT is the place for train/ and val/ with shards and manifest.json:
+    a folder, s3://bucket/folder or gs://bucket/folder."""
     config: Annotated[PrepareConfig, flag("")] = DEFAULT
     """Options."""
 
 
 def main() -> None:
-    """Read the command line, prepare, and print where each split is."""
+    """Read the command line, prepare the data, and print the path of each split."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     asked = parse_config(Preparation, prog="python -m jobs.prepare")
     *folders, out = asked.places

@@ -1,4 +1,4 @@
-"""Stage: OASIS-C learns to label real photographs (EGIC section 4.1; SPEC of losses in egic.losses)."""
+"""Stage: OASIS-C is trained to segment real photographs (EGIC section 4.1)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -34,7 +34,7 @@ def validate(nets: SegmentationNets, batch: Batch, config: Config) -> dict[str, 
 
 
 def summarise(sums: dict[str, Tensor]) -> dict[str, float]:
-    """seg loss, mIoU over the classes that occur, and share of labelled pixels that are right."""
+    """Segmentation loss, mIoU over the classes that occur, and share of labelled pixels that are correct."""
     labelled = sums["union"].sum() + sums["hit"].sum()  # each labelled pixel counts as a row and as a column
     return {
         "seg": (sums["seg"] / sums["count"]).item(),

@@ -1,7 +1,7 @@
-"""The codec on Ray Serve, for `egic demo --serve`: replicas without state behind an object that looks like a model.
+"""The codec on Ray Serve, for `egic demo --serve`: stateless replicas, behind an object with the methods of a model.
 
-What alpha needs stays with the page, so that any replica may answer any call. Calls go through handles alone: no port
-is opened.
+The page keeps the decoded pictures that alpha needs, so that any replica can answer any call. Calls use Serve's
+handles; no port is opened.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ class Replicas:
 
 
 def _answer(response: Any):
-    """The result; an error as the model raised it, without Ray's account of where."""
+    """The result of a call; raises the model's own error, without Ray's traceback."""
     try:
         return response.result()
     except RayTaskError as error:
@@ -67,9 +67,9 @@ def _answer(response: Any):
 
 @contextlib.contextmanager
 def replicas(folder: Path, number: int, device: str, precision: str, threads: int | None) -> Iterator[Replicas]:
-    """Replicas of the model in `folder`, on a running Ray or one of their own, ended with it.
+    """Replicas of the model in `folder`, on a running Ray or on one that is started and ended with them.
 
-    Every node must reach `folder` under the same path. Raises UserError for what the cluster can never place.
+    Every node must reach `folder` under the same path. Raises UserError when they can never fit on the cluster.
     """
     if "codec" not in artifact.read_config(folder):
         raise UserError(f"{folder} holds no codec; name an MSE-codec, GAN or ORP model")
@@ -84,8 +84,8 @@ def replicas(folder: Path, number: int, device: str, precision: str, threads: in
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )(Replica)  # fmt: skip
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the driver's own part has another level
-        where = "cuda" if options["num_gpus"] else "cpu"  # Ray shows a replica its own GPU alone
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the level in the driver
+        where = "cuda" if options["num_gpus"] else "cpu"  # a replica sees only its own GPU
         app = deployment.bind(folder, where, precision, options["num_cpus"])
         try:
             yield Replicas(serve.run(app, name=NAME, route_prefix=None))
@@ -105,5 +105,5 @@ def _resources(number: int, device: str, threads: int | None) -> dict[str, int]:
     each = threads or max(1, cpus // number)
     for name, wanted, has in (("CPU", number * each, cpus), ("GPU", number * gpu, int(there.get("GPU", 0)))):
         if wanted > has:
-            raise UserError(f"{number} replicas need {wanted} {name}, there are {has}; lower --serve or --threads")
+            raise UserError(f"{number} replicas need {wanted} {name}, but {has} exist; lower --serve or --threads")
     return {"num_cpus": each, "num_gpus": int(gpu)}

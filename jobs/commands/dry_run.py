@@ -1,4 +1,4 @@
-"""What a run would take, before anything is started: steps, sizes on disk, memory of a worker, data, resources."""
+"""`--dry-run`: steps, sizes on disk, memory of a worker, data and resources of a run, without starting anything."""
 
 import logging
 from collections import Counter
@@ -28,7 +28,7 @@ HEAD = ("stage", "steps", "batch", "images seen", "parameters", "trained", "resu
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a stage takes. Sizes in bytes."""
+    """The cost of a stage. Sizes in bytes."""
 
     steps: int
     batch: int
@@ -43,13 +43,12 @@ class Cost:
 
 
 def cost_of(name: str, config: Config, world_size: int = 1) -> Cost:
-    """What a stage takes on each of the `world_size` workers that share its batch.
+    """The cost of a stage on each of the `world_size` workers that share its batch.
 
-    The memory is that of the stage's own steps, two of each of its phases, made with tensors that have shapes and no
-    values (torch's fake tensors): weights, gradients, Adam's moments, activations and temporary results. Measured
-    against the CPU allocator in steps of the tiny preset it is right to 10 % (test_dry_run.py). It leaves
-    out the program (0.6 GB on a CPU, as much again for CUDA), what libraries take inside an operation, and
-    fragmentation; for a GPU, mixed precision is what autocast does on a CPU.
+    The memory is counted in two steps of each phase of the stage, run on torch's fake tensors (shapes without values):
+    weights, gradients, Adam's moments, activations and temporary results. For the tiny preset it agrees with the CPU
+    allocator to 10 % (test_dry_run.py). It does not include the program (0.6 GB on a CPU, as much again for CUDA),
+    memory that libraries use inside an operation, and fragmentation; for a GPU, autocast's rules for the CPU are used.
     """
     stage = load_stage(name)
     settings = stage.settings(config)
@@ -80,7 +79,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def first_steps(stage: Stage, config: Config) -> list[int]:
-    """The first two steps of every phase: in the second one there are gradients and moments from the start."""
+    """The first two steps of every phase; the second one starts with gradients and moments in memory."""
     return [phase.first + i for phase in phases_of(stage, config) for i in range(min(2, phase.steps))]
 
 
@@ -92,7 +91,7 @@ def text(config: Config, names: Sequence[str]) -> str:
     compute = config.compute
     rows: list[tuple[str, ...]] = [HEAD]
     disk = 0
-    log.info("taking a step without values, which needs up to a minute")
+    log.info("counting the memory of a step, which takes up to a minute")
     for name in names:
         if name == EVALUATE:
             rows.append((name, "-", "-", f"{config.evaluate.max_pictures:,} at most", *["-"] * 5))
@@ -102,7 +101,7 @@ def text(config: Config, names: Sequence[str]) -> str:
         sizes = [shown(size) for size in (cost.checkpoint, cost.artifact, cost.memory)]
         counts = (cost.steps, cost.batch, cost.steps * cost.batch, cost.parameters, cost.trained)
         rows.append((name, *(f"{count:,}" for count in counts), *sizes))
-    columns = list(zip(*rows, strict=True))  # a column per stage: that fits a terminal
+    columns = list(zip(*rows, strict=True))  # a column per stage, to fit a terminal
     align = ("left", *["right"] * len(names))
     lines = [tabulate(columns, tablefmt="plain", disable_numparse=True, colalign=align)]
     lines += ["", f"data       {data_line(config)}", f"workers    {workers_line(config)}"]
@@ -113,7 +112,7 @@ def text(config: Config, names: Sequence[str]) -> str:
 
 
 def shown(size: float) -> str:
-    """Bytes for people: 3 digits."""
+    """A size in bytes as text with 3 digits and a unit."""
     for unit in ("B", "KB", "MB", "GB", "TB"):
         if size < 999.5 or unit == "TB":
             return f"{size:.3g} {unit}"
@@ -122,7 +121,7 @@ def shown(size: float) -> str:
 
 
 def workers_line(config: Config) -> str:
-    """How many workers a stage has, and what has to be free for it."""
+    """The number of workers of a stage, and the resources that must be free."""
     from jobs.cluster.resources import needed
 
     compute = config.compute
@@ -132,7 +131,7 @@ def workers_line(config: Config) -> str:
 
 
 def data_line(config: Config) -> str:
-    """The data folders, and how many pictures they have."""
+    """The data folders, with their numbers of pictures."""
     folders = folders_of(config.data) if not is_remote(config.data) else ()
     places = [absolute(f) for f in folders or [config.data or join(config.output, "scenes")]]
     place, kind = " and ".join(places), "prepared"
@@ -148,7 +147,7 @@ def data_line(config: Config) -> str:
 
 
 def num_pictures(folder: Path, kind: str) -> dict[str, int]:
-    """Pictures in each split of a folder that is not prepared."""
+    """Number of pictures in each split of a folder that is not prepared."""
     if kind == COCO:  # without reading its annotations, which takes minutes
         trees = {split: folder / f"{split}2017" for split in SPLITS}
         return {k: len(file_sizes(tree, READ_SUFFIXES)) for k, tree in trees.items() if tree.is_dir()}

@@ -28,8 +28,8 @@ def main(name: str, argv: list[str] | None = None) -> None:
 
 
 def start(name: str, argv: list[str] | None) -> None:
-    """Read the command line, and do what it asks for."""
-    note = f"This command runs {name} alone: what stands below the names of other stages changes nothing."
+    """Read the command line, and run the action it selects."""
+    note = f"This command runs {name} alone: the flags of other stages have no effect."
     command = command_line.read(
         StageConfig, argv, prog=f"python -m {MODULES[name]}", actions=(command_line.DRY_RUN,), note=note
     )
@@ -69,7 +69,7 @@ def named_parents(stage: Stage, config: StageConfig) -> dict[str, Artifact]:
     for ref in config.init_from:
         artifact = model_registry.resolve(ref)
         folder = local_copy(artifact, config.output)
-        read_config(folder)  # says what is wrong with a folder that is no artifact
+        read_config(folder)  # raises UserError if the folder is not an artifact
         found[model_registry.stage_of(folder)] = artifact
     if not found and stage.parents:
         wanted = " ".join(f"models:/egic-{p}@best" for p in stage.parents)

@@ -1,6 +1,6 @@
-"""`--status`: which stages are finished, running, interrupted or never run, and what differs from their last run.
+"""`--status`: which stages are finished, running, interrupted or never run, and the changes since their last run.
 
-Reads MLflow and the output folder; starts nothing, downloads nothing, and makes no store where there is none.
+Reads MLflow and the output folder. It starts nothing, downloads nothing, and does not create an MLflow store.
 """
 
 import re
@@ -38,11 +38,11 @@ class StageStatus:
     stage: str
     state: str = "never run"
     key: str = ""
-    """Empty where it is not known yet, because a parent is to be trained first."""
+    """Empty while it is unknown, because a parent must be trained first."""
     run_id: str = ""
     artifact: Artifact | None = None
     why: list[str] = field(default_factory=list)
-    """Why it would run: what it waits for, and what differs from its newest run."""
+    """Why it would run: the stages it waits for, and the changes since its newest run."""
 
 
 def states(config: Config, names: Sequence[str]) -> list[StageStatus]:
@@ -63,7 +63,7 @@ def states(config: Config, names: Sequence[str]) -> list[StageStatus]:
 
 
 def store_exists(experiment: str) -> bool:
-    """Whether MLflow has the experiment; asking MLflow for more would make it."""
+    """Whether MLflow has the experiment, checked without creating it."""
     path = sqlite_path(tracking_uri())
     if path and not path.exists():
         return False
@@ -73,7 +73,7 @@ def store_exists(experiment: str) -> bool:
 def state_of_stage(
     name: str, config: Config, manifests: Mapping[str, Manifest], done: Mapping[str, Artifact], known: bool
 ) -> StageStatus:
-    """A stage that trains. done: artifacts of the stages before it. known: whether MLflow has the experiment."""
+    """Status of a stage that trains. done: artifacts of earlier stages. known: whether MLflow has the experiment."""
     stage, state = load_stage(name), StageStatus(stage=name)
     waits = [p for p in stage.parents if p not in done]
     data = f"{manifests['train'].digest} {manifests['val'].digest}" if manifests else ""
@@ -100,7 +100,7 @@ def state_of_stage(
 
 
 def progress(place: Folder, started: bool) -> str:
-    """How far an unfinished stage is, by its folder of checkpoints."""
+    """The progress of an unfinished stage, from its folder of checkpoints."""
     steps = {name: step for name, step in checkpoints.steps_of(place).items() if step is not None}
     newest = max(steps, key=lambda name: steps[name], default="")
     where = f"at step {steps[newest]}, {place.path}/{newest}" if newest else "before its first checkpoint"
@@ -112,7 +112,7 @@ def progress(place: Folder, started: bool) -> str:
 def state_of_evaluation(
     config: Config, manifests: Mapping[str, Manifest], artifact: Artifact | None, known: bool
 ) -> StageStatus:
-    """The evaluation of the ORP stage's artifact, if there is one."""
+    """Status of the evaluation of the ORP stage's artifact."""
     from egic.metrics import measures
     from jobs.evaluation import evaluation
 
@@ -133,7 +133,7 @@ def state_of_evaluation(
         state.run_id = runs[0].info.run_id
         done = files.exists(files.join(config.output, EVALUATE, state.key, "summary.json"))
         finished = any(run.info.status == "FINISHED" for run in runs)
-        state.state = "finished" if done and finished else "interrupted; what is measured stays"
+        state.state = "finished" if done and finished else "interrupted; its measured parts are kept"
         if finished and not done:
             state.state, state.why = "finished elsewhere", [f"its files are not below {config.output}"]
     elif known:
@@ -142,7 +142,7 @@ def state_of_evaluation(
 
 
 def differences(name: str, experiment: str, facts: Mapping[str, Any]) -> list[str]:
-    """What differs between `facts` and the newest run of the stage, in words; parents still to come don't count."""
+    """Messages with the differences between `facts` and the stage's newest run; parents not yet trained are ignored."""
     run = newest_run(name, experiment)
     if run is None:
         return []
@@ -152,7 +152,7 @@ def differences(name: str, experiment: str, facts: Mapping[str, Any]) -> list[st
     before = {k.removeprefix(prefix): v for k, v in had.items() if k.startswith(prefix) and k not in OTHERS}
     for key in sorted(now.keys() | before.keys()):
         if now.get(key) != before.get(key):
-            found.append(f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'gone')}")
+            found.append(f"{key}: {before.get(key, 'missing')} -> {now.get(key, 'missing')}")
     if had.get("code") != facts["code"]:
         found.append(changed_code(name, tags.get(code_version.TAG)))
     if facts["data"] and had.get("data") != facts["data"]:
@@ -167,7 +167,7 @@ def differences(name: str, experiment: str, facts: Mapping[str, Any]) -> list[st
 
 
 def newest_run(name: str, experiment: str) -> Any | None:
-    """The newest run of a stage that was trained here, whatever became of it."""
+    """The newest run of a stage that was trained here, whatever its status."""
     store = client()
     where, order = f"tags.`egic.stage` = '{name}' and tags.`egic.kind` = 'stage'", ["attributes.start_time DESC"]
     runs = store.search_runs([experiment_id(experiment)], where, order_by=order)
@@ -175,9 +175,9 @@ def newest_run(name: str, experiment: str) -> Any | None:
 
 
 def changed_code(name: str, tag: str | None) -> str:
-    """Which source files differ from those that the run's tag lists."""
+    """A message with the source files that changed since the run, by the digests in its tag."""
     if tag is None:
-        return "other code (the run does not say which files)"
+        return "other code (the run does not list its files)"
     return "changed: " + ", ".join(code_version.changed_files(tag, sources(name)))
 
 
@@ -196,7 +196,7 @@ def text(config: Config, names: Sequence[str]) -> str:
 
 
 def short(state: str) -> str:
-    """A state as one word; the rest of it stands below the table."""
+    """The first word of a state, for the table; details follow below it."""
     return state if state == "never run" else re.split(r"[ ,;]", state)[0]
 
 

@@ -1,4 +1,4 @@
-"""What a pipeline reports at its end: summary.json, and its table on the terminal."""
+"""The summary at the end of a pipeline: summary.json, and a table on the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ NAME = "summary.json"
 
 
 def stage_row(outcome: Outcome) -> dict[str, Any]:
-    """What summary.json has of a stage that was trained or reused. `busy_s`: seconds of this run in its steps."""
+    """The entry of summary.json for a trained or reused stage. `busy_s`: seconds of this run spent in its steps."""
     facts, stage = outcome.provenance, load_stage(outcome.stage)
     headline = f"{stage.headline} {facts['metrics'][stage.headline]:.4g}"
     if "random" in facts["lpips"] and "lpips" in stage.headline:
@@ -37,7 +37,7 @@ def stage_row(outcome: Outcome) -> dict[str, Any]:
 
 
 def evaluation_row(found: Mapping[str, Any], wall_s: float) -> dict[str, Any]:
-    """What summary.json has of the evaluation. found: what `jobs.evaluation.evaluation.run` returns."""
+    """The entry of summary.json for the evaluation. found: the result of `jobs.evaluation.evaluation.run`."""
     psnr = {k.removeprefix("psnr_db").replace("_", " ").strip(): v for k, v in found.items() if k.startswith("psnr_db")}
     return {
         "stage": EVALUATE,
@@ -55,9 +55,9 @@ def evaluation_row(found: Mapping[str, Any], wall_s: float) -> dict[str, Any]:
 
 
 def summarise(preset: str, run_id: str, rows: list[dict], time_s: float, lpips: str) -> dict[str, Any]:
-    """The content of summary.json. `between_steps`: share of the time that was not spent in steps and validation."""
+    """The content of summary.json. `between_steps`: share of the time outside of steps and validation."""
     busy = {row["stage"]: row["busy_s"] for row in rows}
-    in_steps = sum(max(busy.get(name, 0.0) for name in group) for group in groups())  # side by side: the longest
+    in_steps = sum(max(busy.get(name, 0.0) for name in group) for group in groups())  # concurrent: the longest
     return {
         "preset": preset,
         "run_id": run_id,
@@ -69,11 +69,11 @@ def summarise(preset: str, run_id: str, rows: list[dict], time_s: float, lpips: 
 
 
 def text(summary: Mapping[str, Any], experiment: str) -> str:
-    """The summary as users read it: a table, the PSNR of each alpha, where pictures and curves are."""
+    """The summary for the terminal: a table, the PSNR of each alpha, and where to find pictures and curves."""
     rows, lpips = summary["stages"], summary["lpips"]
     lines = [table(rows)]
     if "random" in lpips:
-        lines += [f"* LPIPS ran on a {lpips}: do not compare its values; give --lpips-weights FILE for real ones"]
+        lines += [f"* LPIPS used a {lpips}: do not compare its values; give --lpips-weights FILE for real ones"]
     for row in rows:
         if row["stage"] == EVALUATE:
             values = (f"{v:.2f} dB at {point}" if point else f"{v:.2f} dB" for point, v in row["psnr_db"].items())
@@ -95,7 +95,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def made(row: Mapping[str, Any]) -> str:
-    """How this run has a stage's result."""
+    """How this run got a stage's result: trained, evaluated or reused."""
     if row["reused"]:
         return "reused"
     return "evaluated" if row["stage"] == EVALUATE else "trained"
@@ -107,7 +107,7 @@ def clock(time_s: float) -> str:
 
 
 def mlflow_page(experiment: str) -> str:
-    """The page of MLflow that lists the training runs; its start page lists prompts and traces."""
+    """The page of MLflow that lists the training runs, since its start page lists prompts and traces."""
     page = f"#/experiments/{store.experiment_id(experiment)}/runs?workflowType=machine_learning"
     uri = store.tracking_uri()
     if uri.startswith("sqlite"):

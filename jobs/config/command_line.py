@@ -1,4 +1,4 @@
-"""Command lines of the pipeline and its stages: PRESET or --config FILE, flags, and what to do with the outcome."""
+"""Command lines of the pipeline and its stages: PRESET or --config FILE, flags, and an action in place of running."""
 
 import sys
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ C = TypeVar("C", bound=Config)
 RUN, PRINT, DRY_RUN, STATUS = "run", "--print-config", "--dry-run", "--status"
 HELP = {
     PRINT: "print the configuration as YAML",
-    DRY_RUN: "print what it would take",
-    STATUS: "print what is done, and why the rest is not",
+    DRY_RUN: "print the steps, memory, data and disk space of a run",
+    STATUS: "print which stages are finished, and why others are not",
 }
 
 
@@ -27,7 +27,7 @@ class Command(Generic[C]):
     """A command line that was read."""
 
     name: str
-    """The preset's, or the configuration file's without its ending."""
+    """Name of the preset, or of the configuration file without its suffix."""
     config: C
     action: str
     """RUN, DRY_RUN or STATUS."""
@@ -38,8 +38,8 @@ def read(
 ) -> Command[C]:
     """Read `PRESET | --config FILE`, then flags, and at most one of `actions` in place of running.
 
-    `note` is the last sentence above the help's options. `--print-config` prints and ends the process, as `--help`
-    does. Raises UserError for what is wrong with a file; a wrong flag ends the process with one line and status 2.
+    `note` is the last sentence above the help's options. `--print-config` prints and ends the process, like `--help`.
+    Raises UserError for errors in a file; a wrong flag ends the process with one line and status 2.
     """
     rest = list(sys.argv[1:] if argv is None else argv)
     actions = (PRINT, *actions)
@@ -49,8 +49,8 @@ def read(
         raise UserError(f"{chosen[0]} and {chosen[1]} were given; choose one")
     rest, file = _without_file(rest)
     instead = "; ".join(f"{name}: {HELP[name]}" for name in actions)
-    about = f"--config FILE in place of PRESET takes what --print-config prints. Instead of running: {instead}. "
-    about += "'Default:' says where the recipe has its value from, and '(default: ...)' what you get here."
+    about = f"--config FILE in place of PRESET reads a file from --print-config. Instead of running: {instead}. "
+    about += "'Default:' is the source of the recipe's value, and '(default: ...)' the value used here."
     about = f"{about} {note}".rstrip()
     if file is None:
         presets = {name: extended(make, kind) for name, make in PRESETS.items()}
@@ -66,12 +66,12 @@ def read(
 
 
 def _without_file(words: list[str]) -> tuple[list[str], Path | None]:
-    """The words but `--config FILE`, and that file."""
+    """The words without `--config FILE`, and that file."""
     for i, word in enumerate(words):
         if word.startswith("--config="):
             return words[:i] + words[i + 1 :], Path(word.removeprefix("--config="))
         if word == "--config":
             if i + 1 == len(words):
-                raise UserError("--config names no file; give --config FILE, as --print-config prints it")
+                raise UserError("--config has no file; give --config FILE, with the output of --print-config")
             return words[:i] + words[i + 2 :], Path(words[i + 1])
     return words, None

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def one_line(parse: Callable[[], T], prog: str | None) -> T:
-    """Run a tyro parser; an error message of it, which spans a screen, becomes one line on stderr and exit status 2."""
+    """Run a tyro parser; its multi-line error messages become one line on stderr and exit status 2."""
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message), _flowing_help():
@@ -31,18 +31,18 @@ def one_line(parse: Callable[[], T], prog: str | None) -> T:
 
 
 def first_paragraph(message: str) -> str:
-    """The first paragraph of tyro's framed message, without its title, on one line; all of a message without a frame.
+    """The first paragraph of tyro's framed message, without its title, on one line; without a frame, the whole message.
 
-    tyro documents no other way to an error than the text that it prints.
+    tyro has no documented access to an error but the text that it prints.
     """
-    lines = [re.sub("[\u2500-\u257f]", "", line).strip() for line in message.splitlines()]  # lines of the frame
+    lines = [re.sub("[\u2500-\u257f]", "", line).strip() for line in message.splitlines()]  # without the frame
     framed = len(lines) > 1 and any("\u2500" <= c <= "\u257f" for c in message)
     first = " ".join(itertools.takewhile(bool, lines[1:])) if framed else " ".join(lines).strip()
     return re.sub(r"^Error parsing \S+: ", "", re.sub(r"__tyro[\w-]*\.", "", first))
 
 
 def _flowing_help() -> ConstructorRegistry:
-    """Help in paragraphs: of an indented docstring tyro keeps the line ends, and then breaks those lines again."""
+    """Join the lines of docstrings in the help: tyro keeps their line ends, and then breaks the lines a second time."""
     registry, asking = ConstructorRegistry(), False
 
     def flowing(field: StructFieldSpec) -> StructFieldSpec:
@@ -88,8 +88,8 @@ def parse_preset(
 ) -> T:
     """Read `PRESET --field value ...`: the named preset's config with the fields that the flags change.
 
-    An unknown preset or flag, or a value that the config refuses, ends the process with one line and status 2.
-    `about` stands above the list of presets in the help.
+    An unknown preset or flag, or an invalid value, ends the process with one line and status 2. `about` is shown above
+    the list of presets in the help.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = words[0] if words and words[0] in presets else None  # its help has the fields
@@ -112,18 +112,18 @@ def parse_changes(config: T, argv: Sequence[str], *, prog: str | None = None, ab
 
 
 def alias(*names: str):
-    """Annotation that gives a field further names on the command line."""
+    """Annotation with further names of a field on the command line."""
     return tyro.conf.arg(aliases=names)
 
 
 def metavar(name: str):
-    """Annotation that says what stands for a field's value in the help."""
+    """Annotation with the placeholder of a field's value in the help."""
     return tyro.conf.arg(metavar=name)
 
 
 def flag(name: str):
-    """Annotation that gives a field another name on the command line (a Python keyword, say).
+    """Annotation with another name of a field on the command line, for example if it is a Python keyword.
 
-    Empty for a dataclass whose fields are flags without a prefix.
+    An empty name removes the prefix from the flags of a nested dataclass.
     """
     return tyro.conf.arg(name=name)

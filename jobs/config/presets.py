@@ -71,7 +71,7 @@ def tiny() -> Config:
         ),
         orp=replace(p.orp, steps=250, last_steps=100, lr=3e-4, last_lr=5e-5, **rhythm),
         evaluate=EvaluateConfig(max_pictures=16, metrics=("psnr_db", "ms_ssim")),
-        # One thread: on two cores a second one would wait for the data tasks and the other stage at every operation.
+        # One thread: on two cores, a second one would compete with the data tasks and the other stage.
         compute=ComputeConfig(cpus_per_worker=0.5, data_cpus=0.25, threads=1),
     )
 
@@ -91,7 +91,7 @@ def small() -> Config:
         p,
         codec=CodecConfig(
             dims=(32, 64, 96, 128),
-            depths=(2, 2, 4, 2),  # a stage of one block never shifts its windows, and seams show
+            depths=(2, 2, 4, 2),  # with one block, windows are never shifted, and their borders are visible
             window=8,
             hyper_dims=(64, 64),
             hyper_depths=(1, 1),
@@ -106,7 +106,7 @@ def small() -> Config:
         mse_codec=replace(p.mse_codec, steps=25_000, lr=1e-3, crop_size=128, **rhythm | {"batch": 16}),
         gan=replace(p.gan, steps=8_000, warmup_steps=6_000, lr=5e-4, adversarial_lr=1e-4, **rhythm),
         orp=replace(p.orp, steps=3_000, lr=5e-4, **rhythm),
-        # Two threads of one worker: crops of such a stage take a tenth of a core.
+        # Two threads of one worker: its crops need only a tenth of a core.
         compute=ComputeConfig(cpus_per_worker=0.5, data_cpus=0.5, threads=2),
     )
 
@@ -115,7 +115,7 @@ PRESETS = {"tiny": tiny, "small": small, "workstation": workstation, "paper": pa
 
 
 def extended(make: Callable[[], Config], kind: type[C]) -> Callable[[], C]:
-    """A preset as another kind of Config, one with fields of its own at their defaults."""
+    """A preset as a subclass of Config, whose additional fields have their defaults."""
 
     def preset() -> C:
         config = make()

@@ -31,12 +31,11 @@ class Training:
     batch: int = 16
     """Pictures per step, over all workers. Default: EGIC's (section 4)."""
     lr: float = 1e-4
-    """Adam's learning rate. Default: EGIC's (section 4); for segmentation nothing is published, and it takes the
-    same."""
+    """Adam's learning rate. Default: EGIC's (section 4); also used for segmentation, whose value is not published."""
     last_lr: float = 1e-5
-    """Learning rate of the last steps; it does not follow lr. Default: EGIC's (section 4)."""
+    """Learning rate of the last steps, independent of lr. Default: EGIC's (section 4)."""
     last_steps: int = 0
-    """How many steps at the end use last_lr. Default: off, since it depends on steps; the paper has a tenth of
+    """Number of steps at the end with last_lr. Default: off, since it depends on steps; the paper uses a tenth of
     them."""
     schedule: str = "step"
     """Course of the learning rate: `step` is lr, then last_lr; `linear` rises to lr over the first 300 steps and falls
@@ -49,16 +48,15 @@ class Training:
     crop_size: int = 0
     """Side of this stage's crops, in pixels (0 = crop.size). Default: one size for all stages, as in the paper."""
     clip_norm: float = 0.0
-    """Largest gradient norm; longer gradients are scaled down to it (0 = off). Default: off, as in the paper; the MSE
-    codec's preset has 10, with which it trains stably."""
+    """Largest gradient norm; larger gradients are scaled down to it (0 = off). Default: off, as in the paper; the MSE
+    codec's preset has 10 for stable training."""
     log_every: int = 50
     """Steps between two rows of metrics, each the mean over its steps. Default: a round number."""
     checkpoint_every: int = 5000
-    """Steps between two checkpoints; each comes with validation and pictures (but for those out of turn, when a run is
-    stopped), so that what is kept, measured and seen are the same weights. Default: a round number; it is the most
-    steps that a kill can cost."""
+    """Steps between two checkpoints. Each checkpoint includes validation and pictures of the same weights, except the
+    extra one when a run is stopped. Default: a round number; a kill loses at most this many steps."""
     val_samples: int = 512
-    """Validation crops behind each val/ metric (at most those there are). Default: a round number."""
+    """Number of validation crops for each val/ metric (at most all). Default: a round number."""
 
     def __post_init__(self) -> None:
         name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__.removesuffix("Config")).lower()
@@ -98,17 +96,17 @@ def linear(lr: float, step: int, steps: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationConfig(Training):
-    """OASIS-C taught to label real photographs, so that the GAN stage starts from a discriminator that sees."""
+    """OASIS-C trained to segment real photographs, so that the GAN stage starts from a pre-trained discriminator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MseCodecConfig(Training):
-    """SwinT-ChARM for rate and distortion: mse255 + beta * bits per image, or at all rates (codec.rates)."""
+    """SwinT-ChARM trained for rate and distortion: mse255 + beta * bits per image, or for all rates (codec.rates)."""
 
     beta: float = 0.003
     """Weight of the bits of one crop against mse255: larger is a lower rate. SwinT-ChARM published 0.003 .. 0.0001;
-    EGIC's rates around 0.1 bpp need more. It has no effect on a codec with rates, which has a weight for each. Default:
-    SwinT-ChARM's largest; the presets have 0.01."""
+    EGIC's rates around 0.1 bpp need more. It has no effect on a codec with rates, which has a weight for each of them.
+    Default: SwinT-ChARM's largest; the presets have 0.01."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,13 +115,13 @@ class MseCodecConfig(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class GanConfig(Training):
-    """g_s alone, first for distortion and LPIPS (warm-up), then also against OASIS-C. Steps count both phases."""
+    """g_s alone, first for distortion and LPIPS (warm-up), then also against OASIS-C. `steps` counts both phases."""
 
     batch_parts: ClassVar[int] = 2
-    """Half of a batch is for D, half for g_s."""
+    """One half of a batch is for D, the other for g_s."""
 
     warmup_steps: int
-    """Steps of the warm-up; the rest is adversarial, each step with half a batch for D and half for g_s."""
+    """Steps of the warm-up; the others are adversarial, with half of the batch for D and half for g_s."""
     adversarial_lr: float = 1e-5
     """Learning rate of g_s and D in the adversarial phase; lr, last_lr and last_steps belong to the warm-up. Default:
     EGIC's (section 4.2)."""
@@ -152,30 +150,31 @@ class GanConfig(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class OrpConfig(Training):
-    """The residual head alone, for mse255."""
+    """The residual head alone, trained for mse255."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Encode pictures to real files, decode them, one row per picture, quality and alpha."""
+    """Encode pictures to real files and decode them: one row per picture, quality and alpha."""
 
     alphas: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Realism of each decoded picture: 0 most faithful, 1 most realistic. Default: both ends and the middle."""
     qualities: tuple[int, ...] = (10, 30, 50, 70, 90)
-    """Qualities of the files of a codec with rates, 0 the smallest files to 100; a codec without has one file. Default:
-    a curve of five points, as BD-rates are published of."""
+    """Qualities of the files of a codec with rates, from 0 (the smallest files) to 100; other codecs have one file.
+    Default: a curve of five points, as in published BD-rates."""
     max_pictures: int = 500
-    """At most this many pictures of the validation set (in its order). Default: a round number; it bounds the time on
-    COCO's 5,000."""
+    """Largest number of pictures, the first ones of the validation set. Default: a round number; it limits the time
+    with COCO's 5,000."""
     metrics: tuple[str, ...] = ()
-    """Measures: psnr_db (always made), ms_ssim, lpips_alex, lpips_vgg, dists, fid256, kid256, fid64, kid64. Empty for
+    """Measures: psnr_db (always computed), ms_ssim, lpips_alex, lpips_vgg, dists, fid256, kid256, fid64, kid64. Empty:
     all but the last two (which take three times as long as the others together) whose weights are available or can be
-    downloaded; the others are left out with a warning. Default: what is available."""
+    downloaded; a warning names the others. Default: all that are available."""
     weights: str = ""
-    """Folder with weights of the measures' networks, looked through before $EGIC_WEIGHTS and the download. Default:
-    none, so that nothing has to be set up."""
+    """Folder with weights of the measures' networks, searched before $EGIC_WEIGHTS and the download. Default: none, so
+    that no set-up is needed."""
     shown: int = 3
-    """Pictures whose decoded versions are kept, and put on the sheet. Default: as many as fit on a sheet."""
+    """Number of pictures whose decoded versions are kept and shown on the sheet. Default: as many as fit on a
+    sheet."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.metrics if name not in measures.NAMES]:
@@ -194,38 +193,37 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """Where a stage runs; nothing here changes what it learns, beyond float rounding."""
+    """Where a stage runs. These settings change its result only by float rounding."""
 
     workers: Annotated[int | str, alias("--workers")] = 1
-    """Train workers of a stage, over which the batch is split: a number, or SMALLEST:LARGEST (as in 1:4) for as many
-    as there is room for. Such a group shrinks when a node goes and grows when one comes; batch and learning rate stay.
-    Default: one, which fits on every machine."""
+    """Train workers of a stage, which share the batch: a number, or SMALLEST:LARGEST (such as 1:4) for as many as fit
+    on the cluster. Such a group shrinks when a node leaves and grows when one joins; batch and learning rate stay the
+    same. Default: one, which fits on every machine."""
     use_gpu: bool = False
     """One GPU per worker (nccl); otherwise CPUs (gloo). Default: off, so that it runs everywhere."""
     cpus_per_worker: float = 1.0
-    """CPUs that each worker reserves, beside those of the data tasks. Default: a core for the worker's own thread."""
+    """CPUs that each worker reserves, in addition to the data tasks. Default: a core for the worker's own thread."""
     data_cpus: float = 1.0
     """CPUs that each data task reserves; pictures are decoded and cropped in such tasks. Default: a task that decodes
     keeps one core busy."""
     threads: int = 0
-    """Torch threads per worker (0 = the node's cores shared among the workers that run on it). Default: automatic, so
-    that workers do not get into each other's way."""
+    """Torch threads per worker (0 = the node's cores divided by the workers on it). Default: automatic, so that workers
+    do not compete for cores."""
     compile: bool = False
-    """Compile the blocks of codec and discriminator with torch.compile. Default: off, since every start of a stage then
-    waits for the compiler for a minute or more; for GPUs and long runs."""
+    """Compile the blocks of codec and discriminator with torch.compile, for long runs on GPUs. Default: off, since
+    compilation takes a minute or more at every start of a stage."""
     cuda_graphs: bool = True
-    """On a GPU: capture the step once, and start its kernels together from then on; with one worker only. Default: on,
-    since a full-size step then takes half the time or less."""
+    """On a GPU with one worker, run each step as a CUDA graph, which is captured once. Default: on, since a full-size
+    step then takes half the time or less."""
     max_failures: int = 3
-    """Restarts of a stage's workers, each from the last checkpoint, before it counts as failed; the end of a spot node
-    that was announced does not count. Default: a round number; an error that comes every time still ends the run
-    soon."""
+    """Restarts of a stage's workers, each from the last checkpoint, before the stage fails; the announced end of a spot
+    node does not count. Default: a round number, small enough that a permanent error ends the run soon."""
     wait_s: float = 0.0
-    """How long to wait for nodes to come when the cluster is too small; an autoscaler is asked for them. Default: at
-    once, so that a number that is too large is an error at once."""
+    """Seconds to wait for more nodes when the cluster is too small; they are requested from an autoscaler. Default: no
+    wait, so that too large a number is an error at once."""
     grace_s: float = 25.0
-    """After SIGTERM: how long the stages that run may take for a last checkpoint. Default: below the 30 s that spot
-    nodes and Kubernetes give."""
+    """Seconds that running stages have for a last checkpoint after SIGTERM. Default: below the 30 s of spot nodes and
+    Kubernetes."""
 
     def __post_init__(self) -> None:
         _check(
@@ -255,28 +253,26 @@ class Config:
 
     data: str = ""
     """COCO tree (train2017/, val2017/, annotations/) or JSON file, folder of pictures with label maps and classes.yaml,
-    or of photographs alone (enough for mse-codec and orp), several of these separated by commas, or what
-    `python -m jobs.prepare` wrote, which may be s3://bucket/folder or gs://bucket/folder; empty = drawn scenes, for
-    trying things. Default: empty, so that there is something to run without a download."""
+    or of photographs alone (enough for mse-codec and orp), several of these separated by commas, or the output of
+    `python -m jobs.prepare`, which may be s3://bucket/folder or gs://bucket/folder; empty = drawn scenes, for trying
+    things. Default: empty, which needs no download."""
     output: str = "outputs"
     """Checkpoints, prepared data, evaluations and summaries; on a cluster, storage that every node reaches: a shared
     folder, s3://bucket/folder or gs://bucket/folder. Default: a folder beside the code."""
     experiment: str = "egic"
     """MLflow experiment. Default: this project's name."""
     seed: int = 0
-    """Seed of sample order, augmentation, noise and initial weights. Default: a round number; nothing was selected by
-    it."""
+    """Seed of sample order, augmentation, noise and initial weights. Default: a round number, not chosen by results."""
     precision: str = "float32"
     """float32, or bfloat16 for transforms, D and LPIPS (rates stay float32). Default: the reference's; the presets for
     GPUs have bfloat16, which is faster there."""
     on_nan: str = "stop"
-    """What a loss that is not finite does: stop, or rollback: go back to the last checkpoint and on with half the
-    learning rate, at most three times in a stage. Default: stop, since a loss that is not finite is a mistake until
-    somebody has looked."""
+    """Action after a non-finite loss: stop; or rollback, which resumes from the last checkpoint with half the learning
+    rate, at most three times in a stage. Default: stop, since a non-finite loss usually is an error to examine."""
     lpips_weights: str = ""
     """AlexNet backbone of LPIPS: a file; empty for alexnet_features.pth in $EGIC_WEIGHTS, else torchvision's download;
-    `local` for $EGIC_WEIGHTS, else a seeded random backbone; `random` for the latter alone (to try things). Default:
-    the real backbone, which measured values need."""
+    `local` for $EGIC_WEIGHTS, else a seeded random backbone; `random` for the random one (for trying things). Default:
+    the real backbone, which meaningful values need."""
     crop: CropConfig = field(default_factory=CropConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(num_categories=0))
@@ -305,7 +301,7 @@ class Config:
             _check(size % multiple == 0, f"{field_name} is {size}; these networks need a multiple of {multiple}")
         _check(self.on_nan in ("stop", "rollback"), f"on_nan is {self.on_nan!r}; give stop or rollback")
         workers = self.compute.max_workers
-        if self.compute.min_workers == workers:  # a group whose size changes leaves out workers that are too many
+        if self.compute.min_workers == workers:  # in an elastic group, surplus workers are idle
             for name, settings in self.training().items():
                 batch, unit = settings.batch, settings.batch_parts * workers
                 _check(batch % unit == 0, f"{name}.batch is {batch}; {workers} workers need a multiple of {unit}")
@@ -316,5 +312,5 @@ class Config:
         return {name: value for name, value in values.items() if isinstance(value, Training)}
 
     def crop_of(self, settings: Training) -> CropConfig:
-        """How the crops of a stage with these settings are made."""
+        """The crop settings of a stage with these settings."""
         return replace(self.crop, size=settings.crop_size or self.crop.size)

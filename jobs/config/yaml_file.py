@@ -1,7 +1,7 @@
-"""Configurations as YAML: what `--print-config` prints, and what `--config` reads.
+"""Configurations as YAML, as `--print-config` prints and `--config` reads them.
 
-The type of a field decides how its text is read, not YAML's guess: 1e-5 is a number though YAML 1.1 takes it for text,
-1:4 is text though it is YAML's 64, and `no` is the name of an experiment.
+A value is parsed by the type of its field, not by YAML's rules: in YAML 1.1, 1e-5 would be text, 1:4 the number 64,
+and `no` false.
 """
 
 import ast
@@ -28,10 +28,10 @@ _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str:
 
 
 def to_yaml(config: Config) -> str:
-    """Every field of Config in its order, each with what it is as a comment.
+    """All fields of Config in order, each with a comment from its docstring.
 
-    What a kind of Config has of its own (`start`, say) stands there only where it is not the default, so that one file
-    serves the pipeline and each of its stages.
+    Fields of a subclass of Config, such as `start`, are written only if they differ from the default, so that one file
+    can be used for the pipeline and for each of its stages.
     """
     shared = {f.name for f in dataclasses.fields(Config)}
     own = [f for f in dataclasses.fields(config) if f.name not in shared]
@@ -57,12 +57,12 @@ def _lines(config: Any, left_out: set[str] | frozenset[str] = frozenset()) -> li
 
 
 def _scalar(value: Any) -> str:
-    """A value on one line, as PyYAML writes it; what YAML would break or change is quoted."""
+    """A value on one line, as PyYAML writes it, with quotes where YAML needs them."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(_scalar, value))}]"
     style = '"' if isinstance(value, str) and not value.isprintable() else None
     line = yaml.safe_dump([value], default_flow_style=True, default_style=style, allow_unicode=True, width=float("inf"))
-    return line.strip()[1:-1]  # within brackets, where commas count, and a value has no end mark
+    return line.strip()[1:-1]  # in a list, since PyYAML quotes commas there, and adds no end mark
 
 
 def _comment(text: str | None) -> str:
@@ -73,7 +73,7 @@ def _comment(text: str | None) -> str:
 
 @functools.cache
 def field_texts(kind: type) -> dict[str, str]:
-    """The text under each field of a dataclass, those that it inherits included."""
+    """The docstring under each field of a dataclass, inherited ones included."""
     found: dict[str, str] = {}
     for each in reversed([k for k in kind.__mro__ if dataclasses.is_dataclass(k)]):
         (made,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
@@ -86,7 +86,7 @@ def field_texts(kind: type) -> dict[str, str]:
 
 
 def from_yaml(path: Path, kind: type[C]) -> C:
-    """A file's configuration; a field that it leaves out has its default.
+    """Read a configuration file; omitted fields have their defaults.
 
     Raises UserError, one line with file, line, key and fix, for unknown keys, wrong types and impossible values.
     """
@@ -94,18 +94,18 @@ def from_yaml(path: Path, kind: type[C]) -> C:
 
 
 def compose(path: Path, fix: str) -> yaml.Node:
-    """A YAML file's nodes. Raises UserError, one line, where there are none; `fix` says what to do then."""
+    """A YAML file's root node. Raises UserError, one line, for an invalid file; `fix` is the advice in its message."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {fix}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no YAML file: it is not UTF-8 ({error.reason})") from error
+        raise UserError(f"{path} is not a YAML file: it is not UTF-8 ({error.reason})") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(f"{place}: no YAML ({problem}); correct it") from error
+        raise UserError(f"{place}: invalid YAML ({problem}); correct it") from error
     except RecursionError:
         raise UserError(f"{path} is nested too deeply; {fix}") from None
     if root is None:
@@ -118,7 +118,7 @@ def _dataclass(node: yaml.Node, kind: Any, file: str, key: str) -> Any:
     here = f"{file}, line {node.start_mark.line + 1}"
     fields, hints, values = {f.name: f for f in dataclasses.fields(kind)}, typing.get_type_hints(kind), {}
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{here}: {key or 'the file'} is no section; give lines such as {next(iter(fields))}: VALUE")
+        raise UserError(f"{here}: {key or 'the file'} is not a section; give lines such as {next(iter(fields))}: VALUE")
     for name_node, value in node.value:
         place = f"{file}, line {name_node.start_mark.line + 1}"
         name = name_node.value if isinstance(name_node, yaml.ScalarNode) else "..."
@@ -148,7 +148,7 @@ def _value(node: yaml.Node, kind: Any, file: str, key: str) -> Any:
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]
         if not isinstance(node, yaml.SequenceNode):
-            raise UserError(f"{place}: {key} is no list; give {_WANTED[inner]} each, in brackets: [..., ...]")
+            raise UserError(f"{place}: {key} is not a list; give {_WANTED[inner]} each, in brackets: [..., ...]")
         return tuple(_value(each, inner, file, key) for each in node.value)
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     for each in kinds if isinstance(node, yaml.ScalarNode) else ():
@@ -161,7 +161,7 @@ def _value(node: yaml.Node, kind: Any, file: str, key: str) -> Any:
 
 
 def _parsed(text: str, kind: type, *, quoted: bool) -> Any:
-    """A scalar's text as `kind`. Raises UserError. What stands in quotes is text, and nothing at all is not."""
+    """A scalar's text as `kind`. Raises ValueError. Text in quotes is a string, and an empty value is invalid."""
     if kind is str:
         if not quoted and text in _NULL:
             raise ValueError

@@ -140,7 +140,7 @@ def test_changed_sources_are_named(config, tmp_path, monkeypatch):
 def test_runs_without_a_list_of_sources_and_of_other_data(config, tmp_path, monkeypatch):
     finished("mse-codec", config, tmp_path, tags={}, data="other")
     monkeypatch.setattr("jobs.training.stage.code_digest", lambda files: "another")
-    assert why(config).endswith(": other code (the run does not say which files); other data")
+    assert why(config).endswith(": other code (the run does not list its files); other data")
 
 
 def test_other_parents_and_another_backbone_are_named(config, tmp_path):

@@ -1,4 +1,4 @@
-"""What a pipeline reports at its end."""
+"""The summary at the end of a pipeline."""
 
 import pytest
 
@@ -56,7 +56,7 @@ def test_lpips_on_random_weights_is_marked_and_explained(monkeypatch):
     found = summary.stage_row(outcome("gan", {"val/lpips": 0.5}, random))
     assert found["headline"] == "val/lpips 0.5 *"
     text = summary.text(summary.summarise("tiny", "run", [found], 50.0, random), "egic")
-    assert f"* LPIPS ran on a {random}: do not compare its values" in text
+    assert f"* LPIPS used a {random}: do not compare its values" in text
     assert summary.stage_row(outcome("gan", {"val/lpips": 0.5}, "alexnet"))["headline"] == "val/lpips 0.5"
 
 

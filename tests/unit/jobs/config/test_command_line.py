@@ -133,14 +133,14 @@ def test_the_fields_type_decides_and_what_is_left_out_has_its_default(tmp_path):
         ("use_gpu: True", "use_gpu: yes", "compute.use_gpu is 'yes'; give true or false"),
         ("experiment: no", "experiment: ~", "experiment is '~'; give text"),
         ("workers: 1:4", "workers: [1, 4]", "compute.workers is a list or section; give a whole number or text"),
-        ("experiment: no", "codec: {dims: 5}", "codec.dims is no list; give a whole number each, in brackets"),
+        ("experiment: no", "codec: {dims: 5}", "codec.dims is not a list; give a whole number each, in brackets"),
         ("experiment: no", "codec: {depths: [1, x, 1, 1]}", "codec.depths is 'x'; give a whole number"),
-        ("orp: {steps: 7}", "orp: 7", "line 5: orp is no section; give lines such as steps: VALUE"),
+        ("orp: {steps: 7}", "orp: 7", "line 5: orp is not a section; give lines such as steps: VALUE"),
         ("orp: {steps: 7}", "orp: {steps: 7, steps: 8}", "line 5: orp.steps is given twice"),
         ("steps: 10", "steps: 3", r"line 2: gan: gan.warmup_steps is 5, which must lie in 0..steps \(3\)"),
         ("experiment: no", "seed: -1", "seed is -1; give 0 or more"),
-        ("orp: {steps: 7}", "orp: {steps: 7", "no YAML"),
-        ("experiment: no", "experiment: \x07", "no YAML"),
+        ("orp: {steps: 7}", "orp: {steps: 7", "invalid YAML"),
+        ("experiment: no", "experiment: \x07", "invalid YAML"),
         ("experiment: no", "experiment: !!python/object:os.system x", ""),
     ],
 )  # fmt: skip
@@ -160,11 +160,11 @@ def test_a_mistake_in_a_file_is_one_line_with_file_key_and_fix(tmp_path, old, ne
     [
         (b"", "is empty; print a preset"),
         (b"# nothing\n", "is empty"),
-        (b"- 1\n", "the file is no section"),
+        (b"- 1\n", "the file is not a section"),
         (b"\xff\xfe\x00x", "is not UTF-8"),
-        (b"[" * 5000, "nested too deeply|no YAML"),
+        (b"[" * 5000, "nested too deeply|invalid YAML"),
         (b"a: &a [*a]\n", "a is unknown"),
-        (b"gan: 1\n---\ngan: 2\n", "no YAML"),
+        (b"gan: 1\n---\ngan: 2\n", "invalid YAML"),
     ],
 )
 def test_files_that_hold_no_configuration(tmp_path, content, message):
@@ -265,7 +265,7 @@ def test_the_help_of_one_stage_says_that_it_is_one(capsys):
     with pytest.raises(SystemExit):
         one_stage.start("mse-codec", ["tiny", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "runs mse-codec alone: what stands below the names of other stages changes nothing." in text
+    assert "runs mse-codec alone: the flags of other stages have no effect." in text
 
 
 def test_a_wrong_flag_points_to_the_help_that_has_the_flags(capsys):
