@@ -61,7 +61,7 @@ def _start() -> None:
             f"the temporary folder's path {temp} is too long for Ray's sockets, whose paths have at most {MAX_SOCKET} "
             f"bytes; set RAY_TMPDIR to a folder with a path of at most {MAX_SOCKET - RAY_SOCKETS} bytes, such as /tmp"
         )
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is never preempted
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Ray Train's workers cannot use them
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # for the dashboard, which does not run
     if "RAY_AUTH_MODE" not in os.environ:

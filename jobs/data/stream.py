@@ -95,7 +95,7 @@ class TrainingSequence:
         return -(-self.num_crops // self.crops_per_block)
 
     def positions(self, block: int) -> np.ndarray:
-        """Positions of one block's crops, int64. The rank's i-th crop stands at first_step * G + rank + i * W."""
+        """Positions of one block's crops, int64. The rank's i-th crop is at first_step * G + rank + i * W."""
         first = block * self.crops_per_block
         local = np.arange(first, min(first + self.crops_per_block, self.num_crops), dtype=np.int64)
         return self.first_step * self.global_batch + self.rank + local * self.world_size

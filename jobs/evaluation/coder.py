@@ -1,4 +1,4 @@
-"""What evaluation does with a picture in one process: to files and back with every codec, and measured."""
+"""Evaluation of a picture in one process: encode it to files with every codec, decode them, and measure."""
 
 import json
 import tempfile
@@ -31,21 +31,21 @@ class Coder:
     """Codes and measures pictures in one process."""
 
     models: Mapping[str, Model]
-    """By digest."""
+    """Models by digest."""
     task: Task
     quality: Quality
     features: Callable[[np.ndarray], dict[int, np.ndarray]]
-    """As from `Measures.features`."""
+    """A function as `Measures.features` returns it."""
     parts: Parts
     alphas: Sequence[float]
     shown: frozenset[str]
-    """Names of the pictures whose decoded versions are kept."""
+    """Names of the pictures whose decoded versions are stored."""
     manifest: Manifest | None = None
 
     def __call__(self, picture: Picture) -> str:
-        """Finish one picture; returns the reason why it could not be finished, or "".
+        """Evaluate one picture; returns "", or the reason why it could not be read or coded.
 
-        A picture that cannot be read or coded has such a reason; any other exception is a fault of ours and is raised.
+        Any other error is a fault of the program, and is raised.
         """
         shown = picture.name in self.shown
         try:
@@ -70,7 +70,7 @@ class Coder:
         return ""
 
     def code(self, path: str, model: Model, quality: int | None, x: np.ndarray, shown: bool) -> None:
-        """One picture with one model at one quality: to a real file, and from it to every alpha."""
+        """Encode one picture with one model at one quality to a real file, and decode it at every alpha."""
         with tempfile.NamedTemporaryFile(suffix=".egic") as file:
             start = time.perf_counter()
             file.write(model.compress(x, quality=quality))
@@ -86,7 +86,7 @@ class Coder:
         self.write(path, x, len(content), encode_s, decode_s, points)
 
     def match(self, anchor: anchors.Anchor, picture: Picture, x: np.ndarray, shown: bool) -> None:
-        """One picture with another codec, at the sizes of all models' files."""
+        """Encode one picture with another codec, at the sizes of all models' files."""
         matcher, measured = anchors.Matcher(anchor, x), {}
         wanted = self.parts.targets(self.task, picture)
         assert wanted is not None  # every model's file is finished

@@ -1,9 +1,9 @@
-"""`egic compare`: everything that an MLflow experiment has evaluated, in one report per set of pictures.
+"""`egic compare`: all evaluations of an MLflow experiment, in one report per set of pictures.
 
     egic compare --experiment egic
 
-Evaluation's runs keep their rows, means and pictures in MLflow. Together they make an evaluation folder,
-for which `egic.report.page` writes a report. Results on other pictures do not compare and get a report of their own.
+The runs of evaluations store their rows, means and pictures in MLflow. They are merged into an evaluation folder, for
+which `egic.report.page` writes a report. Results on different pictures are not comparable and get separate reports.
 """
 
 import hashlib
@@ -31,14 +31,13 @@ FILES = ("rows.parquet", "sets.json", "skipped.json", "pictures")
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Put all models that an MLflow experiment has evaluated into one report: plots of rate, distortion and realism,
-    tables, pictures. Evaluations of other pictures get a report of their own; the newest evaluation of each model
-    counts."""
+    """Write a report on all models that were evaluated in an MLflow experiment: plots of rate, distortion and realism,
+    tables, pictures. Each set of pictures has a report of its own, with the newest evaluation of each model."""
 
     experiment: str = "egic"
     """MLflow experiment."""
     output: str = "outputs"
-    """A local folder; reports go to <output>/compare/, and to the experiment's runs `comparison`."""
+    """A local folder; reports are written to <output>/compare/, and to the experiment's runs `comparison`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class Result:
     data: str
     """Digest of the pictures."""
     pipeline: str
-    """Name of the pipeline's run, empty without one."""
+    """Name of the pipeline's run; empty without a pipeline."""
     found: Evaluation
 
     @property
@@ -72,7 +71,7 @@ def compare_runs(argv: Sequence[str]) -> None:
 def compare(config: CompareConfig) -> list[Path]:
     """Write a report for every set of pictures and log it to MLflow; returns their paths, the newest first.
 
-    Raises UserError where nothing has been evaluated.
+    Raises UserError when nothing has been evaluated.
     """
     with tempfile.TemporaryDirectory(prefix="egic-compare-") as scratch:
         groups: dict[str, list[Result]] = {}
@@ -119,9 +118,9 @@ def results(experiment: str, scratch: Path) -> Iterator[Result]:
 
 
 def write_together(members: Sequence[Result], folder: Path) -> list[str]:
-    """Write one evaluation folder of all members, given newest first; returns its labels, the oldest first.
+    """Write one evaluation folder with all members, given newest first; returns its labels, the oldest first.
 
-    Of one model, known by its digest, and of one other codec the newest result counts.
+    It has the newest result of each model (by digest), and of each other codec.
     """
     shutil.rmtree(folder, ignore_errors=True)  # an earlier comparison's
     (folder / "pictures").mkdir(parents=True)
@@ -144,20 +143,20 @@ def write_together(members: Sequence[Result], folder: Path) -> list[str]:
 
 
 def renamed(entries: Sequence[Mapping], names: Mapping[str, str]) -> list[dict]:
-    """Those whose label is in `names`, under the new one."""
+    """The entries whose label is in `names`, with their new labels."""
     return [{**entry, "label": names[entry["label"]]} for entry in entries if entry["label"] in names]
 
 
 def identity(row: Mapping) -> str:
-    """What a row measures: a model's digest, or another codec's label."""
+    """Identifier of what a row measures: a model's digest, or another codec's label."""
     return row.get("model_digest") or row["label"]
 
 
 def new_names(result: Result, seen: Collection[str], taken: Collection[str]) -> dict[str, str]:
-    """Labels of what is not `seen` yet -> their names in the comparison, which differ from those in `taken`.
+    """Labels of models and codecs not in `seen` -> their names in the comparison, which differ from those in `taken`.
 
-    A pipeline's model gets the pipeline's name in front. A name that another model has as well (an alias that has
-    moved) gets the run's id.
+    A pipeline's model has the pipeline's name as prefix. A name that another model already has (after an alias has
+    moved) is extended by the run's id.
     """
     names = {}
     for row in result.found.rows:
@@ -182,7 +181,7 @@ def copy_pictures(found: Evaluation, names: Mapping[str, str], place: Path) -> N
 
 
 def publish(experiment: str, pictures: str, members: Sequence[Result], folder: Path) -> None:
-    """The report and its plots into the experiment's run `comparison` of these pictures, which is made when missing."""
+    """Log the report and its plots to the experiment's run `comparison` of these pictures, created if missing."""
     tags = {"egic.compared": json.dumps([m.run_id for m in members])}
     run_id = runs.start_comparison(pictures, tags, experiment=experiment)
     with runs.ending(run_id):

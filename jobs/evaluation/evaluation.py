@@ -1,7 +1,6 @@
-"""An evaluation: every picture goes through a real file and back, spread over the cluster by Ray Data.
+"""An evaluation: every picture is encoded to a real file and decoded, on the whole cluster with Ray Data.
 
-One row per codec, picture, quality and alpha. The results are written to a folder, logged to MLflow, and found again by
-their key.
+The result is one row per codec, picture, quality and alpha, written to a folder and to MLflow, and reused by its key.
 """
 
 import dataclasses
@@ -44,7 +43,7 @@ class EvaluationJob:
     """One evaluation: which models on which pictures, and where it runs."""
 
     models: Mapping[str, Artifact]
-    """By label."""
+    """Artifacts by label."""
     pictures: Sequence[Picture]
     evaluate: EvaluateConfig
     compute: ComputeConfig
@@ -60,7 +59,7 @@ class EvaluationJob:
 
 
 def task_of(job: EvaluationJob, measures: Measures) -> tuple[Task, dict[str, int]]:
-    """What has to be computed for every picture, and the `rates` of each model by its digest."""
+    """The task for every picture, and the `rates` of each model by its digest."""
     codecs = {a.sha256: read_config(local_copy(a, job.output))["codec"] for a in job.models.values()}
     rates = {digest: getattr(codec, "rates", 0) for digest, codec in codecs.items()}
     task = Task(
@@ -134,7 +133,7 @@ def pipeline_job(config: Config, artifact: Artifact, manifest: Manifest) -> Eval
 
 
 def short_name(ref: str) -> str:
-    """What a model is called in tables and plots: models:/egic-orp@best -> egic-orp@best, outputs/orp/ -> orp."""
+    """A model's name in tables and plots: models:/egic-orp@best -> egic-orp@best, outputs/orp/ -> orp."""
     if ref.startswith("models:/"):
         return ref.removeprefix("models:/").strip("/")
     return ref.rstrip("/").rpartition("/")[2] or ref
@@ -160,8 +159,8 @@ def evaluate(job: EvaluationJob, *, data: str, parent_run: str | None = None) ->
     """Evaluate, or reuse an earlier run with the same key. data: digest of the pictures.
 
     Writes rows.parquet, sets.json, skipped.json, pictures/, sheet.png and summary.json to <output>/evaluate/<key>/ and
-    logs them; returns the summary with `folder`, `run_id` and `reused`. A picture that one model fails on is left out
-    of all, so that means and sets compare. Raises UserError when no picture is left.
+    logs them; returns the summary with `folder`, `run_id` and `reused`. A picture on which one model fails is left out
+    for all models, so that their means are comparable. Raises UserError when no picture is left.
     """
     measures = find_measures(job.evaluate.metrics, job.evaluate.weights)
     facts = ingredients(job, measures, data)
@@ -170,7 +169,7 @@ def evaluate(job: EvaluationJob, *, data: str, parent_run: str | None = None) ->
     folder = join(output, NAME, key)
     with lease.held(Folder(folder), NAME):
         found = reused(job, key, folder, parent_run) or measure(job, measures, facts, folder, parent_run)
-    if parent_run:  # MLflow's list of runs shows pipelines and folds their stages: it compares curves of pipelines
+    if parent_run:  # the parent's curves can be compared in MLflow's list of runs, which folds stages
         runs.log_rows(parent_run, curve_of(folder))
     return found
 

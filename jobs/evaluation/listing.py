@@ -21,7 +21,7 @@ class Picture:
     """A picture to code: a file, or a sample of prepared data."""
 
     name: str
-    """Its path below the folder of pictures, with suffix; other pictures of the evaluation have other names."""
+    """Its path below the folder of pictures, with suffix; unique in the evaluation."""
     digest: str
     """Identifies the content, in hexadecimal."""
     path: str = ""

@@ -1,4 +1,4 @@
-"""The small files that keep evaluation's results of each picture, so that a killed run continues where it was.
+"""Small files with the evaluation's results of each picture, so that a killed run can continue.
 
     parts/<key>/<model digest>/<picture>_quality_50.json              sizes, times, measures at every alpha
     parts/<key>/<model digest>/<picture>_quality_50_alpha_0.5.png     the decoded picture, of those that are shown
@@ -6,9 +6,9 @@
     parts/<key>/jpeg/<picture>_bytes_20000.json, .png, _256.npy       another codec's file nearest to this size
     parts/<key>/original/<picture>_256.npy                            features of the original's patches
 
-<picture> is its digest; quality and alpha are left out where a model has none. Every file appears whole, the .json
-last: where it is, its content is finished. `key` covers everything else that decides the content, so that a run with
-more pictures, models, qualities or codecs uses what an earlier one has done.
+<picture> is its digest; quality and alpha are omitted for models without them. Every file is written atomically, the
+.json last: if it exists, the part is finished. `key` covers everything else that determines the content, so that a run
+with more pictures, models, qualities or codecs reuses the parts of an earlier one.
 """
 
 import io
@@ -26,22 +26,22 @@ ORIGINAL = "original"
 
 
 def alpha_mark(alpha: float | None) -> str:
-    """The part of a file's name that names the alpha."""
+    """The part of a file's name for the alpha."""
     return "" if alpha is None else f"_alpha_{alpha:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What has to be computed for every picture: the files of models, and other codecs at their sizes."""
+    """The results to compute for every picture: the files of models, and other codecs at the same sizes."""
 
     labels: Mapping[str, str]
     """Digests of models by label."""
     qualities: Mapping[str, Sequence[int | None]]
-    """By digest: qualities of a model that codes at any, else None alone."""
+    """Qualities of each model by digest; (None,) for a model of one rate."""
     anchors: Sequence[str] = ()
     """Names of other codecs."""
     patches: Sequence[int] = ()
-    """Sides of the patches whose features are kept."""
+    """Sides of the patches whose features are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Parts:
         return matched_rates.targets(sizes)
 
     def is_done(self, task: Task, picture: Picture, shown: bool) -> bool:
-        """Whether nothing is left to do; a picture that is shown needs its PNGs as well."""
+        """Whether the picture is finished; if it is shown, this includes its PNGs."""
         models = [self.model(digest, picture, q) for digest, qualities in task.qualities.items() for q in qualities]
         if not all(is_whole(path, shown) for path in models) or not has_features(self.original(picture), task.patches):
             return False
@@ -98,7 +98,7 @@ def is_whole(path: str, shown: bool) -> bool:
 
 
 def has_features(path: str, patches: Sequence[int]) -> bool:
-    """Whether `read_features` can read them."""
+    """Whether the features of a part are stored."""
     return all(files.exists(f"{path}_{patch}.npy") for patch in patches)
 
 

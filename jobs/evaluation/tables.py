@@ -26,12 +26,12 @@ SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in ("bpp", *quality.NAMES, "encode_s", "decode_s")]
     + [("model_digest", pa.string())]
 )
-"""Columns of rows.parquet; measures that were not made, or not possible for a picture, are null."""
+"""Columns of rows.parquet; measures that were not computed, or not possible for a picture, are null."""
 
 
 def is_interpolated(quality: int | None, rates: int) -> bool | None:
-    """Whether a quality lies between two of the `rates` that the model's gains were trained for; None for a model of
-    one rate."""
+    """Whether a quality is between two of the `rates` that the model's gains were trained for; None for a model of one
+    rate."""
     return None if quality is None else (quality * (rates - 1)) % 100 != 0
 
 
@@ -71,14 +71,14 @@ def rows(parts: Parts, task: Task, rates: Mapping[str, int], anchors: Sequence[A
 
 def _finished(path: str) -> dict:
     part = parts_.read(path)
-    assert part is not None  # the caller's promise
+    assert part is not None  # required of the caller
     return part
 
 
 def sets(
     found: Sequence[tuple[dict, str]], parts: Parts, listed: Sequence[Picture], names: Sequence[str]
 ) -> list[dict]:
-    """Entries of sets.json of what `rows` returned, with the set measures in `names`."""
+    """Entries of sets.json for the result of `rows`, with the set measures in `names`."""
     entries = evaluation_folder.sets_of(row for row, _ in found)
     names = [name for name in fid_kid.NAMES if name in names]
     if not names:
@@ -97,7 +97,7 @@ def sets(
 def summarise(sets: Sequence[Mapping], rows: Sequence[Mapping]) -> dict[str, float]:
     """num_pictures, bpp, seconds, and every measure at every point of the models, as metrics of an MLflow run.
 
-    A measure is called after its point, psnr_db_alpha_0.5; with several models each name begins with the model's.
+    The name of a measure ends with its point, as in psnr_db_alpha_0.5; with several models it begins with the model's.
     """
     summary: dict[str, float] = {"num_pictures": sets[0]["num_pictures"]}
     for prefix, of_label in _models(sets):
@@ -112,9 +112,9 @@ def summarise(sets: Sequence[Mapping], rows: Sequence[Mapping]) -> dict[str, flo
 
 
 def curve_rows(sets: Sequence[Mapping]) -> list[dict[str, float]]:
-    """The models' curves as `rd/...` over steps, so that MLflow draws those of all runs over each other.
+    """The models' curves as metrics `rd/...` over steps, so that MLflow can plot the curves of several runs together.
 
-    A model of one rate has steps 100 alpha (100 without ORP). A model of every rate has its quality as step, and a
+    The step is 100 alpha for a model of one rate (100 without ORP), and the quality for a model with rates, which has a
     curve per alpha: rd/alpha_0/psnr_db. With several models each name begins with the model's. Other codecs have no
     curves.
     """
@@ -162,7 +162,7 @@ def write_shown(folder: Path, found: Sequence[tuple[dict, str]], shown: Sequence
 
 
 def text(sets: Sequence[Mapping]) -> str:
-    """The sets as an aligned table of what was measured, with a line about figures that are unreliable."""
+    """The sets as an aligned table of the computed measures, with a note on unreliable values."""
     columns = [metric for metric in METRICS.values() if any(entry.get(metric.name) is not None for entry in sets)]
     lines = [["codec", "point", "pictures", "bpp", *(metric.name for metric in columns)]]
     doubtful: set[str] = set()

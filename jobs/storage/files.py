@@ -153,7 +153,7 @@ def write(place: Place, content: bytes) -> None:
         return patiently(_write, filesystem, name, content)
     path = Path(place)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a process id would not tell machines apart
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a process id is not unique among machines
     aside.write_bytes(content)
     aside.rename(path)
 

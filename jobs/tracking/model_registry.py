@@ -296,6 +296,6 @@ def checked(folder: Path, artifact: Artifact) -> Path:
     if found != artifact.sha256:
         raise UserError(
             f"{folder} has sha256 {found}, not {artifact.sha256} of {artifact.uri}: damaged or another artifact; "
-            "delete it and fetch again"
+            "delete it and download it again"
         )
     return folder

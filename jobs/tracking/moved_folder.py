@@ -46,7 +46,7 @@ def local_folder(location: str) -> Path | None:
 def find_artifacts(database: Path) -> None:
     """Replace the old folder by the one beside `database`, for every experiment that was moved or copied with it.
 
-    Those are the experiments with the tag BESIDE. One without it, from before there was a tag, must have a folder of
+    Those are the experiments with the tag BESIDE. One without it, created before the tag existed, must have a folder of
     the same name elsewhere, and files of its runs or models beside the database.
     """
     here = artifacts_beside(database)

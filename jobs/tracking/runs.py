@@ -183,7 +183,7 @@ def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
 
 
 def log_pictures(run_id: str, step: int, pictures: Mapping[str, bytes]) -> None:
-    """Store PNG bytes by name as `pictures/<name>/step_000100.png`. A failure is logged, and training goes on."""
+    """Store PNG bytes by name as `pictures/<name>/step_000100.png`. A failure is logged, and training continues."""
     with tempfile.TemporaryDirectory() as folder:
         for name, png in pictures.items():
             path = Path(folder, "pictures", name, f"step_{step:06d}.png")

@@ -49,7 +49,7 @@ def source_digest(source: str) -> str:
 
 
 def _is_text(statement: ast.stmt) -> bool:
-    """A string that stands alone: a docstring, or the text under a field."""
+    """Whether a statement is only a string: a docstring, or the text under a field."""
     match statement:
         case ast.Expr(value=ast.Constant(value=str())):
             return True

@@ -21,7 +21,7 @@ def find_encoder(config: Config) -> dict[str, Tensor] | None:
 def with_encoder(config: C) -> C:
     """The configuration with the digest of the encoder's weights, which is part of a stage's key.
 
-    Raises UserError when there are no weights, and when they are others than `discriminator.encoder_sha256`.
+    Raises UserError when the weights are missing, or differ from `discriminator.encoder_sha256`.
     """
     weights, named = find_encoder(config), config.discriminator.encoder_sha256
     if weights is None:

@@ -19,7 +19,7 @@ class Meter:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all sums."""
         self.sums: dict[str, tuple[Tensor, int]] = {}
         self.num_steps = 0
         self.time_s = {"data": 0.0, "step": 0.0, "checkpoint": 0.0}
@@ -28,7 +28,7 @@ class Meter:
         self.start = time.perf_counter()
 
     def add(self, losses: dict[str, Tensor]) -> None:
-        """Count one step's losses; which ones there are may change between phases."""
+        """Add one step's losses; their names may differ between phases."""
         self.num_steps += 1
         for name, value in losses.items():
             total, count = self.sums.get(name, (0.0, 0))

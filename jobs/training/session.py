@@ -14,7 +14,7 @@ from jobs.config.schema import Config, Training
 
 
 class Session(Protocol):
-    """A worker's place in its group, its data, the checkpoints to go on from, and where the next one goes."""
+    """A worker's rank in its group, its data, the checkpoints to resume from, and the reports of new ones."""
 
     rank: int
     world_size: int
@@ -34,7 +34,7 @@ class Session(Protocol):
         """Raw validation batches of this rank."""
 
     def checkpoints(self) -> Iterator[Path]:
-        """Folders of the checkpoints to go on from, best first."""
+        """Folders of the checkpoints to resume from, best first."""
 
     def look(self, step: int, next_step: int) -> tuple[str, int]:
         """What is wanted at `step` ("", "checkpoint", or "stop": a checkpoint, then the end), and rank 0's `next_step`.

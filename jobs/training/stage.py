@@ -88,7 +88,7 @@ class Stage(Generic[N]):
     shown_loss: str = "loss"
     """The loss of `step` that the line of progress shows."""
     headline: str
-    """The val/ metric that stands for the stage, and by which alias `best` moves."""
+    """The main val/ metric of the stage, which decides the alias `best`."""
     higher_is_better: bool = True
 
 

@@ -46,7 +46,7 @@ class TrainState:
     ema: dict[str, Tensor] = field(default_factory=dict)
     """Moving averages of weights by the parameters' full names."""
     rows: list[dict] = field(default_factory=list)
-    """Rows of the checkpoint that training goes on from: a killed run may not have delivered them."""
+    """Rows of the checkpoint that training resumes from, since a killed run may not have delivered them."""
 
 
 def named_parameters(nets: Nets) -> Iterator[tuple[str, nn.Parameter]]:
@@ -88,7 +88,7 @@ def set_learning_rate(opt: torch.optim.Optimizer, lr: float) -> None:
 
 
 def load_optimizer(opt: torch.optim.Optimizer, saved: dict) -> None:
-    """Load an optimizer's state, whatever kind of device it was saved on: how it runs here stays as it is."""
+    """Load an optimizer's state from any kind of device, but keep this device's `lr` and `capturable`."""
     here = [{name: group[name] for name in ("lr", "capturable")} for group in opt.param_groups]
     opt.load_state_dict(saved)
     for group, kept in zip(opt.param_groups, here, strict=True):
@@ -141,7 +141,7 @@ def digest_of(meta: dict) -> str:
 
 
 def restore_newest(stage: Stage, state: TrainState, session: Session) -> None:
-    """Go on from the newest checkpoint that is sound, if there is any; says which ones are not."""
+    """Resume from the newest checkpoint that is not damaged, if any; prints which ones are."""
     damaged = []
     for folder in session.checkpoints():
         try:
@@ -183,7 +183,7 @@ def restore(folder: Path, stage: Stage, state: TrainState) -> None:
 
 @contextmanager
 def averaged(state: TrainState) -> Iterator[None]:
-    """While the block runs, the averaged weights (EMA), if there are any, stand in for the trained ones."""
+    """Context manager that replaces the trained weights by their moving averages (EMA), if `ema` is set."""
     own = dict(named_parameters(state.nets))
     pairs = [(own[name].data, average) for name, average in state.ema.items()]
     _swap(pairs)

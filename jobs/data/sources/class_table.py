@@ -159,7 +159,7 @@ def _pattern(node: yaml.Node | None, key: str, path: Path) -> Pattern | None:
     if len(before) not in (1, 2) or "/" in last or not at_start or not is_inside(text.replace("*", "x")):
         raise UserError(
             f"{_line(path, node)}: {key} is {text!r}; give FOLDER/*SUFFIX, such as {key}/*, inside the folder, or "
-            f'"*/{key}/*" where a folder for each split stands first'
+            f'"*/{key}/*" if each split has a folder of its own'
         )
     return Pattern(text=text)
 

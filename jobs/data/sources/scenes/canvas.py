@@ -39,7 +39,7 @@ class Canvas:
         self.rgb = np.zeros((height, width, 3), np.float32)
         self.index = np.zeros((height, width), np.uint8)
         self.y, self.x = np.mgrid[:height, :width].astype(np.float32)
-        angle = rng.uniform(-2.4, -0.7)  # the sun stands above, left or right
+        angle = rng.uniform(-2.4, -0.7)  # light from above, left or right
         self.light = np.array([np.cos(angle), np.sin(angle), 0.8], np.float32) / np.float32(1.28)
         self._segments: list[dict] = []
 

@@ -120,7 +120,7 @@ def test_folder_that_is_there_is_kept_if_right_and_refused_if_not(folder, experi
     inode = dest.stat().st_ino
     assert model_registry.fetch(artifact.uri, dest).stat().st_ino == inode
     (dest / "codec.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="delete it and fetch again"):
+    with pytest.raises(UserError, match="delete it and download it again"):
         model_registry.fetch(artifact.uri, dest)
 
 

@@ -78,8 +78,8 @@ def test_patterns_tell_the_name(tmp_path, pattern, file, endings, name):
     [
         ("", "classes.yaml is empty; it lists the classes"),
         ("- car", "classes.yaml is not a class table"),
-        ("things: [", "line 1: no YAML"),
-        ("pictures: *_img\nstuff: {a: 1}", "no YAML"),  # a star without quotes is YAML's alias
+        ("things: [", "line 1: invalid YAML"),
+        ("pictures: *_img\nstuff: {a: 1}", "invalid YAML"),  # a star without quotes is YAML's alias
         ("stuff: {}", "has 0 classes; give 1 to 254"),
         ("labels: labels/*", "has 0 classes"),
         ("stuff: {" + ", ".join(f"c{i}: {i}" for i in range(255)) + "}", "has 255 classes; give 1 to 254"),
@@ -99,7 +99,7 @@ def test_patterns_tell_the_name(tmp_path, pattern, file, endings, name):
         ("stuff: [sky]", "expected lines such as `car: 26`"),
         ("stuffs: {sky: 1}", "stuffs is unknown; the keys are pictures, labels, instances, things, stuff"),
         ("stuff: {a: 1}\nstuff: {b: 2}", "line 2: stuff is given twice"),
-        ('labels: "*/*/*"\nstuff: {a: 1}', "a folder for each split stands first"),
+        ('labels: "*/*/*"\nstuff: {a: 1}', "if each split has a folder of its own"),
         ('labels: "*/a*b/c"\nstuff: {a: 1}', "give FOLDER/"),
         ("labels: labels\nstuff: {a: 1}", "labels is 'labels'; give FOLDER/\\*SUFFIX, such as labels/\\*"),
         ("labels: ../other/*\nstuff: {a: 1}", "labels is '../other/\\*'"),
