@@ -40,7 +40,7 @@ class Pipeline(Config):
     """First stage to run: segmentation, mse-codec, gan, orp or evaluate. The stages before it must be finished.
     Default: all stages."""
     until: str = STAGES[-1]
-    """Last stage to run, after the stages that it depends on. Default: all stages."""
+    """Last stage to run. The stages that it depends on run, too. Default: all stages."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

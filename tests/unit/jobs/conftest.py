@@ -1,4 +1,4 @@
-"""A tracking store for the tests that ask for it."""
+"""Fixtures: a tracking store, an experiment, a run, and an artifact's folder."""
 
 from pathlib import Path
 
@@ -9,20 +9,20 @@ from jobs.tracking import runs, store
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory) -> Path:
-    """One sqlite file for all tests: making its tables takes seconds."""
+    """One sqlite file for all tests, since creating its tables takes seconds."""
     return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
 
 
 @pytest.fixture
 def client(database, monkeypatch):
-    """A client of that store, which is the test's tracking store, too."""
+    """A client of that store, which is also set as tracking store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     return store.client()
 
 
 @pytest.fixture
 def experiment(request) -> str:
-    """Every test has its own runs."""
+    """A new experiment for each test."""
     return request.node.name
 
 
@@ -33,7 +33,7 @@ def run_id(client, experiment) -> str:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """An artifact's folder."""
+    """The folder of an artifact."""
     path = tmp_path / "artifact"
     path.mkdir()
     (path / "codec.safetensors").write_bytes(b"weights")

@@ -69,7 +69,7 @@ def test_missing_metrics_have_no_column_and_missing_values_are_dashes(folder):
     assert "PSNR over rate" not in page and "nan" not in page.split("</style>")[1].split("data:")[0]
 
 
-def test_a_folder_without_models_has_a_report(tmp_path):
+def test_a_folder_with_one_point_and_few_values_has_a_report(tmp_path):
     row = {"label": "a", "codec": "egic", "point": "alpha 1", "name": "x.png", "bpp": 0.1, "alpha": 1.0}
     evaluation_folders.write(tmp_path, [row])
     change(tmp_path, lambda _, e: e.update(bpp=None))

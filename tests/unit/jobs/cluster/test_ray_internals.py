@@ -1,4 +1,4 @@
-"""Each use of something private to Ray still does what it is for. A failure names what breaks with that release."""
+"""Each use of Ray's private interface still works. The docstring of a failing test says what is broken."""
 
 import os
 import subprocess
@@ -32,8 +32,8 @@ except ray.exceptions.AuthenticationError:
 """
 
 
-def test_use_token(tmp_path):
-    """Broken: clusters that ask for a token (all that `ray start` makes) cannot be joined, and local starts warn."""
+def test_use_token_authenticates_a_local_ray(tmp_path):
+    """Broken: clusters with a token (all that `ray start` makes) cannot be joined, and local starts log a warning."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", USE_TOKEN], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
@@ -41,8 +41,8 @@ def test_use_token(tmp_path):
     assert done.stdout.strip() == "asked for a token", done.stderr
 
 
-def test_trainer():
-    """Broken: each stage starts one more process, which logs a warning every second where no dashboard runs."""
+def test_the_trainer_leaves_out_one_callback_of_ray():
+    """Broken: each stage starts another process, which logs a warning every second if no dashboard runs."""
 
     def kinds(trainer) -> set[str]:
         return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
@@ -59,8 +59,8 @@ class Controller:
 
 
 @pytest.mark.ray
-def test_release_reserved(short_folder):
-    """Broken: after a controller's death its workers' CPUs stay reserved, and the next workers wait without end."""
+def test_release_reserved_frees_the_resources_of_a_dead_controller(short_folder):
+    """Broken: when a controller has died, its workers' CPUs stay reserved, and the next workers wait forever."""
     ray.init("local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_folder))
     try:
         dead, other = Controller.remote(), Controller.remote()
@@ -82,8 +82,8 @@ def one_report(config: dict) -> None:
 
 
 @pytest.mark.ray
-def test_put_broken_list_aside(short_folder, tmp_path):
-    """Broken: a stage whose list of checkpoints is damaged, or lost one to a full disk, cannot be continued."""
+def test_a_damaged_list_of_checkpoints_is_moved_aside(short_folder, tmp_path):
+    """Broken: a stage with a damaged list of checkpoints, or without one after a full disk, cannot be continued."""
     place = Folder(str(tmp_path / "stage"))
     (tmp_path / "report").mkdir()
     run = ray.train.RunConfig(name="stage", storage_path=str(tmp_path))
@@ -104,8 +104,8 @@ def test_put_broken_list_aside(short_folder, tmp_path):
 
 
 @pytest.mark.ray
-def test_pace_dataset(short_folder, monkeypatch):
-    """Broken: a core turns in the scheduling loop of a dataset, or its tasks wait for their blocks to be read."""
+def test_pace_dataset_limits_the_scheduling_loop(short_folder, monkeypatch):
+    """Broken: the scheduling loop of a dataset keeps a core busy, or its tasks wait until their blocks are read."""
     pauses, sleep = [], time.sleep
     monkeypatch.setattr(ray_internals.time, "sleep", lambda time_s: pauses.append(time_s) or sleep(time_s))
     ray.init("local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_folder))

@@ -1,4 +1,4 @@
-"""A cluster that can never place a stage says what it lacks, instead of waiting without a message."""
+"""A stage that the cluster can never place is an error that names the missing resources."""
 
 import os
 
@@ -14,32 +14,32 @@ def two_cpus(monkeypatch):
     monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}] * 2)
 
 
-def test_what_fits_is_accepted(two_cpus):
+def test_workers_that_fit_are_accepted(two_cpus):
     resources.check_resources(ComputeConfig(workers=2, cpus_per_worker=0.5, data_cpus=0.5))
 
 
-def test_too_many_workers(two_cpus):
+def test_too_many_workers_are_refused(two_cpus):
     with pytest.raises(ValueError, match="8 workers and their data tasks need 16 CPU, the cluster has 2"):
         resources.check_resources(ComputeConfig(workers=8))
 
 
-def test_gpus_that_are_not_there(two_cpus):
+def test_missing_gpus_are_refused(two_cpus):
     with pytest.raises(ValueError, match="need 1 GPU, the cluster has 0.*compute.use_gpu"):
         resources.check_resources(ComputeConfig(workers=1, use_gpu=True, cpus_per_worker=0.5))
 
 
-def test_workers_that_fit_on_no_node(two_cpus):
+def test_workers_that_fit_on_no_node_are_refused(two_cpus):
     with pytest.raises(ValueError, match="1 workers of 1.5 CPU each do not fit on the cluster's nodes, 0 do"):
         resources.check_resources(ComputeConfig(cpus_per_worker=1.5, data_cpus=0.5))
 
 
-def test_an_elastic_group_needs_room_for_its_smallest_size(two_cpus):
+def test_an_elastic_group_must_fit_at_its_smallest_size(two_cpus):
     resources.check_resources(ComputeConfig(workers="1:8"))
     with pytest.raises(ValueError, match="3 workers and their data tasks need 6 CPU"):
         resources.check_resources(ComputeConfig(workers="3:8"))
 
 
-def test_nodes_that_are_to_come_are_waited_for_and_asked_for(two_cpus, monkeypatch):
+def test_nodes_of_an_autoscaler_are_requested_and_awaited(two_cpus, monkeypatch):
     asked, nodes = [], {"CPU": 2.0}
     monkeypatch.setattr(resources, "request_resources", lambda bundles: asked.append(bundles) or nodes.update(CPU=8.0))
     monkeypatch.setattr(resources.ray, "cluster_resources", lambda: nodes)
@@ -49,13 +49,13 @@ def test_nodes_that_are_to_come_are_waited_for_and_asked_for(two_cpus, monkeypat
 
 
 @pytest.mark.parametrize("cpus, stages", [(0.5, 2), (1.0, 1), (2.0, 1)])
-def test_stages_side_by_side(two_cpus, cpus, stages):
+def test_number_of_stages_in_parallel(two_cpus, cpus, stages):
     assert resources.stages_side_by_side(ComputeConfig(cpus_per_worker=cpus, data_cpus=0.5)) == stages
 
 
 @pytest.fixture
 def three_nodes(monkeypatch):
-    """A head without CPUs, a node that sees this machine's files, and one whose disk is its own."""
+    """A head without CPUs, a node that shares this machine's files, and one with a separate disk."""
     nodes = [("head", 0.0), ("10.0.0.1", 4.0), ("10.0.0.2", 4.0)]
     nodes = [{"NodeID": n, "NodeManagerAddress": n, "Alive": True, "Resources": {"CPU": cpus}} for n, cpus in nodes]
     seen = []
@@ -66,7 +66,7 @@ def three_nodes(monkeypatch):
 
         def remote(self, files):
             seen.append((self.node, list(files)))
-            there = all(os.path.exists(file) for file in files)  # the marker is there while it is looked for
+            there = all(os.path.exists(file) for file in files)  # the marker exists during the check
             return resources._unseen(files) if self.node == "10.0.0.1" else files if there else ["no marker"]
 
     monkeypatch.setattr(resources.ray, "nodes", lambda: nodes)
@@ -75,16 +75,16 @@ def three_nodes(monkeypatch):
     return nodes, seen
 
 
-def test_local_output_that_a_node_does_not_see(three_nodes, tmp_path):
+def test_local_output_that_a_node_cannot_access_is_refused(three_nodes, tmp_path):
     nodes, seen = three_nodes
     with pytest.raises(ValueError, match=f"node 10.0.0.2 cannot access {tmp_path}/out of this machine"):
         resources.check_shared(str(tmp_path / "out"))
     assert [node for node, _ in seen] == ["10.0.0.1", "10.0.0.2"] and not list((tmp_path / "out").iterdir())
     nodes.pop()
-    resources.check_shared(str(tmp_path / "out"))  # one node with CPUs is left
+    resources.check_shared(str(tmp_path / "out"))  # one node with CPUs remains
 
 
-def test_local_data_that_a_node_does_not_see(three_nodes, tmp_path):
+def test_local_data_that_a_node_cannot_access_is_refused(three_nodes, tmp_path):
     file = tmp_path / "manifest.json"
     file.write_text("{}")
     with pytest.raises(ValueError, match=f"node 10.0.0.2 cannot access {tmp_path}"):
@@ -96,7 +96,7 @@ def test_local_data_that_a_node_does_not_see(three_nodes, tmp_path):
 
 
 @pytest.mark.parametrize("head_cpus", [0.0, 8.0])
-def test_threads_are_shared_among_the_nodes_that_run_workers(monkeypatch, head_cpus):
+def test_threads_are_divided_by_the_workers_of_a_node(monkeypatch, head_cpus):
     nodes = [{"Alive": True, "Resources": {"CPU": cpus} if cpus else {}} for cpus in (head_cpus, 8.0, 8.0)]
     monkeypatch.setattr(resources.ray, "nodes", lambda: nodes)
     monkeypatch.setattr(resources.joblib, "cpu_count", lambda: 8)

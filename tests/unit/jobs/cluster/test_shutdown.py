@@ -1,4 +1,4 @@
-"""Signals and failed stages end a run: a checkpoint first where there is time, Ray last."""
+"""Signals and failed stages end a run: first a checkpoint if there is time, at last Ray."""
 
 import os
 import signal
@@ -12,14 +12,14 @@ from jobs.cluster import shutdown
 
 @pytest.fixture(autouse=True)
 def ended(monkeypatch) -> list[str]:
-    """What ended, in order; in place of Ray's end."""
+    """Names of what was ended, in order. Ray is replaced."""
     order: list[str] = []
     monkeypatch.setattr(shutdown.ray, "shutdown", lambda: order.append("ray"))
     return order
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_for_a_checkpoint_and_the_second_ends(number, ended, capsys):
+def test_the_first_signal_requests_a_checkpoint_and_the_second_ends(number, ended, capsys):
     asked, closed = threading.Event(), threading.Event()
 
     def main():
@@ -37,7 +37,7 @@ def test_the_first_signal_asks_for_a_checkpoint_and_the_second_ends(number, ende
 
 
 def test_the_second_signal_does_not_wait_for_a_stage(ended):
-    """The main thread waits for the stage's thread, as a pool of threads does at its end."""
+    """The main thread waits for the stage's thread, as a thread pool does when it closes."""
     asked, never = threading.Event(), threading.Event()
 
     def stage() -> None:
@@ -60,7 +60,7 @@ def test_the_second_signal_does_not_wait_for_a_stage(ended):
     never.set()
 
 
-def test_a_stage_that_fails_ends_the_one_beside_it_and_then_ray(ended):
+def test_a_failing_stage_stops_the_one_in_parallel_and_then_ray(ended):
     never = threading.Event()
 
     def stage() -> None:
@@ -76,7 +76,7 @@ def test_a_stage_that_fails_ends_the_one_beside_it_and_then_ray(ended):
         raise UserError("as it must")
     beside.join()
     assert ended == ["stage", "ray"]
-    with shutdown.interruptible(), shutdown.stoppable(lambda: None):  # the next run may go on
+    with shutdown.interruptible(), shutdown.stoppable(lambda: None):  # the next run is not stopped
         assert shutdown.run_until_left(lambda: 42) == 42
     never.set()
 
@@ -87,6 +87,6 @@ def test_work_in_the_background_returns_or_raises():
         shutdown.in_background(lambda: 1 / 0).result(timeout=10)
 
 
-def test_an_error_of_the_work_is_raised_where_it_is_waited_for():
+def test_an_error_of_background_work_is_raised_by_result():
     with pytest.raises(UserError, match="no room"):
         shutdown.run_until_left(lambda: (_ for _ in ()).throw(UserError("no room")))

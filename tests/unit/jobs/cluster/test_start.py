@@ -1,4 +1,4 @@
-"""Starting Ray, or connecting to one: what is wrong is one line."""
+"""Starting Ray, or connecting to one: errors are one line."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[4]
 
 @pytest.fixture
 def no_ray(monkeypatch):
-    """Calls of ray.init, which starts nothing here."""
+    """Arguments of ray.init, which is replaced and starts nothing."""
     calls = []
     monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(start.ray, "init", lambda *args, **options: calls.append((args, options)))
@@ -30,12 +30,12 @@ def no_ray(monkeypatch):
     return calls
 
 
-def test_without_an_address_no_other_ray_is_joined(no_ray):
+def test_without_an_address_a_new_ray_is_started(no_ray):
     start.start_ray()
     assert no_ray[0][0] == ("local",)
 
 
-def test_a_ray_that_does_not_start_is_one_line(no_ray, monkeypatch):
+def test_a_failed_start_is_one_line(no_ray, monkeypatch):
     def init(*_, **__):
         raise Exception("The current node timed out during startup. This could happen because ...\nmore")
 
@@ -46,7 +46,7 @@ def test_a_ray_that_does_not_start_is_one_line(no_ray, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_as_ray_starts_it_does_not_take_the_programs_signals_over(number, no_ray, monkeypatch):
+def test_starting_ray_keeps_the_programs_signal_handlers(number, no_ray, monkeypatch):
     monkeypatch.setattr(start.ray, "init", lambda *_, **__: signal.signal(number, signal.SIG_DFL))
     with interruptible():
         ours = signal.getsignal(number)
@@ -54,7 +54,7 @@ def test_as_ray_starts_it_does_not_take_the_programs_signals_over(number, no_ray
         assert signal.getsignal(number) == ours
 
 
-def test_a_temporary_folder_that_is_too_long_for_sockets(no_ray, monkeypatch, tmp_path):
+def test_a_temporary_folder_with_a_too_long_path_is_refused(no_ray, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("slurm" * 20)))
     with pytest.raises(UserError, match="too long for Ray's sockets.*set RAY_TMPDIR"):
         start.start_ray()
@@ -63,7 +63,7 @@ def test_a_temporary_folder_that_is_too_long_for_sockets(no_ray, monkeypatch, tm
     start.start_ray()
 
 
-def test_a_cluster_that_is_gone(no_ray, monkeypatch):
+def test_an_address_without_ray_is_one_line(no_ray, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -73,8 +73,8 @@ def test_a_cluster_that_is_gone(no_ray, monkeypatch):
     assert not no_ray
 
 
-def test_a_cluster_that_accepts_and_never_answers():
-    """A head whose process hangs. Ray waits for minutes inside a call that no signal interrupts."""
+def test_a_cluster_that_never_answers_is_one_line():
+    """As a head whose process hangs. Ray would wait for minutes in a call that signals do not interrupt."""
     with socket.socket() as head:
         head.bind(("127.0.0.1", 0))
         head.listen()
@@ -111,13 +111,13 @@ def cores_of(command: list[str]) -> int:
 
 
 @pytest.mark.skipif(not shutil.which("taskset"), reason="no taskset")
-def test_ray_gets_the_cores_of_the_affinity():
+def test_ray_uses_the_cores_of_the_cpu_affinity():
     first = str(min(os.sched_getaffinity(0)))
     assert cores_of(["taskset", "-c", first]) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts need root")
-def test_ray_gets_the_cores_of_the_containers_quota():
+def test_ray_uses_the_cores_of_the_containers_quota():
     mount = 'mount -t tmpfs tmpfs /sys/fs/cgroup && echo "100000 100000" > /sys/fs/cgroup/cpu.max && exec "$@"'
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("this machine does not let mounts be changed")

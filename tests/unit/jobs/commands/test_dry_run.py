@@ -1,4 +1,4 @@
-"""What a dry run says is what a run takes: sizes against files that were written, memory against the allocator."""
+"""Estimates of a dry run, compared with real runs: sizes with written files, memory with the allocator."""
 
 import copy
 import sys
@@ -24,7 +24,7 @@ def coco_tiny():
 
 
 def trained(name: str, config, parents: dict) -> train_state.TrainState:
-    """The stage after the first steps of its phases."""
+    """The stage after the first step of each phase."""
     stage = load_stage(name)
     nets = stage.build(config, copy.deepcopy(parents))
     state = train_state.TrainState(nets, train_state.make_optimizers(stage, nets, stage.settings(config)))
@@ -36,7 +36,7 @@ def trained(name: str, config, parents: dict) -> train_state.TrainState:
 
 
 def allocated(name: str, config) -> int:
-    """Most bytes that torch's CPU allocator had given out at once while the stage trained."""
+    """Peak of the bytes that torch's CPU allocator had allocated while the stage trained."""
     parents = components(config, *NEEDS[name])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         trained(name, config, parents)
@@ -49,15 +49,15 @@ def allocated(name: str, config) -> int:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_memory_is_what_the_allocator_gives(name):
-    """10 %: operations on fake tensors choose other kernels here and there, whose temporary results differ."""
+def test_memory_equals_the_allocators_peak(name):
+    """Within 10 %: operations on fake tensors sometimes select other kernels, with other temporary results."""
     config = coco_tiny()
     assert dry_run.cost_of(name, config).memory == pytest.approx(allocated(name, config), rel=0.1)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_files_are_as_large_as_foretold(name, tmp_path):
-    """Beyond the tensors, a file holds 300 bytes of names and the like for each, which only tiny networks feel."""
+def test_files_have_the_estimated_size(name, tmp_path):
+    """A file has 300 bytes for each tensor's name and shape, which matters only for tiny networks."""
     config, stage = coco_tiny(), load_stage(name)
     cost, state = dry_run.cost_of(name, config), trained(name, config, components(config, *NEEDS[name]))
     train_state.save(tmp_path, stage, state, [])
@@ -96,12 +96,12 @@ def test_more_workers_share_the_batch_and_the_average_is_stored():
         ("gan", {"warmup_steps": 0, "last_steps": 0}, [0, 1]),
     ],
 )
-def test_every_phase_is_measured(name, settings, steps):
+def test_every_phase_is_estimated(name, settings, steps):
     config = replace(tiny(), **{name: replace(getattr(tiny(), name), **settings)})
     assert dry_run.first_steps(load_stage(name), config) == steps
 
 
-def test_the_table_and_what_surrounds_it(tmp_path, monkeypatch):
+def test_the_table_has_parameters_workers_and_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mlflow_before = "mlflow" in sys.modules
     found = dry_run.text(tiny(), ("mse-codec", "evaluate"))
@@ -125,5 +125,5 @@ def test_pictures_of_a_coco_tree_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("size, text", [(0, "0 B"), (999, "999 B"), (1000, "1 KB"), (2_280_000_000, "2.28 GB")])
-def test_sizes_for_people(size, text):
+def test_sizes_are_printed_with_units(size, text):
     assert dry_run.shown(size) == text

@@ -1,4 +1,4 @@
-"""--status against a real sqlite store: every state a stage can be in, and what it says of a run that does not fit."""
+"""--status with a real sqlite store: all states of a stage, and the differences to earlier runs."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def database(tmp_path_factory):
 
 @pytest.fixture
 def config(database, tmp_path, monkeypatch, request):
-    """tiny, in an experiment of the test's own."""
+    """The preset tiny in a new experiment."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     monkeypatch.delenv("EGIC_WEIGHTS", raising=False)
     monkeypatch.setattr(status, "find_data", lambda data, output: MANIFESTS)
@@ -43,7 +43,7 @@ def config(database, tmp_path, monkeypatch, request):
 
 
 def begin(name, config, tmp_path, parents=(), tags=None, data=DATA):
-    """A run of the stage as `jobs.training.reuse_or_train.train_stage` begins it; returns its id and key."""
+    """Start a run of the stage as `jobs.training.reuse_or_train.train_stage` does; returns its id and key."""
     parents = dict(parents)
     digests = {k: a.sha256 for k, a in parents.items()}
     lpips = LPIPS if name == "gan" else ""
@@ -55,7 +55,7 @@ def begin(name, config, tmp_path, parents=(), tags=None, data=DATA):
 
 
 def finished(name, config, tmp_path, parents=(), **changes):
-    """The artifact of a finished run of the stage."""
+    """Finish a run of the stage; returns its artifact."""
     run_id, key = begin(name, config, tmp_path, parents, **changes)
     folder = tmp_path / f"artifact-{key}"
     folder.mkdir()
@@ -72,7 +72,7 @@ def checkpoint(config, name, key, step):
     return folder
 
 
-def test_nothing_has_run_and_nothing_is_made(tmp_path, monkeypatch):
+def test_before_the_first_run_no_stage_has_run_and_nothing_is_created(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     found = {s.stage: s for s in status.states(tiny(), ("segmentation", "gan", "evaluate"))}
@@ -92,7 +92,7 @@ def test_a_finished_stage_names_its_artifact(config, tmp_path):
     assert line.endswith(f"models:/egic-mse-codec/{artifact.model_version}") and len(line) <= 80
 
 
-def test_an_interrupted_stage_says_where_it_goes_on(config, tmp_path):
+def test_an_interrupted_stage_names_its_last_checkpoint(config, tmp_path):
     run_id, key = begin("mse-codec", config, tmp_path)
     (state,) = status.states(config, ("mse-codec",))
     assert (state.state, state.run_id) == ("interrupted before its first checkpoint", run_id)
@@ -120,7 +120,7 @@ def test_a_changed_field_is_named_with_both_values(config, tmp_path):
     assert "codec.dims" not in said and "changed:" not in said and "data" not in said
 
 
-def test_the_newest_run_counts_and_imported_ones_do_not(config, tmp_path):
+def test_the_newest_trained_run_is_compared(config, tmp_path):
     finished("mse-codec", replace(config, seed=1), tmp_path)
     newest = finished("mse-codec", replace(config, seed=2), tmp_path)
     runs.start_stage(None, "mse-codec", "k", {}, {"egic.imported": "true"}, experiment=config.experiment)
@@ -137,7 +137,7 @@ def test_changed_sources_are_named(config, tmp_path, monkeypatch):
     assert why(config).endswith(": changed: egic/gone.py, egic/networks/swin.py")
 
 
-def test_runs_without_a_list_of_sources_and_of_other_data(config, tmp_path, monkeypatch):
+def test_runs_with_other_data_or_without_a_list_of_sources(config, tmp_path, monkeypatch):
     finished("mse-codec", config, tmp_path, tags={}, data="other")
     monkeypatch.setattr("jobs.training.stage.code_digest", lambda files: "another")
     assert why(config).endswith(": other code (the run does not list its files); other data")

@@ -42,7 +42,7 @@ def outcome(stage: str, metrics: dict, lpips: str = "", reused: bool = False) ->
     return Outcome(stage=stage, artifact=artifact, folder="", reused=reused, provenance=facts, wall_s=30.0)
 
 
-def test_a_row_says_what_a_stage_made_and_how_long_it_took():
+def test_a_row_has_the_stages_model_and_time():
     found = summary.stage_row(outcome("mse-codec", {"step": 10, "val/psnr_db": 30.25, "val/bpp": 0.5}))
     assert found["metrics"] == {"val/psnr_db": 30.25, "val/bpp": 0.5}
     assert (found["headline"], found["images_per_s"], found["busy_s"]) == ("val/psnr_db 30.25", 2.0, 25.0)
@@ -60,12 +60,12 @@ def test_lpips_on_random_weights_is_marked_and_explained(monkeypatch):
     assert summary.stage_row(outcome("gan", {"val/lpips": 0.5}, "alexnet"))["headline"] == "val/lpips 0.5"
 
 
-def test_of_stages_side_by_side_the_longest_counts():
+def test_of_parallel_stages_the_longest_time_is_counted():
     rows = [row("segmentation", "", busy_s=20.0), row("mse-codec", "", busy_s=30.0), row("gan", "", busy_s=10.0)]
     assert summary.summarise("tiny", "run", rows, 100.0, "")["between_steps"] == pytest.approx(0.6)
 
 
-def test_it_says_where_the_runs_are(tmp_path, monkeypatch):
+def test_it_prints_how_to_open_mlflow(tmp_path, monkeypatch):
     monkeypatch.setattr(summary.store, "experiment_id", lambda name: "7")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/x.db")
     page = "#/experiments/7/runs?workflowType=machine_learning"

@@ -31,12 +31,12 @@ def written(folder: Path, text: str, name: str = "mine.yaml") -> Path:
     return path
 
 
-# what is printed is what is read
+# printed and read again
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_print_read_print_is_a_fixed_point(tmp_path, preset, kind):
+def test_a_printed_configuration_is_read_back_unchanged(tmp_path, preset, kind):
     config = extended(PRESETS[preset], kind)()
     path = written(tmp_path, text := to_yaml(config))
     assert from_yaml(path, kind) == config and to_yaml(from_yaml(path, kind)) == text
@@ -55,7 +55,7 @@ NUMBERS = st.floats(min_value=0, allow_nan=False, exclude_min=True)
     workers=st.sampled_from([1, 2, "1", "1:4", "2:99"]), alphas=st.lists(st.floats(0, 1), min_size=1, unique=True),
 )  # fmt: skip
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_values_survive(tmp_path, texts, init_from, lr, lam, seed, flip, workers, alphas):
+def test_any_values_are_read_back(tmp_path, texts, init_from, lr, lam, seed, flip, workers, alphas):
     c = extended(tiny, StageConfig)()
     config = replace(
         c, **texts, init_from=init_from, seed=seed, crop=replace(c.crop, flip=flip),
@@ -64,35 +64,35 @@ def test_any_values_survive(tmp_path, texts, init_from, lr, lam, seed, flip, wor
     )  # fmt: skip
     path = written(tmp_path, text := to_yaml(config))
     assert from_yaml(path, StageConfig) == config and to_yaml(from_yaml(path, StageConfig)) == text
-    assert yaml.safe_load(text)["gan"]["lr"] == lr  # other programs read the same
+    assert yaml.safe_load(text)["gan"]["lr"] == lr  # other YAML readers read the same value
 
 
-def test_sections_stand_in_the_order_of_the_dataclasses_with_lists_on_one_line():
+def test_sections_are_in_the_order_of_the_dataclasses_with_lists_on_one_line():
     text = to_yaml(tiny())
     assert list(yaml.safe_load(text)) == [f.name for f in dataclasses.fields(Config)]
     assert "\n  dims: [32, 32, 64, 64]  # Channels of g_a's four stages" in text
     assert "\n  steps: 450  # Optimizer steps of the stage, the only clock\n" in text  # its first sentence
 
 
-def test_one_file_serves_the_pipeline_and_its_stages(tmp_path):
+def test_one_file_works_for_the_pipeline_and_its_stages(tmp_path):
     path = written(tmp_path, to_yaml(extended(tiny, Pipeline)()))
     for kind in KINDS:
         assert from_yaml(path, kind) == extended(tiny, kind)()
 
 
-def test_own_fields_of_a_command_are_written_where_they_say_something():
+def test_a_commands_own_fields_are_written_if_not_default():
     assert "until" not in to_yaml(extended(tiny, Pipeline)())
     assert to_yaml(replace(extended(tiny, Pipeline)(), until="gan")).endswith("\nuntil: gan  # Last stage to run\n")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_plain_field_has_its_text(kind):
+def test_every_field_has_its_help_as_a_comment(kind):
     config = extended(tiny, kind)()
     plain = [f.name for f in dataclasses.fields(kind) if not dataclasses.is_dataclass(getattr(config, f.name))]
     assert set(plain) <= field_texts(kind).keys()
 
 
-# files written by hand
+# files that users write
 
 
 HAND = """
@@ -109,7 +109,7 @@ def full_command(*words: str):
     return command_line.read(Pipeline, words, prog="full.py", actions=(command_line.DRY_RUN, command_line.STATUS))
 
 
-def test_the_fields_type_decides_and_what_is_left_out_has_its_default(tmp_path):
+def test_values_are_converted_to_the_fields_type_and_others_have_defaults(tmp_path):
     config = from_yaml(written(tmp_path, HAND), Pipeline)
     assert (config.gan.lr, config.segmentation.steps, config.mse_codec.lr) == (1e-3, 1000, 1.0)
     assert isinstance(config.mse_codec.lr, float)
@@ -147,7 +147,7 @@ def test_the_fields_type_decides_and_what_is_left_out_has_its_default(tmp_path):
 def test_a_mistake_in_a_file_is_one_line_with_file_key_and_fix(tmp_path, old, new, message):
     assert old in HAND
     path = written(tmp_path, HAND.replace(old, new))
-    if not message:  # a tag is text to us: nothing is made from it
+    if not message:  # a tag is read as text and creates no object
         assert from_yaml(path, Pipeline).experiment == "x"
         return
     with pytest.raises(ValueError, match=message) as error:
@@ -167,7 +167,7 @@ def test_a_mistake_in_a_file_is_one_line_with_file_key_and_fix(tmp_path, old, ne
         (b"gan: 1\n---\ngan: 2\n", "invalid YAML"),
     ],
 )
-def test_files_that_hold_no_configuration(tmp_path, content, message):
+def test_files_without_a_configuration_are_refused(tmp_path, content, message):
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -177,7 +177,7 @@ def test_files_that_hold_no_configuration(tmp_path, content, message):
 # the command line
 
 
-def test_flags_change_what_a_file_says_and_the_file_gives_the_name(tmp_path):
+def test_flags_override_a_file_and_the_file_sets_the_name(tmp_path):
     path = written(tmp_path, to_yaml(extended(tiny, Pipeline)()), "beta sweep.v2.yaml")
     for words in (["--config", str(path)], [f"--config={path}"]):
         told = command_line.read(Pipeline, [*words, "--gan.steps", "200", "--until", "gan"], prog="full.py")
@@ -185,12 +185,12 @@ def test_flags_change_what_a_file_says_and_the_file_gives_the_name(tmp_path):
         assert (told.name, told.config, told.action) == ("beta sweep.v2", expected, command_line.RUN)
 
 
-def test_a_preset_gives_its_own_name():
+def test_a_preset_sets_its_own_name():
     told = command_line.read(Pipeline, ["tiny", "--seed", "3", "--dry-run"], prog="x", actions=(command_line.DRY_RUN,))
     assert (told.name, told.config.seed, told.action) == ("tiny", 3, command_line.DRY_RUN)
 
 
-def test_printing_ends_the_process_and_holds_the_flags(capsys):
+def test_printing_ends_the_process_and_includes_the_flags(capsys):
     with pytest.raises(SystemExit) as end:
         command_line.read(Pipeline, ["tiny", "--print-config", "--gan.steps", "200"], prog="full.py")
     assert end.value.code == 0
@@ -206,7 +206,7 @@ def test_printing_ends_the_process_and_holds_the_flags(capsys):
         (["tiny", "--print-config", "--status"], "--print-config and --status were given; choose one"),
     ],
 )
-def test_command_lines_that_contradict_themselves(words, message):
+def test_contradicting_arguments_are_refused(words, message):
     with pytest.raises(ValueError, match=message):
         command_line.read(Pipeline, words, prog="full.py", actions=(command_line.STATUS,))
 
@@ -236,13 +236,13 @@ assert not heavy, heavy
 
 
 @pytest.mark.parametrize("program", ["pipelines/full.py", "jobs.gan", "jobs.evaluate"])
-def test_printing_imports_nothing_that_takes_seconds(program):
+def test_printing_imports_no_slow_package(program):
     words = [sys.executable, "-W", "ignore", "-c", LOADED, program, "tiny", "--print-config"]
     done = subprocess.run(words, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
     assert done.returncode == 0 and yaml.safe_load(done.stdout)["gan"]["steps"] == tiny().gan.steps, done.stderr
 
 
-def test_bash_completes_flags_and_nothing_else(tmp_path, capsys):
+def test_bash_completes_flags(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         command_line.read(Pipeline, ["--tyro-print-completion", "bash"], prog="full.py")
     assert not end.value.code
@@ -254,21 +254,21 @@ def test_bash_completes_flags_and_nothing_else(tmp_path, capsys):
     assert done.stdout == "--mse-codec.batch|--mse-codec.beta|", done.stderr
 
 
-def test_a_presets_help_names_what_else_there_is(capsys):
+def test_a_presets_help_names_the_other_options(capsys):
     with pytest.raises(SystemExit):
         full_command("tiny", "--help")
     text = capsys.readouterr().out
     assert all(word in text for word in ("--dry-run", "--status", "--print-config", "--orp.batch"))
 
 
-def test_the_help_of_one_stage_says_that_it_is_one(capsys):
+def test_the_help_of_one_stage_says_that_other_sections_have_no_effect(capsys):
     with pytest.raises(SystemExit):
         one_stage.start("mse-codec", ["tiny", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "runs mse-codec alone: the flags of other stages have no effect." in text
 
 
-def test_a_wrong_flag_points_to_the_help_that_has_the_flags(capsys):
+def test_an_error_for_a_wrong_flag_names_the_help_with_the_flags(capsys):
     with pytest.raises(SystemExit):
         full_command("tiny", "--orp.bach", "3")
     assert capsys.readouterr().err.strip().endswith("(see full.py tiny --help)")

@@ -1,4 +1,4 @@
-"""Configurations: every field is used, every mistake is one line that names the field, every preset is complete."""
+"""Configurations: fields are used and documented, mistakes are one line naming the field, presets are complete."""
 
 import ast
 import dataclasses
@@ -36,13 +36,13 @@ SOURCES = [path for folder in ("egic", "jobs", "pipelines") for path in sorted((
 
 
 def is_config(node: ast.AST) -> bool:
-    """A dataclass that users fill in."""
+    """Whether a class is a dataclass that users configure."""
     others = ("Training", "Pipeline", "GanLoss")
     return isinstance(node, ast.ClassDef) and (node.name.endswith("Config") or node.name in others)
 
 
 def names_read(tree: ast.AST) -> set[str]:
-    """Attributes read outside __post_init__ (a check alone is no use of a field), and names given to getattr."""
+    """Attributes that are read outside __post_init__, where they are only checked, and names given to getattr."""
     found: set[str] = set()
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
@@ -67,8 +67,8 @@ def test_every_field_is_read_somewhere():
     assert not unread, unread
 
 
-def test_every_field_says_what_it_is():
-    """The text under a field is its --help."""
+def test_every_field_has_a_docstring():
+    """The docstring under a field is its --help text."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if is_config(node) and node.decorator_list:
@@ -89,7 +89,7 @@ class Example:
     s3://second in the source. Default: 1."""
 
 
-def test_help_flows_over_the_line_ends_of_the_source(capsys, monkeypatch):
+def test_help_texts_join_the_lines_of_the_source(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit):
         parse_config(Example, ["--help"])
@@ -111,8 +111,8 @@ def test_a_message_of_the_parser_becomes_one_line(message, line):
     assert first_paragraph(message) == line
 
 
-def test_every_default_has_its_reason():
-    """In few words: a paper's section, a measurement, or that it is a round number."""
+def test_every_default_has_a_reason():
+    """Such as a paper's section, a measurement, or that it is a round number."""
     for kind in (Config, GanConfig, MseCodecConfig, EvaluateConfig, ComputeConfig, CodecConfig, CropConfig, GanLoss,
                  DiscriminatorConfig, Pipeline, StageConfig):  # fmt: skip
         texts = field_texts(kind)
@@ -121,14 +121,14 @@ def test_every_default_has_its_reason():
                 assert " Default: " in " ".join(texts[field.name].split()), f"{kind.__name__}.{field.name}"
 
 
-def test_configs_are_frozen_and_by_keyword():
+def test_configs_are_frozen_and_keyword_only():
     for name, kind in vars(jobs_config).items():
         if dataclasses.is_dataclass(kind):
             assert kind.__dataclass_params__.frozen and all(f.kw_only for f in dataclasses.fields(kind)), name
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_complete_and_explain_themselves(name):
+def test_presets_are_complete_and_documented(name):
     config = PRESETS[name]()
     assert isinstance(config, Config) and PRESETS[name].__doc__
     assert config.data == "" and config.seed == 0
@@ -197,7 +197,7 @@ GAN = GanConfig(steps=10, warmup_steps=5)
         (CodecConfig(), {"window": 6}, "window must be a power of two"),
     ],
 )
-def test_impossible_values_are_refused_by_name(base, changes, message):
+def test_invalid_values_are_errors_that_name_the_field(base, changes, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         replace(base, **changes)
     assert "\n" not in str(error.value)
@@ -215,7 +215,7 @@ def test_impossible_values_are_refused_by_name(base, changes, message):
         ({"compute": ComputeConfig(workers=4)}, "gan.batch is 4; 4 workers need a multiple of 8"),
     ],
 )
-def test_parts_that_do_not_fit_together_are_refused_by_name(changes, message):
+def test_inconsistent_values_are_errors_that_name_the_field(changes, message):
     config = tiny()
     four = {name: replace(getattr(config, name), batch=4) for name in ("segmentation", "mse_codec", "gan", "orp")}
     with pytest.raises(ValueError, match=message):
@@ -236,13 +236,13 @@ def test_workers_are_a_number_or_a_range(text, smallest, largest):
 
 
 @pytest.mark.parametrize("text", ["0", "4:1", "1:", ":2", "-1", "1:2:3", "many", ""])
-def test_workers_that_are_no_range(text):
+def test_invalid_numbers_of_workers_are_refused(text):
     with pytest.raises(ValueError, match="give a number, or SMALLEST:LARGEST such as 1:4"):
         ComputeConfig(workers=text)
 
 
 def test_a_range_of_workers_need_not_divide_the_batch():
-    """Workers that are too many for the batch rest (jobs.train.sharing)."""
+    """Workers that exceed the batch stay idle."""
     config = replace(tiny(), compute=replace(tiny().compute, workers="1:3"))
     shares = {"segmentation": 8, "gan": 8}
     config = replace(config, **{name: replace(getattr(config, name), batch=8) for name in shares})
@@ -274,13 +274,13 @@ def test_a_wrong_command_line_is_one_line_and_status_2(argv, words, capsys):
         (["--until", "vae"], "--until vae is not a stage; choose one of segmentation, mse-codec, gan, orp, evaluate"),
     ],
 )
-def test_stages_that_make_no_sense_are_refused(argv, message, capsys):
+def test_invalid_stages_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
         parse_preset({"tiny": extended(tiny, Pipeline)}, ["tiny", *argv], prog="full.py")
     assert message in capsys.readouterr().err
 
 
-def test_the_pipeline_itself_ends_with_one_line_and_status_2():
+def test_the_pipelines_mistakes_end_with_one_line_and_status_2():
     command = [sys.executable, "-W", "ignore", str(ROOT / "pipelines" / "full.py"), "tiny", "--nope", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2 and not done.stdout

@@ -1,4 +1,4 @@
-"""Several folders of any kind become one set: names, splits, classes, and what photographs lack."""
+"""Several folders as one data set: names, splits, classes, and photographs without labels."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ def names(manifest) -> list[str]:
     return [name.as_py() for name in read_index(manifest).file_name]
 
 
-def test_a_coco_tree_and_photographs_become_one_set(tmp_path):
+def test_a_coco_tree_and_photographs_become_one_data_set(tmp_path):
     coco, photos = coco_tree(tmp_path / "coco"), write_photographs(tmp_path / "photos", 10)
     found = prepared([photos, coco], tmp_path / "out", val_share=0.2)
     assert {k: (m.num_samples, m.num_classes) for k, m in found.items()} == {"train": (11, 133), "val": (4, 133)}
@@ -47,10 +47,10 @@ def test_a_coco_tree_and_photographs_become_one_set(tmp_path):
     assert found["train"].class_pixels[CLASS[SKY]] == 3 * 24 * 40
     for name, sample in zip(every["train"], read_samples(found["train"], range(11)), strict=True):
         labels = sample.segment_class[sample.segments]
-        assert labels.any() == name.startswith("coco/"), name  # a photograph is void everywhere
+        assert labels.any() == name.startswith("coco/"), name  # all pixels of a photograph are void
 
 
-def test_the_share_for_validation_is_of_each_folder_of_photographs(tmp_path):
+def test_the_validation_share_applies_to_each_folder_of_photographs(tmp_path):
     one, two = write_photographs(tmp_path / "one", 10), write_photographs(tmp_path / "two", 10)
     alone = prepared([one], tmp_path / "alone", val_share=0.2)
     both = prepared([one, two], tmp_path / "both", val_share=0.2)
@@ -58,7 +58,7 @@ def test_the_share_for_validation_is_of_each_folder_of_photographs(tmp_path):
     assert both["val"].num_samples == 4 and both["val"].num_classes == 0
 
 
-def test_folders_of_one_name_keep_their_pictures_apart(tmp_path):
+def test_pictures_of_folders_with_the_same_name_stay_separate(tmp_path):
     places = [write_photographs(tmp_path / where / "photos", 4) for where in ("home", "work")]
     found = prepared(places, tmp_path / "out")
     every = names(found["train"]) + names(found["val"])
@@ -66,12 +66,12 @@ def test_folders_of_one_name_keep_their_pictures_apart(tmp_path):
     assert {name.rpartition("/photos/")[0] for name in every} == {"home", "work"}
 
 
-def test_one_folder_alone_is_stored_as_ever(tmp_path):
+def test_a_single_folder_is_stored_without_a_prefix(tmp_path):
     found = prepared([coco_tree(tmp_path / "coco")], tmp_path / "out")
     assert sorted(names(found["train"])) == [f"{number:012d}.jpg" for number in range(3)]
 
 
-def test_a_change_in_one_folder_is_noticed(tmp_path):
+def test_a_change_in_one_folder_is_detected(tmp_path):
     coco, photos, out = coco_tree(tmp_path / "coco"), write_photographs(tmp_path / "photos", 4), tmp_path / "out"
     first = prepared([coco, photos], out)
     before = (out / "train/manifest.json").stat().st_ino
@@ -98,13 +98,13 @@ def test_two_class_tables_are_one_clear_error(tmp_path):
 
 
 @pytest.mark.parametrize("second, message", [("photos", "is given twice"), ("photos/holidays", "is inside")])
-def test_a_folder_is_taken_once(tmp_path, second, message):
+def test_a_folder_may_be_given_once_only(tmp_path, second, message):
     write_photographs(tmp_path / "photos", 4)
     with pytest.raises(ValueError, match=f"{message}.*; give each folder once"):
         prepared([tmp_path / "photos", tmp_path / second], tmp_path / "out")
 
 
-def test_bad_pictures_are_named_with_their_folder(tmp_path, caplog):
+def test_errors_name_bad_pictures_with_their_folder(tmp_path, caplog):
     coco, photos = coco_tree(tmp_path / "coco"), write_photographs(tmp_path / "photos", 4)
     (photos / "0.jpg").write_text("no picture"), (coco / "train2017/000000000001.jpg").unlink()
     with caplog.at_level(logging.INFO):
@@ -113,7 +113,7 @@ def test_bad_pictures_are_named_with_their_folder(tmp_path, caplog):
     assert "skipped photos/0.jpg: " in caplog.text and "skipped coco/000000000001.jpg: " in caplog.text
 
 
-def test_the_command_takes_several_folders(tmp_path):
+def test_the_command_accepts_several_folders(tmp_path):
     coco_tree(tmp_path / "coco"), write_photographs(tmp_path / "photos", 4)
     command = [sys.executable, "-m", "jobs.prepare", "coco", "photos", "out", "--val-share", "0.25"]
     done = subprocess.run(
@@ -123,7 +123,7 @@ def test_the_command_takes_several_folders(tmp_path):
     assert "train: 6 samples" in done.stdout and "val: 3 samples" in done.stdout
 
 
-def test_data_names_several_folders(tmp_path):
+def test_data_accepts_several_folders(tmp_path):
     coco, photos = coco_tree(tmp_path / "coco"), write_photographs(tmp_path / "photos", 4)
     manifests = open_data(f"{coco},{photos}", tmp_path / "outputs")
     assert manifests["train"].num_samples == 6 and manifests["train"].num_classes == 133

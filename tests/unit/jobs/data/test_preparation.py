@@ -1,4 +1,4 @@
-"""COCO tree -> shards: what goes in comes out, bad input is named and skipped or ends in one clear line."""
+"""COCO tree -> shards: samples are stored exactly, bad ones are skipped by name, unusable input is one line."""
 
 import io
 import json
@@ -24,7 +24,7 @@ CLASS = {category.id: c for c, category in enumerate(CATEGORIES, start=1)}
 
 
 def write_tree(root: Path, num: int = 3, split: str = "train", size=(48, 40)) -> Path:
-    """A small, sound COCO tree: sky above two cats (the second a crowd) and a strip of void."""
+    """A small, valid COCO tree: sky above two cats (the second a crowd) and a strip of void."""
     height, width = size
     pictures, pngs = root / f"{split}2017", root / "annotations" / f"panoptic_{split}2017"
     pictures.mkdir(parents=True), pngs.mkdir(parents=True)
@@ -63,7 +63,7 @@ def run(root: Path, out: Path, **options) -> Path:
     return Path(prepare((root,), str(out), PrepareConfig(split="train", **options))["train"])
 
 
-def test_samples_come_back_exactly_at_random(tmp_path):
+def test_samples_are_read_back_exactly_in_any_order(tmp_path):
     root = write_tree(tmp_path / "coco", num=7)
     manifest = load_manifest(run(root, tmp_path / "out", samples_per_shard=3), check_shards=True)
     assert (manifest.num_samples, manifest.num_classes, len(manifest.shards)) == (7, 133, 3)
@@ -76,7 +76,7 @@ def test_samples_come_back_exactly_at_random(tmp_path):
         assert (label[:24] == CLASS[SKY]).all() and (label[24:-4, :20] == CLASS[CAT]).all()
         assert not label[24:-4, 20:].any() and not label[-4:].any()  # crowd and void
         assert sample.segment_thing[sample.segments[30, 0]] == 1 and sample.segment_thing[sample.segments[0, 0]] == 0
-        assert len(sample.segment_class) == 4  # void and three segments: the one without pixels is gone
+        assert len(sample.segment_class) == 4  # void and three segments, without the one that has no pixels
 
 
 def test_manifest_counts_classes(tmp_path):
@@ -87,7 +87,7 @@ def test_manifest_counts_classes(tmp_path):
     assert manifest.class_names[0] == "person" and manifest.class_names[132] == "rug-merged"
 
 
-def test_shards_are_ordinary_parquet(tmp_path):
+def test_shards_can_be_read_by_any_parquet_reader(tmp_path):
     path = run(write_tree(tmp_path / "coco"), tmp_path / "out")
     table = pq.read_table(path.parent / "shard-00000.parquet")
     assert table.num_rows == 3 and decode_jpeg(table["jpeg"][0].as_py()).shape == (48, 40, 3)
@@ -102,7 +102,7 @@ def test_order_is_shuffled_by_the_seed(tmp_path):
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(12)) != orders[0]
 
 
-def test_digest_depends_on_content_alone(tmp_path):
+def test_digest_depends_only_on_content(tmp_path):
     one = load_manifest(run(write_tree(tmp_path / "a"), tmp_path / "out-a"))
     two = load_manifest(run(write_tree(tmp_path / "b"), tmp_path / "out-b", samples_per_shard=2))
     assert one.digest == two.digest
@@ -121,13 +121,13 @@ def test_unchanged_input_is_reused_and_changed_input_is_not(tmp_path):
     run(root, out)
     assert path.stat().st_ino != before[1]
     shard = path.parent / "shard-00000.parquet"
-    shard.write_bytes(shard.read_bytes()[:-1])  # damaged: noticed and written again
+    shard.write_bytes(shard.read_bytes()[:-1])  # damage is detected, and the shard written again
     run(root, out)
     assert load_manifest(path, check_shards=True).num_samples == 3
     assert sorted(p.name for p in out.iterdir()) == ["train"]
 
 
-def test_more_than_255_segments(tmp_path):
+def test_more_than_255_segments_are_stored(tmp_path):
     root = write_tree(tmp_path / "coco", num=1)
     ids = np.arange(1, 48 * 40 + 1).reshape(48, 40) % 400 + 1
     png = root / "annotations/panoptic_train2017/000000000000.png"
@@ -139,11 +139,11 @@ def test_more_than_255_segments(tmp_path):
     assert np.array_equal(sample.segment_class[sample.segments], ids % 133 + 1)
 
 
-def test_larger_pictures_are_stored_shrunk_with_their_labels(tmp_path):
+def test_larger_pictures_are_stored_downscaled_with_their_labels(tmp_path):
     root = write_tree(tmp_path / "coco", num=2, size=(96, 80))
     ids = np.full((96, 80), 5)
     ids[48:] = 7
-    ids[0, 0] = 9  # one pixel: gone at half the size
+    ids[0, 0] = 9  # one pixel, which vanishes at half the size
     png = root / "annotations/panoptic_train2017/000000000000.png"
     Image.fromarray((ids[..., None] >> np.array([0, 8, 16]) & 255).astype(np.uint8)).save(png)
     info = [{"id": i, "category_id": c, "iscrowd": 0} for i, c in ((5, SKY), (7, CAT), (9, PERSON))]
@@ -162,7 +162,7 @@ def test_larger_pictures_are_stored_shrunk_with_their_labels(tmp_path):
 
 
 def damage(root: Path, what: str) -> None:
-    """Break sample 0 of a sound tree in one way."""
+    """Damage sample 0 of a valid tree in one way."""
     jpeg = root / "train2017/000000000000.jpg"
     png = root / "annotations/panoptic_train2017/000000000000.png"
     if what == "truncated":
@@ -225,10 +225,10 @@ def test_a_bad_sample_is_named_and_skipped_up_to_the_limit(tmp_path, caplog, wha
         run(root, tmp_path / "strict", max_bad=0)
     assert not (tmp_path / "strict/train").exists()
     with pytest.raises(ValueError, match="more than 0 bad samples"):
-        run(root, tmp_path / "out", max_bad=0)  # also where finished work could be reused
+        run(root, tmp_path / "out", max_bad=0)  # also if finished results could be reused
 
 
-def test_odd_but_sound_pictures_are_kept(tmp_path):
+def test_unusual_but_valid_pictures_are_kept(tmp_path):
     root = write_tree(tmp_path / "coco", num=4)
     Image.new("L", (40, 48), 90).save(root / "train2017/000000000000.jpg")
     Image.new("CMYK", (40, 48)).save(root / "train2017/000000000001.jpg")
@@ -238,7 +238,7 @@ def test_odd_but_sound_pictures_are_kept(tmp_path):
     assert load_manifest(path).num_samples == 4 and json.loads(path.read_text())["num_all_void"] == 1
 
 
-def test_photographs_without_labels(tmp_path):
+def test_photographs_without_labels_are_accepted_only_if_allowed(tmp_path):
     root = tmp_path / "photos"
     (root / "train2017").mkdir(parents=True)
     for number in range(2):
@@ -249,7 +249,7 @@ def test_photographs_without_labels(tmp_path):
     assert (manifest.num_samples, manifest.num_classes, manifest.class_pixels[0]) == (2, 133, 2400)
 
 
-def test_own_categories(tmp_path):
+def test_categories_of_the_user_are_stored(tmp_path):
     root = write_tree(tmp_path / "coco")
     own = [{"id": i, "name": str(i), "isthing": i < 100} for i in (SKY, CAT, PERSON)]
     edit_json(root, lambda c: c.update(categories=own))
@@ -286,7 +286,7 @@ def test_train_and_val_must_agree_on_categories(tmp_path):
         prepare((root,), str(tmp_path / "out"))
 
 
-def test_foreign_folder_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_not_overwritten(tmp_path):
     (tmp_path / "out/train").mkdir(parents=True)
     (tmp_path / "out/train/thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="choose another OUT"):
@@ -294,7 +294,7 @@ def test_foreign_folder_is_left_alone(tmp_path):
     assert (tmp_path / "out/train/thesis.txt").exists()
 
 
-def test_damaged_shard_is_named(tmp_path):
+def test_errors_name_a_damaged_shard(tmp_path):
     path = run(write_tree(tmp_path / "coco"), tmp_path / "out")
     manifest = load_manifest(path)
     shard = path.parent / "shard-00000.parquet"

@@ -39,7 +39,7 @@ def assert_equal(one: dict, other: dict) -> None:
         assert one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name]), name
 
 
-def test_batches_on_the_wire(manifest):
+def test_batches_have_the_declared_shapes_and_types(manifest):
     batches = list(local_stream(sequence(manifest)))
     assert len(batches) == 12
     for step, batch in enumerate(batches):
@@ -49,7 +49,7 @@ def test_batches_on_the_wire(manifest):
     assert set(np.unique(joined(batches)["weight"])) == {1, 3}
 
 
-def test_every_epoch_shows_every_sample_once_in_another_order_and_crop(manifest):
+def test_every_epoch_has_every_sample_once_with_another_order_and_crop(manifest):
     crops = joined(local_stream(sequence(manifest, last_step=5)))  # two epochs of ten
     first, second = crops["sample"][:10], crops["sample"][10:]
     assert sorted(first) == sorted(second) == list(range(10)) and first.tolist() != second.tolist()
@@ -57,13 +57,13 @@ def test_every_epoch_shows_every_sample_once_in_another_order_and_crop(manifest)
     assert not np.array_equal(a, b)
 
 
-def test_resuming_at_a_step_equals_the_tail(manifest):
+def test_resuming_at_a_step_equals_the_rest_of_the_stream(manifest):
     whole, tail = (joined(local_stream(sequence(manifest, first_step=k))) for k in (0, 5))
     assert_equal({name: array[20:] for name, array in whole.items()}, tail)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_share_the_global_batch_of_one(manifest, world_size):
+def test_the_ranks_batches_together_equal_the_batch_of_one_rank(manifest, world_size):
     whole = list(local_stream(sequence(manifest)))
     ranks = [list(local_stream(sequence(manifest, rank=r, world_size=world_size))) for r in range(world_size)]
     for step, batch in enumerate(whole):
@@ -77,19 +77,19 @@ def test_seed_changes_order_and_crops(manifest):
     assert one["sample"].tolist() != other["sample"].tolist() and not np.array_equal(one["x"], other["x"])
 
 
-def test_a_crop_does_not_depend_on_its_neighbours(manifest):
-    """The same positions through other task sizes."""
+def test_a_crop_does_not_depend_on_the_task_size(manifest):
+    """The same positions, read with other task sizes."""
     odd = sequence(manifest, global_batch=3, last_step=16)
     assert odd.crops_per_block != sequence(manifest).crops_per_block
     assert_equal(joined(local_stream(odd)), joined(local_stream(sequence(manifest))))
 
 
-def test_order_is_pinned():
-    """A change here changes what resumed runs see: bump the code version of every stage with it."""
+def test_the_order_never_changes():
+    """A change of the order changes the data of resumed runs, so the code version of every stage must change, too."""
     assert permutation(0, 0, 8).tolist() == [4, 6, 3, 1, 2, 7, 0, 5]
 
 
-def test_positions_beyond_32_bits(manifest):
+def test_positions_may_exceed_32_bits(manifest):
     far = sequence(manifest, first_step=2**33, last_step=2**33 + 1)
     (batch,) = local_stream(far)
     assert batch["position"].tolist() == [2**35 + i for i in range(4)]
@@ -114,12 +114,12 @@ def test_validation_is_the_same_every_time_and_split_among_ranks(manifest):
         ({"rank": 1}, "rank 1 is not below"),
     ],
 )
-def test_settings_that_cannot_work(manifest, changes, message):
+def test_invalid_settings_are_refused(manifest, changes, message):
     with pytest.raises(ValueError, match=message):
         sequence(manifest, **changes)
 
 
-def test_a_damaged_picture_is_named(manifest, tmp_path, monkeypatch):
+def test_errors_name_a_damaged_picture(manifest, tmp_path, monkeypatch):
     samples = list(stream.read_samples(manifest, range(10)))
     broken = replace(samples[0], jpeg=samples[0].jpeg[:300])
     monkeypatch.setattr(stream, "read_samples", lambda _, indices: [broken for _ in indices])

@@ -1,4 +1,4 @@
-"""Evaluations of an experiment in one report: which results count, what they are called, and what MLflow keeps."""
+"""Evaluations of an experiment in one report: which results are used, their labels, and the run in MLflow."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def result(folder, run_id, pipeline="", data="d"):
     return compare.Result(run_id=run_id, data=data, pipeline=pipeline, found=evaluation_folder.read(folder))
 
 
-def test_the_newest_result_of_a_model_counts_and_a_moved_alias_is_told_apart(tmp_path):
+def test_the_newest_result_of_a_model_is_used_and_a_moved_alias_is_another_model(tmp_path):
     old = result(kept(tmp_path / "old", "a" * 64, bpp=0.5), "1" * 32)
     moved = result(kept(tmp_path / "moved", "b" * 64, bpp=0.7), "2" * 32)
     again = result(kept(tmp_path / "again", "b" * 64, bpp=0.9), "3" * 32)
@@ -45,12 +45,12 @@ def test_the_newest_result_of_a_model_counts_and_a_moved_alias_is_told_apart(tmp
     assert found.skipped == old.found.skipped != []
 
 
-def test_a_pipelines_model_carries_its_name(tmp_path):
+def test_a_pipelines_model_has_the_pipelines_name(tmp_path):
     members = [result(kept(tmp_path / n, n * 64, label=f"models:/egic-orp/{n}"), n * 32, f"beta{n}") for n in "21"]
     assert compare.write_together(members, tmp_path / "out") == [f"beta{n}, models:/egic-orp/{n}" for n in "12"]
 
 
-def test_another_codec_is_taken_once_and_stands_behind_the_models(tmp_path):
+def test_another_codec_is_used_once_and_listed_after_the_models(tmp_path):
     members = []
     for n in "21":
         folder = kept(tmp_path / n, n * 64, label=n)
@@ -67,7 +67,7 @@ def test_another_codec_is_taken_once_and_stands_behind_the_models(tmp_path):
 
 
 def logged(folder, experiment, data="d", status="FINISHED", parent=None):
-    """The run of an evaluation whose files these are."""
+    """Log the run of an evaluation with these files."""
     run_id = start_stage(parent, "evaluate", folder.name, {"data": data}, {}, experiment=experiment)
     log_folder(run_id, folder, {})
     finish(run_id, status)
@@ -106,6 +106,6 @@ def test_an_experiment_has_a_report_per_set_of_pictures(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("output", ["s3://bucket/egic", "gs://bucket"])
-def test_reports_are_written_here(output, capsys):
+def test_reports_need_a_local_folder(output, capsys):
     assert main.main(["compare", "--output", output]) == 2
     assert "no local folder" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Evaluation without Ray: pictures to parts, parts to tables, and what the command line refuses."""
+"""Evaluation without Ray: parts of pictures, tables from parts, and errors of the command line."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def models() -> dict:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Four pictures, one of which is cut short."""
+    """Four pictures, one of them truncated."""
     rng, place = np.random.default_rng(0), tmp_path / "pictures"
     (place / "more").mkdir(parents=True)
     for name, size in (("a.png", (40, 50)), ("b.png", (33, 64)), ("more/c.png", (48, 48)), ("broken.png", (40, 40))):
@@ -54,7 +54,7 @@ def folder(tmp_path) -> Path:
 
 
 def fake_features(x: np.ndarray) -> dict[int, np.ndarray]:
-    """Two 'patches' a picture, whose features are its mean and spread."""
+    """Features of two 'patches' per picture: its mean and standard deviation."""
     return {256: np.array([[x.mean(), x.std()], [x.std(), x.mean()]], np.float32)}
 
 
@@ -83,7 +83,7 @@ def test_pictures_are_listed_by_name(folder, tmp_path):
     (other / "a.png").write_bytes((folder / "b.png").read_bytes())
     names = [p.name for p in of_folders([str(folder), str(other)])[0]]
     assert names == ["b.png", "broken.png", "more/c.png", "other/a.png", "pictures/a.png"]
-    (folder / "gone.png").symlink_to("nowhere")  # listed by rglob, but no file
+    (folder / "gone.png").symlink_to("nowhere")  # rglob lists it, but it is not a file
     assert len(of_folders([str(folder)])[0]) == 4
     for places, message in (
         (["nowhere"], "--images nowhere does not exist"),
@@ -153,17 +153,17 @@ def test_every_quality_of_one_model_beside_other_codecs_of_its_sizes(tmp_path):
         off = abs(row["bytes"] - wanted[row["point"]])
         assert off == min(abs(size - wanted[row["point"]]) for size in sizes) and row["alpha"] is None
     sets = tables.sets(found, work.parts, listed, ("fid256",))
-    assert all(e["fid256"] is not None and e["kid256"] is None for e in sets)  # whatever is measured, of every codec
+    assert all(e["fid256"] is not None and e["kid256"] is None for e in sets)  # all codecs have the same measures
     assert [e["quality"] for e in sets if e["codec"] == "egic"] == [10] * 3 + [40] * 3 + [90] * 3
     curves = tables.curve_rows(sets)
     assert [row["step"] for row in curves] == [10] * 3 + [40] * 3 + [90] * 3
     assert {"rd/alpha_0/psnr_db", "rd/alpha_0.5/bpp", "rd/alpha_1/fid256"} <= {name for row in curves for name in row}
     assert "psnr_db_quality_40_alpha_0.5" in tables.summarise(sets, rows)
     again = coder({digest: model}, tmp_path / "parts", task=replace(task, anchors=("jpeg",)))
-    assert all(again.parts.is_done(again.task, p, False) for p in listed)  # fewer codecs: all is known
+    assert all(again.parts.is_done(again.task, p, False) for p in listed)  # with fewer codecs all results exist
 
 
-def test_pictures_of_one_stem_and_names_in_any_encoding_stay_apart(models, tmp_path):
+def test_pictures_with_equal_stems_or_names_in_any_encoding_stay_separate(models, tmp_path):
     place = tmp_path / "pictures"
     place.mkdir()
     names = [b"a.png", b"a.jpg", b"caf\xe9 50%#?.png"]
@@ -187,7 +187,7 @@ def test_pictures_of_one_stem_and_names_in_any_encoding_stay_apart(models, tmp_p
         assert path.name.encode().isalnum() or set(path.name) <= set("abcdefxé0123456789_.-gjnp")
 
 
-def test_a_killed_run_goes_on_and_codes_nothing_twice(folder, models, tmp_path, monkeypatch):
+def test_a_killed_run_continues_and_codes_nothing_twice(folder, models, tmp_path, monkeypatch):
     listed = [p for p in of_folders([str(folder)])[0] if p.name != "broken.png"]
     for picture in listed:
         coder(models, tmp_path / "whole")(picture)
@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on_and_codes_nothing_twice(folder, models, tmp_path, 
     assert sets[0] == sets[1]
 
 
-def test_a_picture_that_is_shown_needs_its_pngs(folder, models, tmp_path):
+def test_a_shown_picture_without_its_pngs_is_not_done(folder, models, tmp_path):
     picture = of_folders([str(folder / "a.png")])[0][0]
     work = coder(models, tmp_path)
     work(picture)
@@ -230,7 +230,7 @@ def test_a_picture_that_is_shown_needs_its_pngs(folder, models, tmp_path):
     assert work.parts.is_done(TASK, picture, shown=True)
 
 
-def test_sets_are_means_and_say_when_they_are_unreliable(folder, models, tmp_path, monkeypatch):
+def test_sets_are_means_and_mark_unreliable_distances(folder, models, tmp_path, monkeypatch):
     listed = [p for p in of_folders([str(folder)])[0] if p.name != "broken.png"]
     work = coder(models, tmp_path)
     for picture in listed:
@@ -271,7 +271,7 @@ def test_slugs_are_plain_file_names(label):
     assert name and "/" not in name and not name.startswith(".") and name == slug(name)
 
 
-def test_measures_that_cannot_be_had_are_named_and_left_out(monkeypatch, caplog):
+def test_unavailable_measures_are_named_and_left_out(monkeypatch, caplog):
     def find(network, folder=""):
         if network == "vgg16":
             raise UserError("VGG16 weights could not be downloaded")
@@ -290,7 +290,7 @@ def test_measures_that_cannot_be_had_are_named_and_left_out(monkeypatch, caplog)
         measures.find_measures(("fid256",))
 
 
-def test_options_are_short_lists():
+def test_list_options_are_parsed():
     options = evaluate.FoldersConfig(
         alphas="1,0, 0.5", qualities="90,10", metrics="psnr,fid,dists,fid64", weights="w", shown=0
     )
@@ -326,7 +326,7 @@ def test_models_have_short_names(ref, name):
     assert evaluate.named_models([f"mine={ref}", ref]) == {"mine": ref, name: ref}
 
 
-def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
+def test_a_path_may_have_an_equals_sign(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=3").mkdir()
     assert evaluate.named_models(["lr=3", "runs/lr=4/orp"]) == {"lr=3": "lr=3", "orp": "runs/lr=4/orp"}
@@ -348,8 +348,8 @@ def test_mistakes_on_the_command_line_are_one_line(args, message, capsys, monkey
     assert error.startswith("error: ") and message in error and "\n" not in error
 
 
-def test_best_is_judged_by_the_backbone_too(monkeypatch, tmp_path):
-    """LPIPS of a random backbone is smaller, and means nothing: it must not take `best` from a real one."""
+def test_best_depends_on_the_lpips_backbone(monkeypatch, tmp_path):
+    """LPIPS with a random backbone is smaller but meaningless, and must not replace a `best` of a real backbone."""
     bases = []
     monkeypatch.setattr(
         model_registry, "publish", lambda *a: model_registry.Artifact(run_id="", uri="", sha256="", model_version=1)
@@ -362,6 +362,6 @@ def test_best_is_judged_by_the_backbone_too(monkeypatch, tmp_path):
     assert bases == ["data random", "data alexnet.pth"]
 
 
-def test_every_measure_has_a_column_and_a_weight():
+def test_every_measure_has_a_column_and_its_weights():
     assert {*quality.NAMES} <= set(tables.SCHEMA.names) and measures.NAMES == tuple(METRICS)
     assert set(measures.PACKAGES) == {*quality.NETWORK_OF, *fid_kid.NAMES}

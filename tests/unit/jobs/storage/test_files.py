@@ -1,4 +1,4 @@
-"""Places on disk and on an S3 server that runs here: the same functions and data, one line for what cannot work."""
+"""Local folders and a local S3 server: the same functions and data, and errors are one line."""
 
 import socket
 import sys
@@ -73,7 +73,7 @@ def test_files_are_written_listed_read_and_removed(place):
         storage.read(name)
 
 
-def test_results_appear_with_their_last_file_last(place, monkeypatch):
+def test_folders_are_written_with_their_last_file_last(place, monkeypatch):
     with pytest.raises(RuntimeError), storage.filled(place, last="summary.json") as here:
         raise RuntimeError
     assert files(place) == set()
@@ -90,7 +90,7 @@ def test_results_appear_with_their_last_file_last(place, monkeypatch):
         assert not here.exists() or not list(here.iterdir())
 
 
-def test_prepared_data_is_the_same_wherever_it_lies(tree, place, tmp_path):
+def test_prepared_data_is_the_same_in_every_storage(tree, place, tmp_path):
     local = load_manifest(prepare((tree,), str(tmp_path / "plain"), PrepareConfig(split="train"))["train"])
     found = load_manifest(prepare((tree,), place, PrepareConfig(samples_per_shard=2))["train"], check_shards=True)
     assert found.digest == local.digest and len(found.shards) == 3
@@ -110,14 +110,14 @@ def test_unchanged_input_is_reused_and_changed_input_replaces_it(tree, place, mo
     manifest = prepare((tree,), place, config)["train"]
     if storage.is_remote(place):
         assert [name for name in written if name != lease.NAME][-2:] == ["index.parquet", "manifest.json"]
-        assert len(set(written)) == 6  # three shards, and the lease
+        assert len(set(written)) == 6  # three shards and the lease
     written.clear()
     assert prepare((tree,), place, config)["train"] == manifest and not written
     larger = PrepareConfig(split="train", samples_per_shard=4)
     prepare((tree,), place, larger)
     names = {"shard-00000.parquet", "shard-00001.parquet", "index.parquet", "manifest.json"}
-    assert files(storage.join(place, "train")) == names  # the third shard of before is gone
-    storage.remove(manifest)  # what a broken upload looks like: not data, and no obstacle
+    assert files(storage.join(place, "train")) == names  # the earlier third shard is removed
+    storage.remove(manifest)  # as after a failed upload: it is not data, and can be prepared again
     with pytest.raises(ValueError, match="manifest.json.* does not exist"):
         load_manifest(manifest)
     prepare((tree,), place, larger)
@@ -128,7 +128,7 @@ def test_unchanged_input_is_reused_and_changed_input_replaces_it(tree, place, mo
     assert load_manifest(manifest, check_shards=True).num_samples == 5
 
 
-def test_two_that_prepare_the_same_place_do_it_once(tree, place, monkeypatch):
+def test_two_processes_prepare_the_same_place_once(tree, place, monkeypatch):
     published, publish = [], preparation.write_index
     monkeypatch.setattr(
         preparation, "write_index", lambda folder, parts: (published.append(folder), publish(folder, parts))
@@ -139,7 +139,7 @@ def test_two_that_prepare_the_same_place_do_it_once(tree, place, monkeypatch):
     assert len(published) == 1 and storage.Folder(storage.absolute(place)).read(lease.NAME) is None
 
 
-def test_a_broken_upload_leaves_no_manifest(tree, server, monkeypatch):
+def test_a_failed_upload_leaves_no_manifest(tree, server, monkeypatch):
     place = place_on(server, "broken")
     prepare((tree,), place, PrepareConfig(split="train"))
     write = storage.write
@@ -155,14 +155,14 @@ def test_a_broken_upload_leaves_no_manifest(tree, server, monkeypatch):
     assert files(storage.join(place, "train")) == {"shard-00000.parquet", "index.parquet"}
 
 
-def test_foreign_objects_are_left_alone(tree, place):
+def test_a_place_with_other_files_is_not_overwritten(tree, place):
     storage.write(storage.join(place, "train", "thesis.txt"), b"years of work")
     with pytest.raises(ValueError, match="choose another OUT"):
         prepare((tree,), place, PrepareConfig(split="train"))
     assert files(place) == {"train/thesis.txt"}
 
 
-def test_a_missing_shard_is_named_and_a_dead_server_is_no_damage(tree, server, monkeypatch):
+def test_a_missing_shard_is_named_and_a_network_error_is_not_damage(tree, server, monkeypatch):
     manifest = load_manifest(prepare((tree,), place_on(server, "gone"), PrepareConfig(split="train"))["train"])
     read_index(manifest)
     monkeypatch.setattr(storage.patiently, "wait", wait_none())
@@ -175,14 +175,14 @@ def test_a_missing_shard_is_named_and_a_dead_server_is_no_damage(tree, server, m
     monkeypatch.setattr(storage, "_opened", dead)
     with pytest.raises(OSError, match="NETWORK_CONNECTION"):
         list(read_samples(manifest, [0]))
-    assert len(calls) == 4  # repeated
+    assert len(calls) == 4  # retried
     monkeypatch.undo()
     storage.remove(storage.join(manifest.folder, manifest.shards[0]))
     with pytest.raises(ValueError, match="shard-00000.parquet.* is damaged at sample 0"):
         list(read_samples(manifest, [0]))
 
 
-def test_parts_of_an_evaluation(place):
+def test_parts_of_an_evaluation_are_done_when_all_files_exist(place):
     parts, picture = Parts(folder=place), Picture(name="a.png", digest="d" * 64)
     path = parts.model("m" * 64, picture, 50)
     task = Task(labels={"m": "m" * 64}, qualities={"m" * 64: (50,)}, patches=(256,))
@@ -196,7 +196,7 @@ def test_parts_of_an_evaluation(place):
     assert parts.is_done(task, picture, shown=True)
 
 
-def test_google_storage_takes_its_options_from_the_uri():
+def test_google_storage_reads_its_options_from_the_uri():
     place = "gs://anonymous@bucket/egic/run%201?scheme=http&endpoint_override=127.0.0.1:9"
     storage.check_spelling("output", place)
     filesystem, path = storage.filesystem_and_path(storage.join(place, "checkpoints"))
@@ -217,7 +217,7 @@ def test_google_storage_takes_its_options_from_the_uri():
         ("gs://someone@bucket/folder", "holds credentials"),
     ],
 )
-def test_misspelled_places(place, message):
+def test_invalid_uris_are_refused(place, message):
     preset = vars(tiny())
     for make in (
         lambda: Config(**(preset | {"data": place})),
@@ -237,7 +237,7 @@ def refuses(writable: bool, place: str) -> str:
     return str(error.value)
 
 
-def test_storage_that_cannot_work_is_told_early(server, tmp_path, monkeypatch):
+def test_unusable_storage_is_refused_before_work_starts(server, tmp_path, monkeypatch):
     good = place_on(server, "fine")
     storage.check(good, writable=True)
     assert files(good) == set()
@@ -250,7 +250,7 @@ def test_storage_that_cannot_work_is_told_early(server, tmp_path, monkeypatch):
         storage.check(tmp_path / "file" / "below", writable=True)
 
 
-def test_a_server_that_refuses(monkeypatch, server):
+def test_refused_access_is_one_line(monkeypatch, server):
     class Refuses(BaseHTTPRequestHandler):
         def do_POST(self):
             self.send_error(403)
@@ -268,7 +268,7 @@ def test_a_server_that_refuses(monkeypatch, server):
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_a_server_that_never_answers_is_given_up(server, monkeypatch, scheme):
+def test_a_server_that_never_answers_is_an_error_after_a_timeout(server, monkeypatch, scheme):
     monkeypatch.setattr(storage, "PROBE_S", 3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         options = f"scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
@@ -277,7 +277,7 @@ def test_a_server_that_never_answers_is_given_up(server, monkeypatch, scheme):
     assert "does not answer within 3 s" in message
 
 
-def test_the_pipeline_says_so_before_it_trains(server, tmp_path, monkeypatch, capsys):
+def test_the_pipeline_checks_its_storage_before_training(server, tmp_path, monkeypatch, capsys):
     missing = place_on(server, "x").replace(BUCKET, "missing")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

@@ -1,4 +1,4 @@
-"""Two drivers, one folder: one works, the other waits; a dead one keeps nobody waiting."""
+"""The lease of a folder: one driver works, the other waits, and a dead driver's lease is taken over."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def place(tmp_path, monkeypatch) -> Folder:
     return Folder(str(tmp_path))
 
 
-def test_one_after_the_other(place, caplog):
+def test_the_second_driver_waits_for_the_first(place, caplog):
     caplog.set_level("INFO", "jobs.storage.lease")
     order, holds = [], threading.Event()
 
@@ -41,7 +41,7 @@ def test_one_after_the_other(place, caplog):
     assert place.names() == []
 
 
-def test_two_at_the_same_moment(place):
+def test_only_one_of_several_simultaneous_drivers_has_the_lease(place):
     inside, seen, start = [], [], threading.Barrier(4)
 
     def work():
@@ -60,7 +60,7 @@ def test_two_at_the_same_moment(place):
     assert seen == [1, 1, 1, 1]
 
 
-def test_a_process_of_this_machine_that_is_gone_holds_nothing(place, monkeypatch):
+def test_the_lease_of_a_dead_local_process_is_taken_over(place, monkeypatch):
     monkeypatch.setattr(lease, "DEAD_S", 1e9)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -70,7 +70,7 @@ def test_a_process_of_this_machine_that_is_gone_holds_nothing(place, monkeypatch
         assert json.loads(place.read(lease.NAME))["pid"] == os.getpid()
 
 
-def test_a_holder_elsewhere_that_no_longer_beats_is_dead(place, monkeypatch):
+def test_a_remote_lease_without_heartbeat_is_taken_over(place, monkeypatch):
     monkeypatch.setattr(lease, "DEAD_S", 0.2)
     holder = {"owner": "x", "host": "elsewhere", "boot": "", "pid": 1, "beat": 7}
     place.write(lease.NAME, json.dumps(holder).encode())
@@ -78,10 +78,10 @@ def test_a_holder_elsewhere_that_no_longer_beats_is_dead(place, monkeypatch):
         assert b"elsewhere" not in place.read(lease.NAME)
 
 
-def test_a_lease_that_was_taken_over_ends_this_process_work(place, monkeypatch):
+def test_a_process_whose_lease_was_taken_over_stops(place, monkeypatch):
     told = threading.Event()
     monkeypatch.setattr(lease._thread, "interrupt_main", told.set)
     with lease.held(place, "gan"):
         place.write(lease.NAME, b'{"owner": "another"}')
         assert told.wait(10)
-    assert place.read(lease.NAME) == b'{"owner": "another"}', "what is another's stays"
+    assert place.read(lease.NAME) == b'{"owner": "another"}', "the other's lease is kept"

@@ -1,4 +1,4 @@
-"""Curves: every value once, none at the cost of training."""
+"""Metric curves in MLflow: every value is stored once, and training never waits."""
 
 import threading
 
@@ -6,7 +6,7 @@ from jobs.tracking import metric_log, store
 from tests.mlflow_store import history, wait_until
 
 
-def test_rows_arrive(client, run_id):
+def test_rows_are_stored(client, run_id):
     curves = metric_log.MetricLog(run_id)
     curves.log([{"step": i, "train/loss": i / 2, "train/bpp": 1} for i in range(1500)])  # three requests
     assert curves.close() == 0
@@ -38,7 +38,7 @@ def test_nonfinite_values_are_left_out_and_named(client, run_id, caplog):
 
 
 def failing(monkeypatch, num_failures: int, error: Exception) -> list:
-    """Let the first `num_failures` batches fail after they were stored, as a lost answer would; returns the calls."""
+    """Let the first `num_failures` batches fail after they were stored, as with a lost response; returns the calls."""
     client, calls = store.mlflow().MlflowClient, []
     log_batch = client.log_batch
 
@@ -52,7 +52,7 @@ def failing(monkeypatch, num_failures: int, error: Exception) -> list:
     return calls
 
 
-def test_lost_answers_are_retried_and_nothing_is_stored_twice(client, run_id, monkeypatch, caplog):
+def test_requests_with_a_lost_response_are_retried_and_stored_once(client, run_id, monkeypatch, caplog):
     calls = failing(monkeypatch, 1, ConnectionError("gone"))
     curves = metric_log.MetricLog(run_id)
     curves.log([{"step": 1, "train/loss": 1.0}])
@@ -62,7 +62,7 @@ def test_lost_answers_are_retried_and_nothing_is_stored_twice(client, run_id, mo
     assert "they are sent later, training continues" in caplog.text and "accepts metrics again" in caplog.text
 
 
-def test_log_never_waits_and_close_says_what_is_lost(run_id, monkeypatch, caplog):
+def test_log_never_waits_and_close_logs_what_is_lost(run_id, monkeypatch, caplog):
     entered, release = [], threading.Event()
 
     def hang(self, *args, **kwargs):
@@ -91,7 +91,7 @@ def test_full_buffer_drops_the_oldest_and_counts_them(client, run_id, monkeypatc
     assert "dropping the oldest" in caplog.text
 
 
-def test_refused_metrics_are_lost_with_a_reason_not_retried_for_ever(run_id, caplog):
+def test_refused_metrics_are_dropped_with_a_reason(run_id, caplog):
     curves = metric_log.MetricLog(run_id)
     curves.log([{"step": 1, "not;a;name": 1.0}])
     wait_until(lambda: curves.num_lost)

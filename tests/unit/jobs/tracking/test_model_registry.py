@@ -1,4 +1,4 @@
-"""Artifacts: published, resolved and fetched by every kind of name, and the alias `best`."""
+"""Artifacts in MLflow: publish, resolve and download by every kind of reference, and the alias `best`."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from tests.mlflow_store import published
 pytestmark = pytest.mark.usefixtures("client")
 
 
-def test_published_artifact_is_found_by_its_key_once_finished(folder, experiment):
+def test_a_finished_artifact_is_found_by_its_key(folder, experiment):
     run_id = runs.start_stage(None, "gan", "k", {}, {}, experiment=experiment)
     artifact = model_registry.publish(run_id, folder, "gan", digest(folder), {"lam": 2}, {})
     assert model_registry.find_finished("gan", "k", experiment=experiment) is None
@@ -28,7 +28,7 @@ def test_published_artifact_is_found_by_its_key_once_finished(folder, experiment
     assert model_registry.find_finished("orp", "k", experiment=experiment) is None
 
 
-def test_finished_stage_whose_files_are_gone_is_not_reused(folder, experiment, database, caplog):
+def test_a_finished_stage_with_missing_files_is_not_reused(folder, experiment, database, caplog):
     artifact = published(folder, experiment)
     stored = database.parent / "mlartifacts" / "models" / artifact.uri.removeprefix("models:/") / "artifacts"
     for path in stored.iterdir():
@@ -37,12 +37,12 @@ def test_finished_stage_whose_files_are_gone_is_not_reused(folder, experiment, d
     assert "its files are gone" in caplog.text
 
 
-def test_publishing_again_after_a_crash_makes_no_second_version(folder, run_id):
+def test_publishing_again_after_a_crash_creates_no_second_version(folder, run_id):
     first = model_registry.publish(run_id, folder, "gan", digest(folder), {}, {})
     assert model_registry.publish(run_id, folder, "gan", digest(folder), {}, {}) == first
 
 
-def test_upload_that_fails_leaves_no_version(folder, run_id, client, monkeypatch):
+def test_a_failed_upload_leaves_no_version(folder, run_id, client, monkeypatch):
     def fail(self, *args):
         raise OSError("disk full")
 
@@ -52,7 +52,7 @@ def test_upload_that_fails_leaves_no_version(folder, run_id, client, monkeypatch
     assert client.search_model_versions(f"run_id = '{run_id}'") == []
 
 
-def test_references_give_the_same_folder(folder, experiment, tmp_path):
+def test_all_kinds_of_references_resolve_to_the_same_artifact(folder, experiment, tmp_path):
     artifact = published(folder, experiment, name="refs")
     refs = ["models:/egic-refs@latest", "models:/egic-refs/1", artifact.uri, f"runs:/{artifact.run_id}", str(folder)]
     for i, ref in enumerate(refs):
@@ -106,7 +106,7 @@ def test_wrong_digest_is_refused_before_and_after_the_download(folder, experimen
     stored.write_bytes(b"damaged")
     with pytest.raises(UserError, match="damaged or another artifact"):
         model_registry.fetch(artifact.uri, tmp_path / "new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact"]  # nothing half done stays
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact"]  # no incomplete folder remains
 
 
 def test_local_folder_is_checked_too(folder):
@@ -114,7 +114,7 @@ def test_local_folder_is_checked_too(folder):
         model_registry.fetch(str(folder), folder / "new", "0000")
 
 
-def test_folder_that_is_there_is_kept_if_right_and_refused_if_not(folder, experiment, tmp_path):
+def test_an_existing_folder_is_kept_if_its_digest_is_right_and_else_refused(folder, experiment, tmp_path):
     artifact = published(folder, experiment)
     dest = model_registry.fetch(artifact.uri, tmp_path / "new")
     inode = dest.stat().st_ino
@@ -124,10 +124,10 @@ def test_folder_that_is_there_is_kept_if_right_and_refused_if_not(folder, experi
         model_registry.fetch(artifact.uri, dest)
 
 
-def test_parents_are_lineage_and_tags(client, folder, experiment, run_id):
+def test_parents_are_stored_as_lineage_and_tags(client, folder, experiment, run_id):
     parent = published(folder, experiment, name="mse-codec")
     local = model_registry.resolve(str(folder))
-    for _ in range(2):  # a reopened run says it again
+    for _ in range(2):  # a reopened run logs it again
         model_registry.log_parents(run_id, {"codec": parent, "discriminator": local})
     run = client.get_run(run_id)
     assert {entry.model_id for entry in run.inputs.model_inputs} == {parent.uri.removeprefix("models:/")}
@@ -152,7 +152,7 @@ def test_best_moves_only_on_improvement_on_the_same_data(client, folder, request
     for i, (value, data, becomes_best) in enumerate(steps):
         (folder / "codec.safetensors").write_bytes(bytes([i]))
         version = published(folder, stage, key=str(i), name=stage).model_version
-        for _ in range(2):  # saying it again changes nothing
+        for _ in range(2):  # a second call changes nothing
             assert model_registry.promote_if_best(name, version, "val/x", value, higher, data) is becomes_best
         expected = version if becomes_best else expected
         best = client.get_registered_model(name).aliases.get("best")
@@ -170,8 +170,8 @@ def test_best_is_not_compared_across_metrics(client, folder, experiment):
     assert listed[f"models:/egic-metrics/{second.model_version}"].endswith(" @latest")
 
 
-def test_a_fetched_model_lies_in_the_cache_under_its_digest(folder, experiment, monkeypatch, tmp_path):
-    """A moved alias is another digest, and so another folder."""
+def test_a_downloaded_model_is_cached_by_its_digest(folder, experiment, monkeypatch, tmp_path):
+    """A moved alias has another digest, so another folder."""
     monkeypatch.setenv("EGIC_CACHE", str(tmp_path / "cache"))
     for content in (b"first", b"second"):
         (folder / "codec.safetensors").write_bytes(content)
@@ -181,8 +181,8 @@ def test_a_fetched_model_lies_in_the_cache_under_its_digest(folder, experiment, 
         assert (found / "codec.safetensors").read_bytes() == content
 
 
-def test_a_folder_from_elsewhere_is_registered_once_and_is_a_parent(tmp_path, experiment):
-    """Imported weights, as `jobs.commands.one_stage` takes them: a registered version, or the folder itself."""
+def test_an_external_folder_is_registered_once_and_can_be_a_parent(tmp_path, experiment):
+    """Imported weights as parents of a stage: a registered version, or the folder itself."""
     with torch.random.fork_rng():
         sha256 = save(tmp_path / "new", {"codec": tiny_model().codec}, {"stage": "gan", "source": "ckpt-7"})
     first = model_registry.publish_folder(tmp_path / "new", experiment=experiment)

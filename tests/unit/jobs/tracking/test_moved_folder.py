@@ -1,4 +1,4 @@
-"""A working folder that is moved or copied with its sqlite store: artifacts are used where they are now."""
+"""A working folder that is moved or copied with its sqlite store: artifacts are read from the new place."""
 
 import multiprocessing
 import os
@@ -14,10 +14,10 @@ from tests.mlflow_store import PNG, published
 
 @pytest.fixture
 def working_folder(tmp_path, client, database, monkeypatch):
-    """A folder with a store of its own, in use; how to use another one."""
+    """A working folder with its own store, set as current, and a function that makes another one current."""
     made = tmp_path / "one"
     made.mkdir()
-    shutil.copy(database, made / "mlflow.db")  # creating the tables takes seconds
+    shutil.copy(database, made / "mlflow.db")  # a copy, since creating the tables takes seconds
 
     def use(place: Path) -> Path:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
@@ -31,7 +31,7 @@ def pictures(place: Path) -> list[bytes]:
 
 
 def in_a_process_of_its_own(action) -> None:
-    """Run `action`: MLflow keeps in its process where the artifacts of a run are."""
+    """Run `action` in a new process, since MLflow caches where the artifacts of a run are."""
     process = multiprocessing.get_context("fork").Process(target=action)
     process.start()
     process.join(120)
@@ -42,7 +42,7 @@ FORMS = {"path": str, "uri": Path.as_uri}
 
 
 @pytest.mark.parametrize("move", [shutil.copytree, shutil.move])
-def test_artifacts_are_used_where_they_are_now(working_folder, folder, tmp_path, move):
+def test_artifacts_are_read_and_written_in_the_new_place(working_folder, folder, tmp_path, move):
     one, use = working_folder
 
     def first() -> None:
@@ -55,7 +55,7 @@ def test_artifacts_are_used_where_they_are_now(working_folder, folder, tmp_path,
     move(one, two)
     before = sorted(one.rglob("*"))
     if not before:
-        one.write_text("")  # where nothing can be written any more
+        one.write_text("")  # a file, so that nothing can be written below it
     use(two)
     for form in FORMS:
         fetched = model_registry.fetch(f"models:/egic-{form}/1", tmp_path / form)
@@ -69,7 +69,7 @@ def test_artifacts_are_used_where_they_are_now(working_folder, folder, tmp_path,
     assert sorted(one.rglob("*")) == before
 
 
-def test_a_folder_that_moves_before_it_holds_artifacts(working_folder, experiment, tmp_path):
+def test_a_folder_that_moves_before_it_has_artifacts(working_folder, experiment, tmp_path):
     one, use = working_folder
     run_id = runs.start_stage(None, "gan", "key1", {}, {}, experiment=experiment)
     use(one.rename(tmp_path / "two"))
@@ -78,8 +78,8 @@ def test_a_folder_that_moves_before_it_holds_artifacts(working_folder, experimen
     assert pictures(tmp_path / "two") == [PNG] and not one.exists()
 
 
-def test_artifacts_that_a_user_keeps_elsewhere_stay_there(working_folder, experiment, folder, tmp_path):
-    """The database alone moves: its artifacts are where they were, and so is what follows."""
+def test_artifacts_outside_the_folder_stay_there(working_folder, experiment, folder, tmp_path):
+    """Only the database moves: old and new artifacts stay in their place."""
     one, use = working_folder
     elsewhere = tmp_path / "disk" / "mlartifacts"
     store.client().create_experiment(experiment, artifact_location=elsewhere.as_uri())
@@ -91,7 +91,7 @@ def test_artifacts_that_a_user_keeps_elsewhere_stay_there(working_folder, experi
     assert len(list(elsewhere.glob("models/*"))) == 2 and not list((tmp_path / "two").glob("mlartifacts/*"))
 
 
-def test_artifacts_that_cannot_be_written_are_named_before_a_stage_starts(working_folder, experiment, tmp_path):
+def test_an_unwritable_artifact_folder_is_an_error_before_a_stage_starts(working_folder, experiment, tmp_path):
     (tmp_path / "file").write_text("")
     place = tmp_path / "file" / "results"
     store.client().create_experiment(experiment, artifact_location=str(place))
@@ -101,7 +101,7 @@ def test_artifacts_that_cannot_be_written_are_named_before_a_stage_starts(workin
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
-def test_a_folder_without_permission_counts_as_one_that_cannot_be_written(working_folder, experiment, tmp_path):
+def test_an_artifact_folder_without_permission_is_an_error(working_folder, experiment, tmp_path):
     (tmp_path / "theirs").mkdir(mode=0o500)
     store.client().create_experiment(experiment, artifact_location=str(tmp_path / "theirs" / "artifacts"))
     with pytest.raises(UserError, match="where nothing can be written"):

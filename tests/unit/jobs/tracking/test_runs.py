@@ -1,4 +1,4 @@
-"""Runs of pipelines and stages, and what they hold."""
+"""Runs of pipelines and stages in MLflow: parents, tags, parameters and pictures."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def test_stage_is_a_child_run_with_its_key(client, experiment):
 
 
 @pytest.mark.parametrize("ending", [None, "FAILED", "KILLED"])
-def test_unfinished_stage_is_opened_again_below_the_new_pipeline(client, experiment, ending):
+def test_unfinished_stage_is_reopened_below_the_new_pipeline(client, experiment, ending):
     first = runs.start_stage(None, "gan", "k", {"lam": 2}, {}, experiment=experiment)
     if ending:
         runs.finish(first, ending)
@@ -69,7 +69,7 @@ def test_flatten_nested_configs():
     }
 
 
-def test_long_and_many_parameters(client, run_id, caplog):
+def test_many_parameters_are_stored_and_long_ones_cut(client, run_id, caplog):
     runs.log_params(run_id, {"long": "x" * 7000, **{f"p{i}": i for i in range(250)}})
     params = client.get_run(run_id).data.params
     assert len(params) == 251

@@ -1,4 +1,4 @@
-"""A real server: everything arrives, also when it is restarted in between."""
+"""A real server: all data arrives, even if the server is restarted."""
 
 import os
 import subprocess

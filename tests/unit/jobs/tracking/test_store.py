@@ -1,4 +1,4 @@
-"""Which store is used, what is wrong with one that cannot be, and waiting for one that is away."""
+"""The tracking store: its choice, errors for unusable stores, and waiting for an unavailable server."""
 
 import os
 import threading
@@ -39,7 +39,7 @@ def test_server_that_is_down_is_one_clear_error_without_the_password(monkeypatch
 
 
 class Mlflow2(BaseHTTPRequestHandler):
-    """Answers as MLflow 2.22 does to what is asked of it at the start."""
+    """Answers the first requests like MLflow 2.22."""
 
     def do_GET(self) -> None:
         known = {"/health": b"OK", "/version": b"2.22.5"}.get(self.path)
@@ -62,13 +62,13 @@ def test_a_server_without_logged_models_is_refused_with_its_version(monkeypatch)
         server.shutdown()
 
 
-def test_paths_may_hold_what_has_a_meaning_in_a_uri(tmp_path, folder, monkeypatch):
+def test_paths_may_have_characters_with_a_meaning_in_uris(tmp_path, folder, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     place = tmp_path / "100%25 of é? #1"
     place.mkdir()
     monkeypatch.chdir(place)
     artifact = published(folder, "odd", name="odd")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri())  # as the processes of a stage get it
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri())  # as it is set for the processes of a stage
     runs.log_pictures(artifact.run_id, 1, {"val": PNG})
     assert store.sqlite_path(store.tracking_uri()) == place / "mlflow.db" and (place / "mlflow.db").is_file()
     assert [path.read_bytes() for path in place.rglob("val/step_000001.png")] == [PNG]
@@ -81,8 +81,8 @@ def test_folder_that_does_not_exist_is_a_clear_error(tmp_path, monkeypatch):
         store.client()
 
 
-def test_a_database_is_made_by_one_at_a_time(tmp_path, monkeypatch):
-    """Two that make its tables at once: MLflow's own `table already exists`."""
+def test_only_one_process_at_a_time_creates_the_database(tmp_path, monkeypatch):
+    """Two processes that create the tables at once would fail with MLflow's `table already exists`."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     inside, met = [], []
 
@@ -115,7 +115,7 @@ def test_user_settings_of_mlflow_are_kept(monkeypatch):
 
 @pytest.fixture
 def away(monkeypatch):
-    """A server that does not answer the first times it is asked; how often it still will not."""
+    """A server that does not answer the first requests; yields how many requests it will still not answer."""
     left = [0]
 
     def check(uri):
@@ -142,25 +142,25 @@ def failing_first(times: int, error: Exception):
     return action
 
 
-def test_the_end_of_a_stage_waits_for_a_server_that_is_away(away, caplog):
+def test_the_end_of_a_stage_waits_for_an_unavailable_server(away, caplog):
     away[0] = 3
     assert store.patiently(failing_first(3, ConnectionError("refused")), "gan is trained") == "done"
     assert "trying again for" in caplog.text
 
 
-def test_a_database_that_restarts_is_waited_for(away):
+def test_errors_of_a_restarting_database_are_retried(away):
     error = store.mlflow().MlflowException("(psycopg2.OperationalError) server closed the connection")
     assert store.patiently(failing_first(2, error), "gan is trained") == "done"
 
 
-def test_a_server_that_stays_away_is_named_with_what_is_kept(away, monkeypatch):
+def test_a_server_that_stays_unavailable_is_an_error_that_says_what_is_kept(away, monkeypatch):
     away[0] = 10**9
     monkeypatch.setenv("EGIC_MLFLOW_PATIENCE_S", "0")
     with pytest.raises(UserError, match="gan is trained, but the MLflow server does not answer.*give the same command"):
         store.patiently(failing_first(10**9, ConnectionError()), "gan is trained")
 
 
-def test_what_trying_again_does_not_mend_is_raised_at_once(away):
+def test_other_errors_are_not_retried(away):
     for error in (KeyError("x"), ValueError("no"), store.mlflow().MlflowException("bad", error_code=1000)):
         action = failing_first(10, error)
         with pytest.raises(type(error)):

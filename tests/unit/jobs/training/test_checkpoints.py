@@ -1,4 +1,4 @@
-"""What a stage's folder says: which checkpoint to go on from, which ones to remove, and what was asked."""
+"""The folder of a stage: which checkpoint to resume from, which ones to remove, and requests to stop."""
 
 import json
 
@@ -19,15 +19,15 @@ def put(place: Folder, name: str, step: int | None) -> None:
     place.write(f"{name}/meta.json", content)
 
 
-def test_an_empty_place(place):
+def test_an_empty_folder_has_no_checkpoint(place):
     assert checkpoints.candidates(place, None) == []
     assert place.read("x") is None and not place.exists("x")
     place.remove("x")
     assert checkpoints.rollbacks(place) == []
 
 
-def test_steps_decide_and_not_the_names_which_hold_a_clock(place):
-    """Rank 0 moved to a node whose clock is an hour behind: its newer checkpoints have older names."""
+def test_checkpoints_are_ordered_by_step_and_not_by_name(place):
+    """Names are times: if rank 0 moves to a node whose clock is an hour behind, newer checkpoints have older names."""
     for name, step in {
         "checkpoint_13h": 10,
         "checkpoint_14h": 20,
@@ -40,21 +40,21 @@ def test_steps_decide_and_not_the_names_which_hold_a_clock(place):
     assert checkpoints.candidates(place, None) == ["checkpoint_12h30", *order]
 
 
-def test_a_committed_one_without_a_step_comes_first_and_hides_nothing(place):
+def test_a_committed_checkpoint_without_a_step_is_tried_first(place):
     put(place, "checkpoint_a", 10)
     put(place, "checkpoint_b", None)
     assert checkpoints.candidates(place, "checkpoint_b") == ["checkpoint_b", "checkpoint_a"]
 
 
-def test_only_uncommitted_ones_are_removed(place):
+def test_only_uncommitted_checkpoints_are_removed(place):
     for name, step in {"checkpoint_a": 10, "checkpoint_b": 20, "checkpoint_c": 30, "checkpoint_d": None}.items():
         put(place, name, step)
     checkpoints.remove_orphans(place, "checkpoint_b", ["checkpoint_a", "checkpoint_b"], 3)
     assert place.names(pyarrow.fs.FileType.Directory) == ["checkpoint_a", "checkpoint_b"]
 
 
-def test_what_training_went_on_from_uncommitted_is_removed_when_newer_ones_are_there(place):
-    """A worker that is killed before its first checkpoint is committed leaves it, and the next one goes on from it."""
+def test_an_uncommitted_checkpoint_that_was_resumed_from_is_removed_later(place):
+    """A worker that is killed before its first checkpoint is committed leaves it, and the next one resumes from it."""
     for step in (10, 20, 30, 40):
         put(place, f"checkpoint_{step}", step)
         if step > 10:
@@ -64,14 +64,14 @@ def test_what_training_went_on_from_uncommitted_is_removed_when_newer_ones_are_t
     assert len(place.names(pyarrow.fs.FileType.Directory)) == 3
 
 
-def test_rollbacks_are_counted_once_however_many_workers_note_them(place):
+def test_rollbacks_are_counted_once_for_all_workers(place):
     checkpoints.note_rollback(place, 1, 17, "nan")
     checkpoints.note_rollback(place, 1, 17, "nan")
     checkpoints.note_rollback(place, 2, 18, "inf")
     assert [r["step"] for r in checkpoints.rollbacks(place)] == [17, 18]
 
 
-def test_a_request_to_stop(place):
+def test_a_request_to_stop_is_a_file(place):
     checkpoints.ask_to_stop(place)
     assert place.exists(checkpoints.STOP)
     place.remove(checkpoints.STOP)

@@ -1,4 +1,4 @@
-"""The code part of a stage's key: comments and docstrings do not change it, code does, and no module is forgotten."""
+"""The code part of a stage's key: it depends on code, not on comments and docstrings, and includes every module."""
 
 import ast
 import json
@@ -47,7 +47,7 @@ class Circle:
         ("math.pi * self.radius**2", "(\n            math.pi\n            * self.radius**2)"),
     ],
 )
-def test_a_comment_a_docstring_and_a_line_break_leave_the_digest(old, new):
+def test_comments_docstrings_and_line_breaks_do_not_change_the_digest(old, new):
     assert old in SOURCE
     assert source_digest(SOURCE.replace(old, new)) == source_digest(SOURCE)
 
@@ -79,7 +79,7 @@ def test_the_same_code_in_another_folder_has_the_same_digest(copy):
     assert code_files(*MEASURING, root=copy) == code_files(*MEASURING)
 
 
-def test_every_file_of_a_folder_counts_a_new_one_too(copy):
+def test_every_file_of_a_folder_counts_also_new_ones(copy):
     before = code_files(*LEARNING, root=copy)
     losses = copy / "egic/training/losses.py"
     losses.write_text(losses.read_text() + "\n# a note\n")
@@ -94,12 +94,12 @@ def test_every_file_of_a_folder_counts_a_new_one_too(copy):
     assert "egic/training/losses.py" in changed_files(tag, code_files(*LEARNING, root=copy))
 
 
-def test_a_tag_fits_into_mlflow():
+def test_the_tag_is_below_mlflows_limit():
     for name in (*MODULES, EVALUATE):
         assert len(json.dumps(code_tag(sources(name)))) < 5000  # MLflow's limit of a tag's value
 
 
-def test_a_stage_counts_its_own_module_and_no_other_stages():
+def test_a_stage_includes_its_own_module_and_not_those_of_other_stages():
     for name, module in MODULES.items():
         own = {path for path in sources(name) if path in {m.replace(".", "/") + ".py" for m in MODULES.values()}}
         assert own == {module.replace(".", "/") + ".py"}
@@ -107,7 +107,7 @@ def test_a_stage_counts_its_own_module_and_no_other_stages():
 
 
 def modules_of(path: Path) -> set[Path]:
-    """Files of egic and jobs that `path` imports, function bodies included, but for its own command line."""
+    """Files of egic and jobs that `path` imports, also in functions, except for its own command line."""
     found = set()
     tree = ast.parse(path.read_text())
     tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and "__main__" in ast.unparse(n.test))]
@@ -124,7 +124,7 @@ def modules_of(path: Path) -> set[Path]:
 
 
 def closure(*starts: str) -> set[str]:
-    """Every file that these import, directly or not, themselves included."""
+    """These files and all that they import, directly or indirectly."""
     found, todo = set(), {ROOT / s for s in starts}
     while todo:
         path = todo.pop()
@@ -154,12 +154,12 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_module_that_decides_a_result_counts(name):
+def test_every_module_that_affects_training_is_included(name):
     own = MODULES[name].replace(".", "/") + ".py"
     missed = closure(own, "jobs/training/loop.py", "jobs/data/stream.py") - {*sources(name), *OUTSIDE}
     assert not missed, f"add to code_version.LEARNING, or say here why not: {sorted(missed)}"
 
 
-def test_every_module_that_makes_a_file_counts():
+def test_every_module_that_affects_evaluated_files_is_included():
     missed = closure("egic/model.py") - {*sources(EVALUATE), *OUTSIDE}
     assert not missed, f"add to code_version.MEASURING, or say here why not: {sorted(missed)}"

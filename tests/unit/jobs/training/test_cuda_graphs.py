@@ -1,7 +1,7 @@
-"""Steps that are captured and replayed train what steps that run do, and stop where one is not finite.
+"""Captured and replayed steps train the same weights as normal steps, and stop at a non-finite step.
 
-Without a GPU, a captured step is run again where a graph would be replayed: from the same memory, with a guard in place
-of exceptions.
+Without a GPU, the captured step is called again in place of replaying a graph: with the same memory, and with a guard
+in place of exceptions.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Graphed(LocalSession):
-    """As if the device had graphs; `spoil` is the step whose weights are not numbers."""
+    """Pretend that the device has graphs. spoil: the step whose weights become NaN."""
 
     def __init__(self, *args, spoil=None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -31,7 +31,7 @@ class Graphed(LocalSession):
 
 @pytest.fixture
 def with_graphs(monkeypatch):
-    """Training captures its steps; returns how many captures there were."""
+    """Let training capture its steps; returns the list of captures."""
     captured = []
 
     def capture(function):
@@ -69,7 +69,7 @@ def test_replayed_steps_train_the_same(tmp_path, stage, request):
         assert losses == pytest.approx({k: other[k] for k in losses}, rel=1e-3)
 
 
-def test_a_run_with_graphs_goes_on_without_them_and_the_other_way_round(tmp_path, request):
+def test_a_run_with_graphs_can_be_resumed_without_and_the_reverse(tmp_path, request):
     config = small("mse-codec", **LENGTH["mse-codec"] | {"checkpoint_every": 4})
     run("mse-codec", config, LocalSession(tmp_path / "plain"))
     with pytest.raises(KeyboardInterrupt):
@@ -86,8 +86,8 @@ def test_a_run_with_graphs_goes_on_without_them_and_the_other_way_round(tmp_path
 
 
 @pytest.mark.parametrize("stage, spoil, term", [("segmentation", 3, "seg"), ("gan", 7, "d_seg_real")])
-def test_no_update_is_made_from_a_loss_that_is_not_finite_on(tmp_path, stage, spoil, term, with_graphs, monkeypatch):
-    """Weights are those before the step, and the message names it, though it was found steps later."""
+def test_no_update_is_made_after_a_non_finite_loss(tmp_path, stage, spoil, term, with_graphs, monkeypatch):
+    """Weights are those before that step, and the message names it, although it is detected some steps later."""
     states, prepare = [], train_state.prepare_training
     monkeypatch.setattr(loop, "prepare_training", lambda *args: states.append(prepare(*args)) or states[-1])
     config, steps_done = small(stage, **LENGTH[stage]), []
@@ -101,6 +101,6 @@ def test_no_update_is_made_from_a_loss_that_is_not_finite_on(tmp_path, stage, sp
     with pytest.raises(NonFiniteError, match=f"{stage} step {spoil}, rank 0: non-finite .*{term}"):
         run(stage, config, session)
     assert session.rollbacks == [{"step": spoil, "why": session.rollbacks[0]["why"]}]
-    assert len(steps_done) > spoil, "it was found later"
+    assert len(steps_done) > spoil, "it is detected later"
     now = train_state.trained_weights(load_stage(stage), states[0].nets)
     assert all(torch.equal(steps_done[spoil - 1][k], now[k]) for k in now)

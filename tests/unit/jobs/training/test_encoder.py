@@ -1,4 +1,4 @@
-"""The digest of a frozen encoder's weights: part of a stage's key, and what a parent must have been trained with."""
+"""The digest of a frozen encoder's weights: it is part of a stage's key, and must be that of the parent."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def key(config, stage="segmentation"):
     return stage_key(ingredients(load_stage(stage), config, parents={}, data="", lpips=""))
 
 
-def test_the_weights_and_not_their_place_decide_the_key(tmp_path, config):
+def test_the_key_depends_on_the_weights_and_not_on_their_path(tmp_path, config):
     plain = with_categories(tiny(), 5)
     assert with_encoder(plain) == plain and find_encoder(plain) is None
     found = with_encoder(config)
@@ -42,7 +42,7 @@ def test_the_weights_and_not_their_place_decide_the_key(tmp_path, config):
     assert key(found, "mse-codec") == key(plain, "mse-codec")
 
 
-def test_a_digest_that_is_asked_for_must_be_that_of_the_weights(config):
+def test_a_configured_digest_must_match_the_weights(config):
     pinned = with_encoder(config)
     assert with_encoder(pinned) == pinned
     wrong = replace(config, discriminator=replace(config.discriminator, encoder_sha256="0" * 64))
@@ -50,7 +50,7 @@ def test_a_digest_that_is_asked_for_must_be_that_of_the_weights(config):
         with_encoder(wrong)
 
 
-def test_a_discriminator_with_another_encoder_is_no_start(tmp_path, config):
+def test_a_discriminator_with_another_encoder_is_refused_as_parent(tmp_path, config):
     found, plain = with_encoder(config), with_categories(tiny(), 5)
     artifact.save(tmp_path / "a", {"discriminator": Discriminator(config.discriminator, find_encoder(config))}, {})
     check_parent(found, "gan", "parent", tmp_path / "a")

@@ -1,4 +1,4 @@
-"""Steps without values: torch's fake tensors and modes, whose names are private, do what fake_step.py needs."""
+"""Steps on fake tensors: torch's fake tensors and modes, which are private, work as fake_step.py needs."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from jobs.training.num_categories import with_categories
 from jobs.training.stage import MODULES, load_stage
 
 
-def test_torch_counts_storages_of_fake_tensors():
-    """Where this fails, torch has changed FakeTensorMode, TorchDispatchMode or storages, which --dry-run counts."""
+def test_storages_of_fake_tensors_are_counted():
+    """If this fails, torch has changed FakeTensorMode, TorchDispatchMode or storages, which --dry-run uses."""
     living = fake_step.Living()
     with FakeTensorMode(), living:
         kept = torch.empty(1000, dtype=torch.float32)
@@ -24,14 +24,14 @@ def test_torch_counts_storages_of_fake_tensors():
         assert living.now == 0
 
 
-def test_torch_asks_our_mode_whether_values_are_finite():
-    """Where this fails, torch has changed TorchFunctionMode: a step on fake tensors asks for values, which it lacks."""
+def test_checks_for_finite_values_reach_our_mode():
+    """If this fails, torch has changed TorchFunctionMode, and a step on fake tensors needs values, which they lack."""
     with FakeTensorMode(), fake_step.AlwaysFinite():
         assert torch.isfinite(torch.zeros(())) is True
 
 
-def test_a_module_that_is_held_twice_stays_one():
-    """And what does not train, or is not saved, stays so."""
+def test_a_module_that_is_shared_stays_shared():
+    """Frozen parameters and buffers that are not saved stay so, too."""
     with torch.device("meta"):
         shared = nn.Linear(2, 3)
         shared.register_buffer("table", torch.zeros(4), persistent=False)
@@ -43,7 +43,7 @@ def test_a_module_that_is_held_twice_stays_one():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_networks_have_shapes_and_no_values(name):
+def test_networks_on_fake_tensors_have_shapes_only(name):
     config = with_categories(tiny(), 133)
     nets = fake_step.networks(load_stage(name), config)
     assert set(nets.networks()) >= set(load_stage(name).publishes)

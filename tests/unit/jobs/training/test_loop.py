@@ -1,4 +1,4 @@
-"""Parts of the worker loop that need no session."""
+"""Functions of the worker loop that need no session."""
 
 from types import SimpleNamespace
 
@@ -8,8 +8,8 @@ from torch import nn
 from jobs.training import loop
 
 
-def test_the_average_of_a_short_run_has_forgotten_its_first_weights(monkeypatch):
-    """With a decay of 0.999 alone, 90 % of the first weights would remain after 100 steps."""
+def test_the_moving_average_of_a_short_run_is_independent_of_its_first_weights(monkeypatch):
+    """With a constant decay of 0.999, 90 % of the first weights would remain after 100 steps."""
     weight = nn.Parameter(torch.ones(1))
     monkeypatch.setattr(loop, "named_parameters", lambda nets: [("orp.weight", weight)])
     state = SimpleNamespace(nets=None, ema={}, step=0)

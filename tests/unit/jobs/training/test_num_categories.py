@@ -19,7 +19,7 @@ def data(pixels: tuple[int, ...] = (9, 5, 0, 7)) -> dict:
     return {"train": manifest, "val": manifest}
 
 
-def test_the_data_decides_and_another_number_is_refused():
+def test_the_number_comes_from_the_data_and_another_is_refused():
     assert tiny().discriminator.num_categories == 0
     assert fitted(tiny(), data(), STAGES) == with_categories(tiny(), 3)
     assert fitted(with_categories(tiny(), 3), data(), STAGES) == with_categories(tiny(), 3)
@@ -30,7 +30,7 @@ def test_the_data_decides_and_another_number_is_refused():
 
 
 @pytest.mark.parametrize("pixels", [(9,), (9, 0, 0)])
-def test_labels_are_asked_for_where_they_are_learned_from(pixels):
+def test_stages_that_need_labels_refuse_data_without_them(pixels):
     assert learning_labels(STAGES) == ["segmentation", "gan"]
     for stages in (("mse-codec",), ("orp",), ("evaluate",)):
         assert fitted(tiny(), data(pixels), stages) == tiny()
@@ -50,11 +50,11 @@ def test_labels_are_asked_for_where_they_are_learned_from(pixels):
         ("evaluate", STAGES),
     ],
 )
-def test_a_pipeline_wants_what_its_last_stage_starts_from(until, wanted):
+def test_a_pipeline_runs_the_stages_that_its_last_stage_depends_on(until, wanted):
     assert replace(extended(tiny, Pipeline)(), until=until).wanted == wanted
 
 
-def test_photographs_are_refused_before_they_are_read(tmp_path):
+def test_photographs_are_refused_before_they_are_prepared(tmp_path):
     root = write_photographs(tmp_path / "mine", 4)
     config = replace(tiny(), data=str(root), output=str(tmp_path / "out"))
     for look in (lambda stages: open_fitted(config, stages), lambda stages: dry_run.text(config, stages)):
@@ -64,12 +64,12 @@ def test_photographs_are_refused_before_they_are_read(tmp_path):
     assert open_fitted(config, ("mse-codec",))[1]["train"].num_samples == 3
 
 
-def test_unprepared_data_is_foretold(tmp_path):
+def test_the_number_is_known_before_data_is_prepared(tmp_path):
     assert expected(tiny(), {}, STAGES) == with_categories(tiny(), 133)  # scenes
     config = replace(tiny(), data=str(write_label_maps(tmp_path / "own")), output=str(tmp_path / "out"))
     assert expected(config, {}, STAGES) == with_categories(config, 5)
     assert dry_run.data_line(config).endswith("own, label maps, to be prepared: 4 pictures in train, 2 pictures in val")
-    mixed = replace(config, data=f"{write_photographs(tmp_path / 'mine', 4)},{config.data}")  # labels of one are enough
+    mixed = replace(config, data=f"{write_photographs(tmp_path / 'mine', 4)},{config.data}")  # one has labels
     assert expected(mixed, {}, STAGES) == with_categories(mixed, 5)
     assert dry_run.data_line(mixed).endswith(
         "own, photographs and label maps, to be prepared: 7 pictures in train, 3 pictures in val"
@@ -81,7 +81,7 @@ def test_unprepared_data_is_foretold(tmp_path):
         replace(mixed, data=f"{tmp_path / 'mine'},s3://bucket/folder")
 
 
-def test_a_discriminator_of_other_labels_is_no_start(tmp_path):
+def test_a_discriminator_with_other_labels_is_refused_as_parent(tmp_path):
     config = with_categories(tiny(), 5)
     artifact.save(tmp_path, {"discriminator": Discriminator(with_categories(tiny(), 7).discriminator)}, {})
     with pytest.raises(ValueError, match="the discriminator of parent has 7 categories, the data has 5; start from"):
@@ -90,7 +90,7 @@ def test_a_discriminator_of_other_labels_is_no_start(tmp_path):
     check_parent(with_categories(tiny(), 7), "gan", "parent", tmp_path)
 
 
-def test_a_stage_alone_ends_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_single_stage_without_labels_ends_with_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     root = write_photographs(tmp_path / "mine", 4)
     with pytest.raises(SystemExit) as stop:

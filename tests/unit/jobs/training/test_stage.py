@@ -1,4 +1,4 @@
-"""A stage's key: it changes with everything that changes the result, and with nothing else."""
+"""A stage's key: it depends on everything that affects the result, and on nothing else."""
 
 from dataclasses import replace
 
@@ -15,20 +15,20 @@ def key(name: str = "gan", config=None, **changes) -> str:
     return stage_key(ingredients(load_stage(name), config or tiny(), **(FACTS | changes)))
 
 
-def test_the_same_things_give_the_same_short_key():
+def test_equal_inputs_have_the_same_short_key():
     assert key() == key() and len(key()) == 16 and int(key(), 16) >= 0
     two = {"x": "1", "y": "2"}
     assert key(parents=two) == key(parents=dict(reversed(two.items())))
 
 
-def test_code_parents_data_and_lpips_count(monkeypatch):
+def test_the_key_depends_on_code_parents_data_and_lpips(monkeypatch):
     keys = {key(), key(parents={"mse-codec": "b" * 64}), key(data="d1 d3"), key(lpips="random"), key("orp")}
     monkeypatch.setattr(stages, "code_digest", lambda files: "other sources")
     assert len(keys) == 5 and key() not in keys
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_lpips_counts_where_it_is_used(name):
+def test_the_key_depends_on_lpips_only_where_it_is_used(name):
     used = name == "gan"
     assert (key(name) != key(name, lpips="random")) == used
 
@@ -48,7 +48,7 @@ def changed(config, field: str):
         "output": lambda: replace(config, output="elsewhere"),
         "experiment": lambda: replace(config, experiment="other"),
         "evaluate": lambda: replace(config, evaluate=replace(config.evaluate, max_pictures=3)),
-        "data": lambda: replace(config, data="elsewhere"),  # its digest counts, not its place
+        "data": lambda: replace(config, data="elsewhere"),  # its digest counts, not its path
     }[field]()
 
 
@@ -62,14 +62,14 @@ NEVER = {"compute", "output", "experiment", "evaluate", "data"}
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_stages_own_settings_count_and_no_others(name):
+def test_the_key_depends_on_the_stages_own_settings_only(name):
     config = tiny()
     every = set().union(*COUNTS.values()) | NEVER
     assert {f for f in every if key(name, changed(config, f)) != key(name, config)} == COUNTS[name]
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_stages_declare_what_there_is(name):
+def test_stages_declare_existing_settings_and_networks(name):
     stage, config = load_stage(name), tiny()
     assert stage.name == name and set(stage.parents) <= MODULES.keys()
     assert all(hasattr(config, field) for field in stage.reads)
@@ -78,14 +78,14 @@ def test_stages_declare_what_there_is(name):
     assert stage.headline.startswith("val/")
 
 
-def test_a_stage_comes_after_all_that_it_starts_from():
+def test_a_stage_comes_after_its_parents():
     assert groups() == [("segmentation", "mse-codec"), ("gan",), ("orp",), (EVALUATE,)]
     assert groups("gan") == [("segmentation", "mse-codec"), ("gan",)]
     assert groups("mse-codec") == [("mse-codec",)]
 
 
 def test_a_new_parent_changes_the_order(monkeypatch):
-    """`parents` alone decide: with the MSE codec as a child of segmentation the two no longer run side by side."""
+    """The order follows from `parents`: if the MSE codec is a child of segmentation, the two do not run in parallel."""
     codec = replace(load_stage("mse-codec"), parents=("segmentation",))
     own = load_stage
     monkeypatch.setattr(stages, "load_stage", lambda name: codec if name == "mse-codec" else own(name))

@@ -1,4 +1,4 @@
-"""Optimizers run as the device they are on needs it, whatever device their state was saved on."""
+"""Optimizers are set up for their device, whatever device their state was saved on."""
 
 import pytest
 import torch
@@ -18,8 +18,8 @@ def step(weight: nn.Parameter, opt: torch.optim.Optimizer) -> None:
 
 
 @pytest.mark.parametrize("was_tensor, is_tensor", [(False, True), (True, False)])
-def test_a_state_moves_between_kinds_of_devices(was_tensor, is_tensor):
-    """As from a GPU, whose optimizers have a tensor as learning rate and are capturable, to a CPU, and back."""
+def test_a_state_can_be_loaded_on_another_kind_of_device(was_tensor, is_tensor):
+    """From a GPU, whose optimizers are capturable with a tensor as learning rate, to a CPU, and back."""
     weight, opt = optimizer(torch.tensor(0.5) if was_tensor else 0.5, was_tensor)
     step(weight, opt)
     lr = torch.tensor(0.25) if is_tensor else 0.25
@@ -32,10 +32,10 @@ def test_a_state_moves_between_kinds_of_devices(was_tensor, is_tensor):
     set_learning_rate(loaded, 0.125)
     step(weight, opt)
     step(other, loaded)
-    assert torch.equal(weight, other), "the moments came along"
+    assert torch.equal(weight, other), "the moments are loaded"
 
 
-def test_a_tensor_stays_the_tensor_that_a_captured_step_reads():
+def test_a_captured_learning_rate_is_changed_in_place():
     lr = torch.tensor(0.5)
     _, opt = optimizer(lr, True)
     set_learning_rate(opt, 0.125)

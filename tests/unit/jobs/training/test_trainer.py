@@ -1,4 +1,4 @@
-"""What is tried again when a stage fails, and what is not."""
+"""Which failures of a stage are retried."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from jobs.training.reports import Reports
 @pytest.mark.parametrize(
     "stopped, error, tries", [(False, ray.exceptions.ActorDiedError, 3), (True, KeyboardInterrupt, 1)]
 )
-def test_a_controller_that_dies_is_started_again_unless_the_run_ends(stopped, error, tries, monkeypatch):
+def test_a_dead_controller_is_restarted_unless_the_run_ends(stopped, error, tries, monkeypatch):
     begun = []
 
     def fit():
@@ -35,7 +35,7 @@ def test_a_controller_that_dies_is_started_again_unless_the_run_ends(stopped, er
 
 
 @pytest.mark.parametrize("error", [UserError("shard 3 is damaged"), NonFiniteError("non-finite seg")])
-def test_what_would_come_again_ends_the_stage(error):
+def test_errors_that_would_recur_end_the_stage(error):
     with pytest.raises(UserError, match=str(error)):
         Reports("run", 1, None).after_exception(None, {0: error})
 
@@ -43,5 +43,5 @@ def test_what_would_come_again_ends_the_stage(error):
 @pytest.mark.parametrize(
     "error", [ValueError("a fault of ours"), RuntimeError("CUDA"), OSError(5, "input/output error")]
 )
-def test_everything_else_is_left_to_ray_to_try_again(error):
+def test_other_errors_are_left_to_rays_retries(error):
     Reports("run", 1, None).after_exception(None, {0: error})

@@ -1,4 +1,4 @@
-"""What a worker's session asks of the loop, and the allocator that keeps what was freed."""
+"""The worker's session: requests to the loop, and the allocator that keeps freed memory."""
 
 import subprocess
 import sys
@@ -23,8 +23,8 @@ def session(tmp_path) -> RaySession:
     return made
 
 
-def test_a_group_that_will_grow_writes_a_checkpoint_first(session, monkeypatch):
-    """Once for each node that comes, and not for those that it has no use for."""
+def test_a_checkpoint_is_requested_before_the_group_grows(session, monkeypatch):
+    """Once for each new node, and not for nodes that the group cannot use."""
     rooms = {10: 1, 20: 2, 30: 2, 40: 1, 50: 3, 60: 5}
     step = 0
     monkeypatch.setattr(resources, "places", lambda compute: rooms[step])
@@ -36,7 +36,7 @@ def test_a_group_that_will_grow_writes_a_checkpoint_first(session, monkeypatch):
     assert set(wishes.values()) == {"", "checkpoint"}
 
 
-def test_the_end_comes_before_growing(session, monkeypatch):
+def test_stopping_has_priority_over_growing(session, monkeypatch):
     monkeypatch.setattr(resources, "places", lambda compute: 2)
     checkpoints.ask_to_stop(session.place)
     assert session.look(10, 20) == ("stop", 20)
@@ -59,7 +59,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
-def test_freed_memory_is_used_again():
+def test_freed_memory_is_reused():
     def faults(how: str) -> tuple[str, int]:
         done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
         kept, number = done.stdout.split()

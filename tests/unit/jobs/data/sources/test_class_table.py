@@ -13,7 +13,7 @@ def table(tmp_path, text: str):
     return read_table(path)
 
 
-def test_things_come_first_and_every_value_finds_its_class(tmp_path):
+def test_things_come_first_and_every_value_maps_to_its_class(tmp_path):
     found = table(tmp_path, TABLE)
     names = [(c["id"], c["name"], c["isthing"]) for c in found.categories]
     assert names == [(1, "ball", 1), (2, "box", 1), (3, "sky", 0), (4, "grass", 0), (5, "no", 0)]
@@ -41,13 +41,13 @@ def test_things_come_first_and_every_value_finds_its_class(tmp_path):
         ("*/labels/*", "labels/a.png", None, ""),
     ],
 )
-def test_a_pattern_names_files_and_finds_them_again(text, file, name, map_of):
+def test_patterns_map_pictures_to_label_maps(text, file, name, map_of):
     pattern = Pattern(text=text)
     assert pattern.name_of(file, (".png",)) == name
     assert name is None or pattern.map_of(name) == map_of
 
 
-def test_colours(tmp_path):
+def test_colours_map_to_classes(tmp_path):
     found = table(tmp_path, 'stuff: {sky: "#4682B4", road: ["#804080", "#000000"]}')
     assert found.coloured and found.lookup[0x4682B4] == 1 and found.lookup[0x804080] == found.lookup[0] == 2
     assert np.count_nonzero(found.lookup) == 3
@@ -68,7 +68,7 @@ def test_colours(tmp_path):
         ("img/*.jpg", "img/a.png", (".png", ".jpg"), None),
     ],
 )
-def test_patterns_tell_the_name(tmp_path, pattern, file, endings, name):
+def test_patterns_determine_the_name(tmp_path, pattern, file, endings, name):
     found = table(tmp_path, f"pictures: {pattern}\nstuff: {{a: 1}}")
     assert found.pictures.name_of(file, endings) == name
 
@@ -114,7 +114,7 @@ def test_a_wrong_table_is_one_line(tmp_path, text, message):
     assert "\n" not in str(error.value) and "classes.yaml" in str(error.value)
 
 
-def test_a_table_that_is_not_there_or_none_at_all(tmp_path):
+def test_missing_and_too_large_tables_are_refused(tmp_path):
     with pytest.raises(ValueError, match="mine.yaml does not exist; it lists the classes"):
         read_table(tmp_path / "mine.yaml")
     (tmp_path / "video.yaml").write_bytes(bytes(2_000_000))

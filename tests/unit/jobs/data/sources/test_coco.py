@@ -1,4 +1,4 @@
-"""COCO panoptic trees as other tools write them: ids, names and formats vary, and each reason names its true cause."""
+"""COCO panoptic trees of other tools: various ids, names and formats, and errors that name the cause."""
 
 import logging
 import shutil
@@ -28,7 +28,7 @@ def write_png(path: Path, ids: np.ndarray) -> None:
     Image.fromarray((ids[..., None] >> np.array([0, 8, 16]) & 255).astype(np.uint8)).save(path)
 
 
-def test_a_picture_of_a_format_that_is_not_read_is_named_as_such(tmp_path, caplog):
+def test_a_picture_in_an_unsupported_format_is_named(tmp_path, caplog):
     root = write_tree(tmp_path / "coco")
     (root / "train2017/000000000001.jpg").rename(root / "train2017/1.heic")
     edit_json(root, lambda c: c["images"][1].update(file_name="1.heic"))
@@ -66,7 +66,7 @@ def test_ids_may_be_text_or_floats(tmp_path, change):
 
 
 def rename_pictures(root: Path, how, in_json=None) -> None:
-    """Move each picture to how(name), and let the JSON name it so, or as `in_json` says."""
+    """Move each picture to how(name), and write that name, or in_json(name), into the JSON."""
     folder = root / "train2017"
     for path in sorted(folder.iterdir()):
         target = folder / how(path.name)
@@ -85,7 +85,7 @@ def rename_pictures(root: Path, how, in_json=None) -> None:
         (lambda n: n, lambda n: f"train2017/{n}"),
     ],
 )
-def test_pictures_are_found_in_folders_and_with_another_case(tmp_path, how, in_json):
+def test_pictures_are_found_in_subfolders_and_with_another_case(tmp_path, how, in_json):
     root = write_tree(tmp_path / "coco")
     rename_pictures(root, how, in_json)
     found = prepared(root, tmp_path / "out")
@@ -116,7 +116,7 @@ def test_label_pngs_that_are_not_unpacked_are_one_line(tmp_path, caplog):
     assert "skipped" not in caplog.text
 
 
-def test_a_segment_with_id_0_is_a_segment_where_the_json_lists_it(tmp_path):
+def test_id_0_is_a_segment_only_if_the_json_lists_it(tmp_path):
     root = write_tree(tmp_path / "coco", num=2)
     ids = np.zeros((48, 40), np.uint32)
     ids[24:] = 300
@@ -144,14 +144,14 @@ def test_a_segment_with_id_0_is_a_segment_where_the_json_lists_it(tmp_path):
         (lambda a: a.update(file_name="other.png"), "panoptic PNG other.png is missing"),
     ],
 )
-def test_reasons_name_the_cause(tmp_path, caplog, change, reason):
+def test_errors_name_the_cause(tmp_path, caplog, change, reason):
     root = write_tree(tmp_path / "coco")
     edit_json(root, lambda c: change(c["annotations"][0]))
     prepared(root, tmp_path / "out", max_bad=2)
     assert reason in caplog.text
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path):
+def test_a_byte_order_mark_is_accepted(tmp_path):
     root = write_tree(tmp_path / "coco")
     path = root / "annotations/panoptic_train2017.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -159,7 +159,7 @@ def test_a_byte_order_mark_is_no_error(tmp_path):
 
 
 def turned(path: Path, orientation: int) -> bytes:
-    """Mark a JPEG as turned, without touching its pixels."""
+    """Set the EXIF orientation of a JPEG, without a change of its pixels."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     with Image.open(path) as image:
@@ -178,11 +178,11 @@ def test_labels_belong_to_the_pixels_as_stored(tmp_path, caplog, orientation):
     assert "keeps its pixels as stored, without EXIF's orientation" in caplog.text
 
 
-def test_labels_of_the_upright_picture_turn_it(tmp_path, caplog):
+def test_a_picture_is_turned_upright_if_its_labels_have_that_size(tmp_path, caplog):
     root = write_tree(tmp_path / "coco", num=1)
     path = root / "train2017/000000000000.jpg"
     stored = np.zeros((40, 48, 3), np.uint8)
-    stored[:, :24] = 200  # a quarter turn to the right: what was left is on top
+    stored[:, :24] = 200  # a quarter turn to the right moves the left side to the top
     Image.fromarray(stored).save(path, quality=95)
     turned(path, 6)
     with caplog.at_level(logging.INFO):

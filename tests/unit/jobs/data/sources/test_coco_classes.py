@@ -1,9 +1,9 @@
-"""The category table against COCO's own facts."""
+"""The category table, compared with COCO's published facts."""
 
 from jobs.data.sources.coco_classes import CATEGORIES
 
 
-def test_official_table():
+def test_the_table_has_cocos_categories():
     ids = [category.id for category in CATEGORIES]
     assert len(ids) == 133 and ids == sorted(set(ids)) and (ids[0], ids[-1]) == (1, 200)
     assert sum(category.isthing for category in CATEGORIES) == 80

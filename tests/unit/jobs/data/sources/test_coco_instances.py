@@ -1,4 +1,4 @@
-"""COCO instances and stuff, as labelling tools export them: what is painted where, and odd exports handled or named."""
+"""COCO instances and stuff of labelling tools: order of painting, and unusual exports, which are read or named."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ def annotation(category: int, segmentation, **more) -> dict:
 
 
 def write_json(path: Path, annotations: list[dict], categories=None, images=None, num: int = 1) -> Path:
-    """A JSON of `num` images that all have these annotations."""
+    """A JSON of `num` images with the same annotations."""
     listed = images or [{"id": i, "file_name": f"{i}.jpg", "height": H, "width": W} for i in range(1, num + 1)]
     given = [a | {"image_id": image["id"]} for image in listed for a in copy.deepcopy(annotations)]
     for number, each in enumerate(given):
@@ -58,7 +58,7 @@ def tree(root: Path, annotations: list[dict], stuff: list[dict] | None = None) -
 
 
 def prepared(root, out: Path, **options):
-    """Per split: names and samples, and the train manifest."""
+    """Names and samples of each split, and the train manifest."""
     options.setdefault("max_bad", 0)
     places = root if isinstance(root, list) else [root]
     found, manifests = {}, {}
@@ -79,7 +79,7 @@ def names_of(found, manifest) -> np.ndarray:
     return np.array(["void", *manifest.class_names])[only(found)]
 
 
-def test_small_things_lie_over_large_ones_and_all_over_stuff(tmp_path):
+def test_small_things_are_painted_over_large_ones_and_things_over_stuff(tmp_path):
     things = [
         annotation(7, [box(10, 10, 16, 20)]),  # small, listed first
         annotation(3, [box(5, 5, 35, 40)]),
@@ -90,7 +90,7 @@ def test_small_things_lie_over_large_ones_and_all_over_stuff(tmp_path):
     root = tree(tmp_path / "coco", things, stuff)
     assert kind_of(root) == INSTANCES
     found, manifest = prepared(root, tmp_path / "out")
-    assert manifest.class_names == ("dog", "ball", "sky")  # `other` says nothing
+    assert manifest.class_names == ("dog", "ball", "sky")  # `other` is void
     expected = np.full((H, W), "void", dtype="<U4")
     expected[:30] = "sky"
     expected[5:35, 5:40] = expected[30:40, 35:55] = "dog"
@@ -114,7 +114,7 @@ def test_crowds_are_void_below_things(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sky", "ground"])
-def test_what_nothing_covers_can_be_a_stuff_class(tmp_path, name):
+def test_uncovered_pixels_can_be_a_stuff_class(tmp_path, name):
     root = tree(tmp_path / "coco", [annotation(3, [box(0, 0, 10, 10)])], [annotation(120, [box(20, 0, 40, 60)])])
     found, manifest = prepared(root, tmp_path / "out", background=name)
     labels = names_of(found, manifest)
@@ -140,15 +140,15 @@ COUNTS = rle.encode(np.asfortranarray(MASK))["counts"]
     "segmentation",
     [
         {"size": [H, W], "counts": COUNTS.decode()},
-        {"size": [H, W], "counts": str(COUNTS)},  # bytes that Python wrote as text
+        {"size": [H, W], "counts": str(COUNTS)},  # bytes written as text by Python
         {"size": [H, W], "counts": as_list(MASK)},
         [box(5, 10, 15, 30)],
         box(5, 10, 15, 30),  # flat
         [[str(v) for v in box(5, 10, 15, 30)]],
-        [[10.0, 5.0, 30.0, 5.0, 30.0, 15.0, 10.0, 15.0], [], [1.0, 2.0]],  # empty parts beside a good one
+        [[10.0, 5.0, 30.0, 5.0, 30.0, 15.0, 10.0, 15.0], [], [1.0, 2.0]],  # empty parts and a valid one
     ],
 )
-def test_every_spelling_of_an_outline(tmp_path, segmentation):
+def test_every_form_of_an_outline_is_read(tmp_path, segmentation):
     labels = names_of(*prepared(tree(tmp_path / "coco", [annotation(7, segmentation)]), tmp_path / "out"))
     assert ((labels == "ball") == MASK.astype(bool)).all()
 
@@ -174,19 +174,19 @@ def test_annotations_without_an_outline_are_left_out_and_counted(tmp_path, caplo
     "segmentation",
     [{"size": [H, W + 1], "counts": COUNTS.decode()}, {"size": [H, W], "counts": [5, 5]}],
 )
-def test_rle_of_another_size_is_that_pictures_error(tmp_path, segmentation):
+def test_an_rle_of_another_size_is_an_error_of_that_picture(tmp_path, segmentation):
     with pytest.raises(ValueError, match="1.jpg: an RLE says .* or has other counts, the picture is 60x40"):
         prepared(tree(tmp_path / "coco", [annotation(7, segmentation)]), tmp_path / "out")
 
 
-def test_sizes_that_disagree_are_that_pictures_error(tmp_path):
+def test_different_sizes_are_an_error_of_that_picture(tmp_path):
     root = tree(tmp_path / "coco", [annotation(7, [box(0, 0, 9, 9)])])
     write_pictures(root / "train2017", ["1.jpg"], size=(W, H + 8))
     with pytest.raises(ValueError, match="1.jpg: the annotation file says 60x40, the picture is 60x48"):
         prepared(root, tmp_path / "out")
 
 
-def test_ids_as_text_without_sizes_with_a_byte_order_mark(tmp_path):
+def test_text_ids_missing_sizes_and_a_byte_order_mark_are_accepted(tmp_path):
     root = tmp_path / "own"
     write_pictures(root / "images", [f"{i}.jpg" for i in range(10)])
     images = [{"id": f"img-{i}", "file_name": f"{i}.jpg"} for i in range(10)]
@@ -200,7 +200,7 @@ def test_ids_as_text_without_sizes_with_a_byte_order_mark(tmp_path):
     assert len(set(read_index(manifest).columns["image_id"].tolist())) == 8
 
 
-def test_the_layout_of_roboflow(tmp_path, caplog):
+def test_the_layout_of_roboflow_is_read(tmp_path, caplog):
     root = tmp_path / "own"
     given = [annotation(3, [box(0, 0, 9, 9)])]
     for split in ("train", "valid", "test"):  # with equal names, and a class that only groups the others
@@ -230,7 +230,7 @@ def test_pictures_are_found_by_name(tmp_path, in_json, on_disk):
         assert {name for samples in found.values() for name in samples} == {on_disk, "images/2.jpg"}
 
 
-def test_pictures_that_cannot_be_told_apart_or_are_missing_are_named(tmp_path, caplog):
+def test_ambiguous_and_missing_pictures_are_named(tmp_path, caplog):
     root = tmp_path / "own"
     write_pictures(root, ["a/1.jpg", "b/1.jpg", "2.jpg", "3.jpg", "4.jpg"])
     images = [{"id": i, "file_name": f"{i}.jpg"} for i in (1, 2, 3, 9)]
@@ -295,7 +295,7 @@ def test_drawn_scenes_exported_as_instances_and_stuff_are_the_same_data(tmp_path
             assert np.array_equal(*things)
 
 
-def test_a_background_asks_for_outlines(tmp_path):
+def test_a_background_needs_outlines(tmp_path):
     write_pictures(tmp_path / "photos", ["1.jpg", "2.jpg"])
     with pytest.raises(ValueError, match="--background sky is for COCO instances and stuff"):
         prepared(tmp_path / "photos", tmp_path / "out", background="sky")

@@ -1,4 +1,4 @@
-"""Pictures with label maps: every value finds its class, instances are told apart, bad pairs are named and skipped."""
+"""Pictures with label maps: values map to classes, instances are separated, bad pairs are skipped by name."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ def prepared(folder: Path, out: Path, **options):
 
 
 def samples(manifest) -> dict:
-    """By file name."""
+    """Samples by file name."""
     names = [name.as_py() for name in read_index(manifest).file_name]
     return dict(zip(names, read_samples(manifest, range(len(names))), strict=True))
 
@@ -59,14 +59,14 @@ def grey_png(values: np.ndarray, depth: int) -> bytes:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_grey_maps_of_every_depth(tmp_path, depth):
+def test_grey_maps_of_every_depth_are_read(tmp_path, depth):
     values = (np.arange(70).reshape(7, 10) * 937 % 2**depth).astype(np.uint16 if depth == 16 else np.uint8)
     path = tmp_path / "map.png"
     write_map(path, values) if depth >= 8 else path.write_bytes(grey_png(values, depth))
     assert np.array_equal(decode_label_png(path.read_bytes(), colours=False), values)
 
 
-def test_palettes_are_positions_or_colours_as_the_table_has_it(tmp_path):
+def test_palettes_are_read_as_positions_or_colours_as_in_the_table(tmp_path):
     image = Image.fromarray((np.arange(30).reshape(5, 6) % 3).astype(np.uint8), "P")
     image.putpalette([0, 0, 0, 70, 130, 180, 1, 2, 3])
     image.save(tmp_path / "map.png", bits=2)
@@ -84,14 +84,14 @@ def test_palettes_are_positions_or_colours_as_the_table_has_it(tmp_path):
         decode_label_png((tmp_path / "la.png").read_bytes())
 
 
-def test_colours_with_the_layout_of_cityscapes(tmp_path):
-    """Suffixes and folders per city as there; the split folders are the pictures' own."""
+def test_colour_maps_in_the_layout_of_cityscapes_are_read(tmp_path):
+    """Suffixes and folders per city as in Cityscapes; the splits are the folders of the pictures."""
     root, places = tmp_path / "own", ("train/aachen", "train/bochum", "val/lindau")
     for number, place in enumerate(places):
         name, classes = f"{place}/{place[-3:]}_{number}", classes_of(number)
         write_map(root / f"leftImg8bit/{name}_leftImg8bit.png", picture_of(classes, number))
         write_map(root / f"gtFine/{name}_gtFine_color.png", COLOURS[classes])
-        write_map(root / f"gtFine/{name}_gtFine_labelIds.png", np.zeros_like(classes, np.uint8))  # not asked for
+        write_map(root / f"gtFine/{name}_gtFine_labelIds.png", np.zeros_like(classes, np.uint8))  # unused
         # as Cityscapes numbers instances: 1000 * class + n, the class alone where they are not told apart
         instances = np.where(classes == 2, 2000 + (np.arange(128) > 100), classes).astype(np.uint16)
         instances[classes == 1] = 0
@@ -109,21 +109,21 @@ def test_colours_with_the_layout_of_cityscapes(tmp_path):
         sample, classes = every[name], classes_of(number)
         assert np.array_equal(sample.segment_class[sample.segments], np.where(classes == 5, 0, classes))
         things = sorted(zip(sample.segment_class.tolist(), sample.segment_thing.tolist(), strict=True))
-        assert things == [(0, 0), (1, 0), (2, 1), (2, 1), (3, 0), (4, 0)]  # two boxes; a ball that is no instance
+        assert things == [(0, 0), (1, 0), (2, 1), (2, 1), (3, 0), (4, 0)]  # two boxes; the ball is not an instance
 
 
-def test_small_things_weigh_three_by_connected_regions_where_no_map_tells_instances(tmp_path):
+def test_without_instance_maps_connected_regions_of_things_are_instances(tmp_path):
     root = write_label_maps(tmp_path / "own", 3)
     (sample,) = samples(prepared(root, tmp_path / "out")["val"]).values()
     things = [c for c, thing in zip(sample.segment_class, sample.segment_thing, strict=True) if thing]
-    assert sorted(things) == [1, 2, 2]  # the two boxes are apart
+    assert sorted(things) == [1, 2, 2]  # the two boxes are separate
     crop = CropConfig(size=96, longer_side=128, small_instance_pixels=300)
     _, label, weight = apply_plan(sample, plan_center_crop(96, 128, crop), crop)
     assert (weight[label == 2] == 3).all() and (weight[label != 2] == 1).all()  # 200 pixels each; the ball has 700
     assert np.count_nonzero(label == 2) > 300  # together they would not be small
 
 
-def test_regions_touch_at_corners_and_wind():
+def test_regions_may_wind_and_are_connected_at_corners():
     text = """
     1.1.2
     .1.22
@@ -148,7 +148,7 @@ def test_regions_touch_at_corners_and_wind():
 
 
 def damage(root: Path, what: str) -> None:
-    """Break one sample of a sound folder in one way."""
+    """Damage one sample of a valid folder in one way."""
     picture, labels = root / "pictures/train/0.png", root / "labels/train/0.png"
     if what == "no map":
         labels.unlink()
@@ -208,7 +208,7 @@ def test_pictures_without_maps_can_be_kept_as_void(tmp_path):
     assert not sample.segment_class[sample.segments].any() and found["train"].num_classes == 5
 
 
-def test_edited_labels_and_an_edited_table_are_prepared_again(tmp_path):
+def test_edited_labels_and_tables_are_prepared_again(tmp_path):
     root, out = write_label_maps(tmp_path / "own", 3), tmp_path / "out"
     first = prepared(root, out)
     assert prepared(root, out) == first
@@ -219,7 +219,7 @@ def test_edited_labels_and_an_edited_table_are_prepared_again(tmp_path):
     assert prepared(root, out)["train"].class_pixels[1] < first["train"].class_pixels[1]
 
 
-def test_a_table_of_other_labels_is_noticed(tmp_path, caplog):
+def test_a_table_that_does_not_fit_the_labels_is_detected(tmp_path, caplog):
     root = write_label_maps(tmp_path / "own", 3, TABLE.replace("40", "41"))
     with caplog.at_level(logging.INFO):
         prepared(root, tmp_path / "out")
@@ -230,7 +230,7 @@ def test_a_table_of_other_labels_is_noticed(tmp_path, caplog):
         prepared(root, tmp_path / "other")
 
 
-def test_folders_that_the_table_names_must_be_there_and_inside(tmp_path):
+def test_folders_in_the_table_must_exist_inside_the_data_folder(tmp_path):
     root = write_label_maps(tmp_path / "own", 3)
     (root / "classes.yaml").write_text(TABLE + "labels: maps/*\n")
     with pytest.raises(ValueError, match="own/maps does not exist; put the labels there, or name their folder"):
@@ -242,12 +242,12 @@ def test_folders_that_the_table_names_must_be_there_and_inside(tmp_path):
         prepared(root, tmp_path / "out", classes=tmp_path / "mine.yaml")
 
 
-def test_the_table_of_the_tests_is_what_it_says():
+def test_the_tests_table_matches_its_constants():
     assert set(np.unique(index_values(classes_of(0)))) == {v for values in VALUES.values() for v in values} | {65535}
 
 
 def as_label_maps(coco_root: Path, folder: Path) -> Path:
-    """The small COCO tree laid out as ADE20K is, with index values, instance maps and a class table."""
+    """The small COCO tree in the layout of ADE20K, with index values, instance maps and a class table."""
     classes = {category.id: c for c, category in enumerate(CATEGORIES, start=1)}
     for split, place in (("train", "training"), ("val", "validation")):
         pngs = coco_root / "annotations" / f"panoptic_{split}2017"

@@ -1,4 +1,4 @@
-"""Folders of pictures without labels: which are taken, how they are split and stored, what is left out and said."""
+"""Folders of pictures without labels: which files are used, how they are split and stored, and messages."""
 
 import io
 import logging
@@ -41,7 +41,7 @@ def test_every_picture_is_in_one_split_without_a_label(tmp_path):
     assert found["train"].class_pixels == (8 * 96 * 128,)
 
 
-def test_the_split_is_of_the_names_alone_and_hardly_changes(tmp_path):
+def test_the_split_depends_only_on_names_and_is_stable(tmp_path):
     every = [f"{i}.jpg" for i in range(200)]
     val = set(choose(every, "val", 0.1, tmp_path))
     assert len(val) == 20 and val == set(choose(reversed(every), "val", 0.1, tmp_path / "elsewhere"))
@@ -52,7 +52,7 @@ def test_the_split_is_of_the_names_alone_and_hardly_changes(tmp_path):
 
 
 @pytest.mark.parametrize("train, val", [("train", "val"), ("training", "validation"), ("train", "validation")])
-def test_folders_that_say_what_they_are_for(tmp_path, caplog, train, val):
+def test_folders_named_train_and_val_are_the_splits(tmp_path, caplog, train, val):
     every = [f"{train}/a.jpg", f"{train}/deep/b.jpg", f"{val}/c.jpg", "test/d.jpg"]
     assert choose(every, "train", 0.1, tmp_path) == every[:2] and choose(every, "val", 0.1, tmp_path) == [every[2]]
     assert "1 pictures beside" in caplog.text and f"{train}/ and {val}/" in caplog.text
@@ -86,7 +86,7 @@ def test_a_plain_jpeg_keeps_its_bytes_and_others_are_turned_upright_and_stored_a
         image.save(path, form)
         assert np.abs(decode_jpeg(read_picture(path)[0]).astype(int) - x).max() < 40  # WebP and JPEG at a hard edge
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-    path.write_bytes(jpeg(image, icc_profile=profile.tobytes()))  # does not fit: pixels stay what they are
+    path.write_bytes(jpeg(image, icc_profile=profile.tobytes()))  # it does not fit the mode, so pixels are unchanged
     assert decode_jpeg(read_picture(path)[0]).shape == (40, 64, 3)
 
 
@@ -137,7 +137,7 @@ def test_a_changed_picture_is_prepared_again_and_an_unchanged_folder_is_not(tmp_
     assert (out / "train/manifest.json").stat().st_ino != before
 
 
-def test_what_a_run_leaves_does_not_become_photographs(tmp_path):
+def test_outputs_of_a_run_are_not_used_as_photographs(tmp_path):
     root = write_photographs(tmp_path / "mine", 4)
     with pytest.raises(ValueError, match="mine/outputs is inside .*mine, so a run.s own pictures .*choose OUT"):
         prepared(root, root / "outputs")
@@ -145,14 +145,14 @@ def test_what_a_run_leaves_does_not_become_photographs(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["labels", "annotations", "gtFine"])
-def test_maps_without_a_table_are_not_taken_for_photographs(tmp_path, name):
+def test_label_maps_without_a_table_are_not_used_as_photographs(tmp_path, name):
     root = write_photographs(tmp_path / "mine", 2)
     (root / name).mkdir()
     with pytest.raises(ValueError, match=f"has {name}/, but no class table classes.yaml; write one"):
         kind_of(root)
 
 
-def test_folders_without_any_picture(tmp_path):
+def test_folders_without_pictures_are_refused(tmp_path):
     with pytest.raises(ValueError, match="data folder .*nowhere does not exist; name a COCO tree"):
         kind_of(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
@@ -163,7 +163,7 @@ def test_folders_without_any_picture(tmp_path):
         kind_of(tmp_path)
 
 
-def test_every_format_that_is_read_is_taken_and_others_are_counted(tmp_path, caplog):
+def test_supported_formats_are_used_and_others_counted(tmp_path, caplog):
     root = write_photographs(tmp_path / "mine", 4)
     with Image.open(root / "0.jpg") as image:
         for suffix in (".jpe", ".jfif", ".mpo"):

@@ -1,4 +1,4 @@
-"""Drawn scenes: a true COCO tree, the same bytes for a seed, with the difficulties and statistics of photographs."""
+"""Drawn scenes: a valid COCO tree, the same bytes for a seed, with difficulties and statistics of photographs."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def tree(tmp_path_factory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("scenes") / "coco", SMALL)
 
 
-def test_it_is_a_sound_coco_tree(tree, tmp_path):
+def test_it_is_a_valid_coco_tree(tree, tmp_path):
     paths = prepare((tree,), str(tmp_path), PrepareConfig(max_bad=0))
     train, val = (load_manifest(paths[split]) for split in ("train", "val"))
     assert (train.num_samples, val.num_samples, train.num_classes) == (12, 4, 133)
@@ -51,7 +51,7 @@ def test_json_agrees_with_the_png(tree):
     assert content["categories"] == [category._asdict() for category in CATEGORIES]
 
 
-def test_same_seed_same_bytes(tree, tmp_path):
+def test_the_same_seed_makes_the_same_bytes(tree, tmp_path):
     assert contents(write_scenes(tmp_path / "again", SMALL)) == contents(tree)
     other = SceneConfig(num_train=1, num_val=1, min_side=160, max_side=240, seed=1)
     first = "train2017/000000000001.jpg"
@@ -69,7 +69,7 @@ def test_finished_tree_is_kept_and_another_config_replaces_it(tmp_path):
     assert not picture.exists()
 
 
-def test_what_a_killed_run_has_begun_is_drawn_again(tmp_path, monkeypatch):
+def test_an_incomplete_tree_of_a_killed_run_is_drawn_again(tmp_path, monkeypatch):
     one = SceneConfig(num_train=2, num_val=1, min_side=64, max_side=96)
     whole = contents(write_scenes(tmp_path / "whole", one))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -80,7 +80,7 @@ def test_what_a_killed_run_has_begun_is_drawn_again(tmp_path, monkeypatch):
 
 
 def interrupted(write_split):
-    """`_write_split` that is stopped when it has come to the second split."""
+    """`_write_split` that stops at the second split."""
 
     def write(root: Path, split: str, *args) -> None:
         if split == "val":
@@ -90,7 +90,7 @@ def interrupted(write_split):
     return write
 
 
-def test_foreign_folder_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_not_overwritten(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="not empty and holds no drawn scenes"):
         write_scenes(tmp_path, SMALL)
@@ -110,6 +110,6 @@ def test_pictures_have_photographic_spectra(tree):
 
 
 @pytest.mark.parametrize("wrong", [{"num_train": 0}, {"min_side": 63}, {"min_side": 500}])
-def test_config_says_what_is_wrong(wrong):
+def test_errors_name_the_invalid_field(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}"):
         SceneConfig(**wrong)

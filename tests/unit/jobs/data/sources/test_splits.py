@@ -1,4 +1,4 @@
-"""Official splits of label maps and photographs are kept, or the command stops and says how to name them."""
+"""Official splits of label maps and photographs are kept; else an error says how to name them."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.own_data import TABLE, classes_of, index_values, picture_of, write_ma
 
 
 def prepared(root: Path, out: Path, **options) -> dict:
-    """Per split: samples by name."""
+    """Samples by name, for each split."""
     found = {}
     for split, path in prepare((root,), out, PrepareConfig(max_bad=0, **options)).items():
         manifest = load_manifest(path)
@@ -40,7 +40,7 @@ def write_pair(picture: Path, labels: Path | None, number: int) -> None:
         ("trains/a.jpg", None), ("valley/a.jpg", None), ("a/train.jpg", None), ("val.jpg", None),
     ],
 )  # fmt: skip
-def test_folders_that_stand_for_a_split(name, split):
+def test_folder_names_that_mean_a_split(name, split):
     found = split_of(name)
     assert (found and found[0]) == split
 
@@ -58,16 +58,16 @@ def test_official_folders_of_label_maps_are_kept(tmp_path, folders):
     assert sorted(found["val"]) == [f"pictures/{folders[1]}/{n}.png" for n in (0, 4)] and len(found["train"]) == 6
 
 
-def test_folders_below_others_are_no_lottery_for_photographs(tmp_path):
-    """As YOLO lays pictures out."""
+def test_split_folders_in_subfolders_are_kept_for_photographs(tmp_path):
+    """As in the layout of YOLO."""
     names = [f"images/train/{n}.jpg" for n in range(20)] + [f"images/val/{n}.jpg" for n in range(5)]
     assert choose(names, "val", 0.1, tmp_path) == sorted(names[20:])
     with pytest.raises(ValueError, match=r"has pictures in images/val/ and none in train/; add some, rename"):
         choose([*names[20:], "images/other/1.jpg"], "train", 0.1, tmp_path)
-    assert len(choose([f"trips/train/{n}.jpg" for n in range(20)], "val", 0.1, tmp_path)) == 2  # pictures of trains
+    assert len(choose([f"trips/train/{n}.jpg" for n in range(20)], "val", 0.1, tmp_path)) == 2  # not a split
 
 
-def test_the_layout_of_mapillary(tmp_path, caplog):
+def test_the_layout_of_mapillary_is_read(tmp_path, caplog):
     root = tmp_path / "own"
     for number, split in enumerate(["training", "training", "validation", "testing"]):
         labels = root / f"{split}/v1.2/labels/{number}.png"
@@ -95,7 +95,7 @@ def write_voc(root: Path) -> Path:
     return root
 
 
-def test_lists_of_pascal_voc_decide_and_pictures_without_a_map_have_no_labels(tmp_path, caplog):
+def test_lists_of_pascal_voc_are_the_splits_and_pictures_without_a_map_are_void(tmp_path, caplog):
     root = write_voc(tmp_path / "voc")
     with caplog.at_level(logging.INFO):
         found = prepared(root, tmp_path / "out")
@@ -107,7 +107,7 @@ def test_lists_of_pascal_voc_decide_and_pictures_without_a_map_have_no_labels(tm
     assert "1 labelled pictures that ImageSets/Segmentation does not list are left out" in caplog.text
 
 
-def test_lists_that_contradict_stop_the_command(tmp_path):
+def test_contradicting_lists_are_refused(tmp_path):
     root = write_voc(tmp_path / "voc")
     lists = root / "ImageSets/Segmentation"
     (lists / "train.txt").write_text("0\n3\n")
@@ -133,5 +133,5 @@ def test_label_maps_belong_to_the_pixels_as_stored(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         sample = prepared(root, tmp_path / "out")["train"]["pictures/train/0.jpg"]
     x, sky = decode_jpeg(sample.jpeg), sample.segment_class[sample.segments] == 3
-    assert np.abs(x[sky].mean(0) - (90, 150, 220)).max() < 5  # blue is where the labels say sky
+    assert np.abs(x[sky].mean(0) - (90, 150, 220)).max() < 5  # the labelled sky is blue
     assert "keeps its pixels as stored" in caplog.text
