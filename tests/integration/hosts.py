@@ -1,10 +1,10 @@
-"""Several hosts on one machine: Linux network namespaces on a bridge of their own, each with its own Ray.
+"""Simulate several hosts on one machine: Linux network namespaces on a bridge, each with its own Ray.
 
     python tests/integration/hosts.py                                              # a shell on the head of three hosts
     python tests/integration/hosts.py -- python pipelines/full.py tiny --compute.workers 2
 
-Each host has an address, a name, a link that can be cut and processes that can be killed; they share the disk, as a
-cluster shares its storage. Nothing of the machine's own network is touched. Needs root and iproute2.
+Each host has an address, a name, a link that can be cut and processes that can be killed. Hosts share the disk, as a
+cluster shares its storage. The machine's own network is not changed. Needs root and iproute2.
 """
 
 import os
@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "10.123.0"
 RAY_PORT, JOBS_PORT = 6379, 8265
 PREFIX = "egic"
-"""Namespaces are called egic<process id>-<host>: what a killed run left behind is known by its dead process."""
+"""Namespaces are named egic<process id>-<host>, so that those of killed runs can be recognised."""
 
 
 @dataclass
 class Host:
-    """One host. `folder` is its own place on the disk: Ray's sessions and its token."""
+    """One host. folder: for its Ray sessions and token."""
 
     namespace: str
     number: int
@@ -50,7 +50,7 @@ class Host:
         return subprocess.Popen(self._on_host(command), **self._options(kwargs))
 
     def run(self, command: Sequence[object], **kwargs) -> subprocess.CompletedProcess:
-        """Run a command on this host; what it writes is captured unless told otherwise."""
+        """Run a command on this host; its output is captured by default."""
         return subprocess.run(self._on_host(command), **({"capture_output": True} | self._options(kwargs)))
 
     def start_ray(self, head: "Host | None" = None, *, num_cpus: int = 0) -> None:
@@ -60,7 +60,7 @@ class Host:
         ]  # fmt: skip
         options = [f"--node-ip-address={self.address}", f"--num-cpus={num_cpus}", "--object-store-memory=120000000",
                    f"--temp-dir={self.folder}", "--disable-usage-stats"]  # fmt: skip
-        for _ in range(3):  # Ray gives itself 30 s, which a busy machine may exceed
+        for _ in range(3):  # Ray's timeout of 30 s may be too short on a busy machine
             started = self.run(["ray", "start", *role, *options])
             if started.returncode == 0:
                 return
@@ -68,15 +68,15 @@ class Host:
         raise RuntimeError(f"{self.name}: ray start failed\n{started.stdout[-2000:]}\n{started.stderr[-2000:]}")
 
     def cut(self) -> None:
-        """Pull the cable: packets vanish, the host's own address goes on working inside it."""
+        """Cut the link: packets are lost, and the host's own address still works on the host itself."""
         ip("-n", switch_of(self.namespace), "link", "set", self.name, "down")
 
     def join(self) -> None:
-        """Plug it in again."""
+        """Restore the link."""
         ip("-n", switch_of(self.namespace), "link", "set", self.name, "up")
 
     def kill(self) -> None:
-        """Kill every process of this host at once; what they still send (RST) does not get out if the link is cut."""
+        """Kill all processes of this host at once. If the link is cut, other hosts receive no RST."""
         while pids := processes(self.namespace):
             for pid in pids:
                 try:
@@ -102,7 +102,7 @@ def ip(*args: object) -> str:
 
 
 def switch_of(namespace: str) -> str:
-    """The namespace that holds the bridge."""
+    """The namespace of the bridge."""
     return namespace.rpartition("-")[0] + "-net"
 
 
@@ -112,7 +112,7 @@ def processes(namespace: str) -> list[int]:
 
 
 def why_not() -> str:
-    """Why hosts cannot be made here; empty if they can."""
+    """The reason why hosts cannot be created on this machine; "" if they can."""
     if not sys.platform.startswith("linux") or not all(map(shutil.which, ("ip", "unshare", "hostname"))):
         return "needs Linux with iproute2, unshare and hostname"
     namespace = f"{PREFIX}{os.getpid()}-try"
@@ -126,9 +126,9 @@ def why_not() -> str:
 
 @contextmanager
 def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
-    """`count` connected hosts without any process; everything is killed and removed at the end.
+    """`count` connected hosts without processes; all are killed and removed at the end.
 
-    Keep `folder` short: Ray's sockets lie below it, and their paths may have 107 bytes.
+    `folder` must have a short path: Ray's sockets are below it, and their paths may have at most 107 bytes.
     """
     remove_leftovers()
     prefix = f"{PREFIX}{os.getpid()}"
@@ -146,7 +146,7 @@ def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
 
 
 def build(switch: str, made: list[Host]) -> None:
-    """The bridge in a namespace of its own, and each host on it."""
+    """Create the bridge in its own namespace, and connect each host to it."""
     ip("netns", "add", switch)
     ip("-n", switch, "link", "add", "bridge", "type", "bridge")
     ip("-n", switch, "link", "set", "bridge", "up")
@@ -163,7 +163,7 @@ def build(switch: str, made: list[Host]) -> None:
         ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             ip("-n", host.namespace, "link", "set", device, "up")
-        ip("-n", host.namespace, "route", "add", "default", "dev", "eth0")  # leads nowhere, but Ray looks for one
+        ip("-n", host.namespace, "route", "add", "default", "dev", "eth0")  # unused, but Ray needs a default route
 
 
 def remove(prefix: str) -> None:
@@ -176,7 +176,7 @@ def remove(prefix: str) -> None:
 
 
 def remove_leftovers() -> None:
-    """Remove the hosts of runs whose process is gone."""
+    """Remove the hosts of runs whose process has ended."""
     for line in ip("netns", "list").splitlines():
         pid = line.split()[0].removeprefix(PREFIX).rpartition("-")[0]
         if line.startswith(PREFIX) and pid.isdigit() and not Path("/proc", pid).exists():
@@ -186,7 +186,7 @@ def remove_leftovers() -> None:
 def start_cluster(head: Host, workers: Sequence[Host], *, num_cpus: int = 2) -> None:
     """Start Ray: a head that runs no workers, and worker nodes."""
     for host in (head, *workers):
-        host.env["RAY_ADDRESS"] = ""  # `ray start` refuses another
+        host.env["RAY_ADDRESS"] = ""  # `ray start` fails with another value
     head.start_ray()
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda worker: worker.start_ray(head, num_cpus=num_cpus), workers))
@@ -203,7 +203,7 @@ def cluster(folder: Path, *, num_workers: int = 2, num_spare: int = 0) -> Iterat
 
 def shards(root: Path) -> Path:
     """Prepared shards of a few drawn scenes, for runs on the hosts: epochs of 10 end in the middle of a batch."""
-    from jobs.data.preparation import prepare  # this file is a script, too, which needs neither
+    from jobs.data.preparation import prepare  # here, since this file is also a script that does not need it
     from jobs.data.sources.scenes.scenes import SceneConfig, write_scenes
 
     write_scenes(root / "coco", SceneConfig(num_train=10, num_val=4, min_side=128, max_side=160))
@@ -212,7 +212,7 @@ def shards(root: Path) -> Path:
 
 
 def main() -> int:
-    """Three hosts, and a command (or a shell) on the head; all goes when it ends."""
+    """Run a command (or a shell) on the head of three hosts, and remove them when it ends."""
     if reason := why_not():
         print(f"error: {reason}", file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
-"""A training script as it is, with a record of the batches that each of its train workers is given.
+"""Run a training script unchanged, and record the batches that each of its train workers receives.
 
     python tests/integration/recorded.py pipelines/full.py tiny --output FOLDER ...
 
-Writes FOLDER/seen-<stage>-<rank>.jsonl, one line per batch: when, where, positions, samples. FOLDER is absolute.
+Writes FOLDER/seen-<stage>-<rank>.jsonl, one line per batch: time, host, positions, samples. FOLDER must be absolute.
 """
 
 import runpy
@@ -15,7 +15,7 @@ from jobs.training import trainer, worker
 
 
 def recording_worker(job: worker.TrainJob) -> None:
-    """`jobs.training.worker.train_worker`, its stream of batches written down as the loop takes them."""
+    """`jobs.training.worker.train_worker` that records the batches which the loop reads."""
     import json
     import socket
     import time
@@ -37,6 +37,6 @@ def recording_worker(job: worker.TrainJob) -> None:
 
 
 if __name__ == "__main__":
-    trainer.train_worker = recording_worker  # travels by value: workers could not import __main__
+    trainer.train_worker = recording_worker  # pickled by value, since workers cannot import __main__
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

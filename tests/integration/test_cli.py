@@ -1,4 +1,4 @@
-"""The command line, as a user runs it: processes, files and pipes."""
+"""The command line as users run it: processes, files and pipes."""
 
 import io
 import os
@@ -77,7 +77,7 @@ def test_separate_processes_and_pipes(pictures, model, tmp_path):
     assert np.array_equal(x, load(model).decompress(compressed.stdout, 0.5))
 
 
-def test_folders(pictures, model, tmp_path, capsys):
+def test_folders_of_pictures_are_coded(pictures, model, tmp_path, capsys):
     files, back = tmp_path / "files", tmp_path / "back"
     assert run("compress", pictures, "-o", files, "-m", model, "--stats") == 0
     out = capsys.readouterr()
@@ -91,8 +91,8 @@ def test_folders(pictures, model, tmp_path, capsys):
     assert Image.open(back / "deeper" / "c.png").size == (30, 17)
 
 
-def test_pictures_that_differ_in_their_suffix_alone_stay_apart(model, tmp_path):
-    """a.jpg and a.png become a.jpg.egic and a.png.egic; so does a.jpg.webp, whose output the first would be."""
+def test_pictures_that_differ_only_in_their_suffix_have_separate_files(model, tmp_path):
+    """a.jpg and a.png become a.jpg.egic and a.png.egic. So does a.jpg.webp, as its file would be a.jpg.egic, too."""
     for i, name in enumerate(("a.jpg", "a.png", "a.jpg.webp", "b.png")):
         Image.fromarray(np.full((9, 8 + i, 3), 100, np.uint8)).save(tmp_path / name)
     assert run("compress", tmp_path, "-o", tmp_path / "files", "-m", model) == 0
@@ -105,7 +105,7 @@ def test_pictures_that_differ_in_their_suffix_alone_stay_apart(model, tmp_path):
     }
 
 
-def test_kinds_that_are_not_read_are_counted_in_a_warning(pictures, model, capsys):
+def test_a_warning_counts_files_of_unsupported_formats(pictures, model, capsys):
     for name in ("x.heic", "y.HEIC", "z.dng"):
         (pictures / "deeper" / name).touch()
     assert run("compress", pictures, "-m", model) == 0
@@ -115,8 +115,8 @@ def test_kinds_that_are_not_read_are_counted_in_a_warning(pictures, model, capsy
 NAMES = [b"caf\xe9.png", b"100%.png", b"what?.png", b"#1 of 2.png", "日本.png".encode()]
 
 
-def test_any_file_name(model, tmp_path):
-    """In a UTF-8 terminal that takes nothing else, and in one that knows ASCII alone."""
+def test_files_may_have_any_name(model, tmp_path):
+    """With a strict UTF-8 terminal and with an ASCII terminal."""
     for encoding in ("utf-8:strict", "ascii:strict"):
         folder = tmp_path / encoding
         folder.mkdir()
@@ -130,8 +130,8 @@ def test_any_file_name(model, tmp_path):
 
 
 @pytest.mark.parametrize("num", [3, 3000])
-def test_a_reader_that_ends_early_ends_the_command_quietly(num, pictures, model, tmp_path):
-    """As in `egic info *.egic | head -1`; the lines of 3 files are all written at once, those of 3000 are not."""
+def test_a_closed_pipe_ends_the_command_without_a_message(num, pictures, model, tmp_path):
+    """As in `egic info *.egic | head -1`; the lines of 3 files fit into the buffer, those of 3000 do not."""
     assert run("compress", pictures / "a.png", "-o", tmp_path / "a.egic", "-m", model) == 0
     command = [sys.executable, "-m", "egic", "info", *["a.egic"] * num]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -143,8 +143,8 @@ def test_a_reader_that_ends_early_ends_the_command_quietly(num, pictures, model,
     done.stderr.close()
 
 
-def test_quality_and_size(pictures, model, tmp_path, capsys):
-    """A higher quality is a larger file; one of a size asked for is the largest that fits; `egic info` shows which."""
+def test_quality_and_size_limits_are_met(pictures, model, tmp_path, capsys):
+    """A higher quality makes a larger file; a size limit selects the highest quality that fits; `info` prints it."""
     a, rates, sizes = pictures / "a.png", model.with_name("rates"), {}
     for quality in (0, 50, 100):
         target = tmp_path / f"{quality}.egic"
@@ -162,7 +162,7 @@ def test_quality_and_size(pictures, model, tmp_path, capsys):
         assert 0.9 * limit <= (tmp_path / "x.egic").stat().st_size <= limit
 
 
-def test_what_was_done_is_a_line_per_file(pictures, model, capsys):
+def test_one_line_is_printed_per_file(pictures, model, capsys):
     assert run("compress", pictures / "a.png", "-m", model) == 0
     line = capsys.readouterr().err
     assert line.startswith(f"{pictures / 'a.png'} -> {pictures / 'a.egic'}: ") and line.count("\n") == 1
@@ -174,8 +174,8 @@ def test_what_was_done_is_a_line_per_file(pictures, model, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_without_a_name_the_model_of_the_package_is_used(pictures, model, monkeypatch, capsys, tmp_path):
-    """Here a model of the test's takes its place."""
+def test_the_model_of_the_package_is_the_default(pictures, model, monkeypatch, capsys, tmp_path):
+    """A model of the test replaces it."""
     monkeypatch.setattr("egic.shipped.FOLDER", model)
     monkeypatch.setattr("egic.cli.main.extension", lambda *_: lambda: [("models:/egic-orp/1", "@best")])
     assert run("compress", pictures / "a.png") == run("decompress", pictures / "a.egic", "-o", tmp_path / "b.png") == 0
@@ -191,14 +191,14 @@ def test_without_a_name_the_model_of_the_package_is_used(pictures, model, monkey
 
 
 @pytest.mark.parametrize("command", ["compress", "demo"])
-def test_a_package_without_a_model_says_so(command, pictures, monkeypatch, capsys, tmp_path):
+def test_a_package_without_a_model_is_a_clear_error(command, pictures, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("egic.shipped.FOLDER", tmp_path)
     assert run(command, *([pictures / "a.png"] if command == "compress" else ["--port", "0"])) == 2
     error = capsys.readouterr().err
     assert "built without a model; name one with --model" in error and error.count("\n") == 1
 
 
-def test_names_decide_formats(pictures, model, tmp_path):
+def test_suffixes_determine_formats(pictures, model, tmp_path):
     assert run("compress", pictures / "a.png", "-o", tmp_path / "x.egic", "-m", model) == 0
     for suffix, form in ((".png", "PNG"), (".webp", "WEBP"), (".tiff", "TIFF"), (".jpg", "JPEG")):
         assert run("decompress", tmp_path / "x.egic", "-o", tmp_path / f"y{suffix}", "-m", model) == 0
@@ -224,18 +224,18 @@ def test_outputs_are_not_overwritten_without_force(pictures, model, tmp_path, ca
 
 
 @pytest.mark.parametrize("command, inputs", [("compress", ["a.png", "b.jpg"]), ("decompress", ["a.egic", "b.egic"])])
-def test_that_all_outputs_exist_is_told_before_a_model_is_looked_for(command, inputs, pictures, tmp_path, capsys):
+def test_existing_outputs_are_refused_before_the_model_is_loaded(command, inputs, pictures, tmp_path, capsys):
     for name in ("a.egic", "b.egic", "a.png", "b.png"):
         (pictures / name).touch()
     inputs = [pictures / name for name in inputs]
     assert run(command, *inputs, "-m", tmp_path / "none") == 2
     assert "exists; --force overwrites it" in capsys.readouterr().err
-    inputs[1].with_suffix(".egic" if command == "compress" else ".png").unlink()  # there is something to do
+    inputs[1].with_suffix(".egic" if command == "compress" else ".png").unlink()  # one output is missing
     assert run(command, *inputs, "-m", tmp_path / "none") == 2
     assert "exists" not in (told := capsys.readouterr().err) and "none" in told
 
 
-def test_a_full_disk_leaves_nothing_behind(pictures, model, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file(pictures, model, tmp_path, capsys, monkeypatch):
     target = tmp_path / "x.egic"
     target.write_bytes(b"mine")
 
@@ -304,7 +304,7 @@ def test_models_lists_folders(model, capsys):
     assert "orp  codec + ORP" in out and out.count("\n") == 3
 
 
-def test_mlflow_uris_are_fetched_by_the_pipeline(pictures, model, monkeypatch, tmp_path):
+def test_mlflow_uris_are_resolved_by_the_pipelines_extension(pictures, model, monkeypatch, tmp_path):
     asked = []
     fetch = {"fetch": lambda ref: asked.append(ref) or model}
     monkeypatch.setattr("egic.cli.model_refs.extension", lambda name, what: fetch[name])

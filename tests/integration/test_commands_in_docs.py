@@ -1,7 +1,7 @@
 """Every command that README.md, CONTRIBUTING.md, docs/ and infra/README.md show is run, or parsed by its own parser.
 
-A fenced block without a language or of `sh` holds commands; a `python` block is a program; `text` is neither. A block
-is run, in its page's order, in a folder with a picture and a registered model. `<!-- parse: REASON -->` on the line
+A fenced block without a language or with `sh` has commands, a `python` block a program, `text` neither. Blocks are
+run, in the order of the page, in a folder with a picture and a registered model. `<!-- parse: REASON -->` on the line
 before it keeps it from running: bash reads it, with programs that only note how they were called, and each call then
 goes as far as its parser, so that a flag that is gone fails. infra/README.md is parsed as a whole.
 """
@@ -31,9 +31,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FENCE = re.compile(r"^(?:<!-- (parse): (\S[^\n]*) -->\n)?```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OURS = ("egic", "python", "make", "pip", "sbatch", "ray")
 FOREIGN = ("jupytext", "jupyter", "docker", "kubectl", "cp", "mkdir", "chmod", "base64")
-"""Programs whose arguments are not checked. A program that is in neither list fails the test."""
+"""Programs whose arguments are not checked. Programs in neither list fail the test."""
 NOTE = """#!/bin/bash
-printf '%s\\0' "${0##*/}" "$@" $'\\n' >> "$CALLS"  # in one piece: programs may run side by side
+printf '%s\\0' "${0##*/}" "$@" $'\\n' >> "$CALLS"  # one write, since programs may run in parallel
 """
 
 
@@ -57,7 +57,7 @@ READ = jobs.config.flags.one_line
 
 
 class Parsed(BaseException):
-    """A command line was understood, and is not carried out. No Exception, which a program would report as a fault."""
+    """Raised when a command line was parsed, to stop before it runs. Not an Exception, which programs would report."""
 
 
 def blocks() -> list[Block]:
@@ -79,7 +79,7 @@ def where(run: bool):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A user's folder: a picture, links to the checkout's files, and programs that note how they are called."""
+    """A user's folder: a picture, links to the checkout's files, and programs that record their arguments."""
     folder = tmp_path_factory.mktemp("user")
     for name in ("pipelines", "docs", "infra", "requirements.txt"):
         (folder / name).symlink_to(ROOT / name)
@@ -99,7 +99,7 @@ def calls(script: str, folder: Path) -> list[list[str]]:
     for path in (noted, unknown):
         path.unlink(missing_ok=True)
     env = {"PATH": str(folder / "bin"), "HOME": str(folder), "CALLS": str(noted)}
-    # a program that is not found fails, wherever it stands; a file that is not there does not
+    # an unknown program fails the test, wherever it is called; a missing file does not
     guard = 'command_not_found_handle() { echo "$1" >> "$CALLS.unknown"; }\n'
     done = subprocess.run(
         ["/bin/bash", "-c", guard + script + "\nwait"], cwd=folder, env=env, capture_output=True, text=True, timeout=120
@@ -123,9 +123,9 @@ def parse(words: list[str], folder: Path, monkeypatch) -> None:
     elif name == "python":
         source = (folder / rest[0]).read_text()
         monkeypatch.setattr(sys, "argv", rest)
-        if "__main__" in source:  # else a script without arguments
+        if "__main__" in source:  # otherwise it has no arguments
             printed = parsed(lambda: runpy.run_path(str(ROOT / rest[0]), run_name="__main__"), monkeypatch)
-            if "--print-config" in rest:  # bash has made the file that it goes to
+            if "--print-config" in rest:  # bash has created the output file
                 next(path for path in folder.glob("*.yaml") if not path.stat().st_size).write_text(printed)
     elif name == "make":
         done = subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, capture_output=True, text=True)
@@ -135,12 +135,12 @@ def parse(words: list[str], folder: Path, monkeypatch) -> None:
         assert {e for word in rest for m in re.findall(r"\[(.+)]", word) for e in m.split(",")} <= extras.keys()
     elif name == "ray" and "--" in rest:  # a job
         parse(rest[rest.index("--") + 1 :], folder, monkeypatch)
-    elif name == "sbatch":  # its script hands its arguments on
+    elif name == "sbatch":  # the script passes its arguments on
         parse(["python", "pipelines/full.py", *rest[rest.index("infra/slurm.sh") + 1 :]], folder, monkeypatch)
 
 
 def parsed(run, monkeypatch) -> str:
-    """Run a program of ours until it has read its command line; returns what it printed."""
+    """Run one of our programs until it has parsed its command line; returns its output."""
 
     def and_stop(parser, prog):
         READ(parser, prog)
@@ -160,7 +160,7 @@ def parsed(run, monkeypatch) -> str:
 
 
 @where(run=False)
-def test_commands_that_cannot_run_here_are_understood(block, place, monkeypatch):
+def test_commands_that_cannot_run_here_are_parsed(block, place, monkeypatch):
     monkeypatch.chdir(place)
     found = calls(block.text, place)
     assert found or "export" in block.text
@@ -170,7 +170,7 @@ def test_commands_that_cannot_run_here_are_understood(block, place, monkeypatch)
 
 @pytest.fixture(scope="module")
 def trained(place) -> Path:
-    """The user's folder with a registered model, which also lies in path/of/an/artifact."""
+    """The user's folder with a registered model, which is also in path/of/an/artifact."""
     tiny = tiny_model()
     artifact = place / "path/of/an/artifact"
     save(artifact, {"codec": tiny.codec, "orp": tiny.orp}, {"stage": "orp"})
@@ -183,7 +183,7 @@ def trained(place) -> Path:
 
 @pytest.mark.slow
 @where(run=True)
-def test_commands_do_what_the_page_says(block, trained, monkeypatch, one_thread):
+def test_commands_of_the_docs_run(block, trained, monkeypatch, one_thread):
     monkeypatch.chdir(trained)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/mlflow.db")
     monkeypatch.setenv("EGIC_CACHE", str(trained / "cache"))
@@ -196,7 +196,7 @@ def test_commands_do_what_the_page_says(block, trained, monkeypatch, one_thread)
         assert all((trained / output).exists() for flag, output in zip(words, words[1:], strict=False) if flag == "-o")
 
 
-def test_a_flag_that_is_gone_fails(place, monkeypatch):
+def test_invalid_flags_are_detected(place, monkeypatch):
     monkeypatch.chdir(place)
     for line in (
         "egic compress a.png -m m --quick", "egic evaluate --model m --fast", "python pipelines/full.py tiny --sed 1",

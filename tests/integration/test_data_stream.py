@@ -1,4 +1,4 @@
-"""The Ray Data stream equals the plain loop bit for bit, whatever the workers, the segment, or where it resumes."""
+"""The Ray Data stream equals the plain loop bit for bit, for any workers, segments and resumed steps."""
 
 import io
 import threading
@@ -46,7 +46,7 @@ def local(manifest: Manifest, **changes) -> dict[str, np.ndarray]:
     return joined(local_stream(TrainingSequence(manifest=manifest, crop=CROP, **(STEPS | changes))))
 
 
-def test_equals_the_plain_loop_over_several_segments(manifest, monkeypatch):
+def test_the_stream_equals_the_plain_loop_over_several_segments(manifest, monkeypatch):
     """160 crops = 20 blocks, made in 2 lanes, in segments of 4 blocks and tasks of 3; epochs of 10 end anywhere."""
     monkeypatch.setattr(data, "CROPS_PER_BLOCK", 8)
     monkeypatch.setattr(data, "BLOCKS_PER_SEGMENT", 4)
@@ -57,14 +57,14 @@ def test_equals_the_plain_loop_over_several_segments(manifest, monkeypatch):
     assert_equal(joined(batches), local(manifest))
 
 
-def test_two_ranks_share_the_batches_of_one(manifest):
+def test_two_ranks_batches_together_equal_those_of_one(manifest):
     ranks = [joined(stream(manifest, rank=rank, world_size=2)) for rank in range(2)]
     union = {name: np.concatenate([rank[name] for rank in ranks]) for name in ranks[0]}
     order = np.argsort(union["position"])
     assert_equal({name: array[order] for name, array in union.items()}, local(manifest))
 
 
-def test_resuming_equals_the_tail(manifest):
+def test_resuming_equals_the_rest_of_the_stream(manifest):
     tail = joined(stream(manifest, first_step=17))
     assert_equal(tail, {name: array[17 * 4 :] for name, array in local(manifest).items()})
 
@@ -109,25 +109,25 @@ def large(tmp_path, manifest, request) -> Manifest:
 
 
 def own_memory() -> dict[int, int]:
-    """Bytes that this process and each of Ray's workers hold for themselves, without the shared object store."""
+    """Private memory in bytes of this process and of each Ray worker, without the shared object store."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     infos = {p.pid: p.memory_info() for p in processes if p == processes[0] or p.name().startswith("ray::")}
     return {pid: info.rss - info.shared for pid, info in infos.items()}
 
 
 @pytest.mark.slow
-@pytest.mark.faults  # measures memory of processes, which a busy machine disturbs
+@pytest.mark.faults  # measures memory, which a busy machine disturbs
 @pytest.mark.parametrize("large", [100_000_000, 2_000_000_000], ids=["0.1 GB", "2 GB"], indirect=True)
-def test_memory_is_bounded_whatever_the_data(large, short_folder):
-    """Crops of 256x256 for twice the object store and more, read by a consumer that is the slower part at first.
+def test_memory_is_bounded_for_any_size_of_data(large, short_folder):
+    """Crops of 256x256, more than twice the object store, read by a consumer that is slow at first.
 
-    What does not fit into the store Ray would write to its folder."""
+    Ray would spill what does not fit to its folder."""
     crop, num = CropConfig(), max(1024, large.num_samples)
     batches = training_stream(large, crop, seed=0, global_batch=16, first_step=0, last_step=num // 16)
     memory = []
     for step, _ in enumerate(batches):
         if step % 8 == 0:
-            time.sleep(2 if step == 0 else 0.05)  # the tasks run ahead as far as they may
+            time.sleep(2 if step == 0 else 0.05)  # tasks run ahead up to their limit
             memory.append(own_memory())
     assert 256 * 256 * 5 * num > 2 * 150_000_000
     assert not list(short_folder.rglob("ray_spilled_objects*/*"))
@@ -135,7 +135,7 @@ def test_memory_is_bounded_whatever_the_data(large, short_folder):
     assert sum(after[pid] - before[pid] for pid in before.keys() & after.keys()) < 60_000_000, memory
 
 
-def test_no_steps_left(manifest):
+def test_a_stream_without_steps_is_empty(manifest):
     assert list(stream(manifest, first_step=40)) == []
 
 

@@ -1,4 +1,4 @@
-"""`egic demo` in a browser: upload, alpha, divider and downloads, and not a word to any other machine."""
+"""`egic demo` in a browser: upload, alpha, divider and downloads, without connections to other machines."""
 
 import io
 import os
@@ -23,8 +23,8 @@ from tests.codec_models import tiny_model
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 MINUTES = 180_000
-"""Milliseconds that a busy machine may take for what is a second's work."""
-# what the server's process asks of the network, one line each
+"""Timeout in ms for a busy machine; a second is usual."""
+# logs the network calls of the server's process, one line each
 SPIED = """
 import sys
 def spy(event, args):
@@ -87,7 +87,7 @@ def browser(tmp_path_factory):
     if not found:
         pytest.skip("no Chromium on the PATH, and EGIC_CHROMIUM is not set")
     quiet = "disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
-    args = ["--no-sandbox", *(f"--{word}" for word in quiet.split())]  # a container's root has no sandbox of its own
+    args = ["--no-sandbox", *(f"--{word}" for word in quiet.split())]  # Chromium has no sandbox as root
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=found, args=args)  # Playwright makes a new, empty profile
         yield browser
@@ -125,7 +125,7 @@ def put(page, path: Path) -> None:
 
 
 def shown(page, pane: str = "#mine", side: int = 1) -> np.ndarray:
-    """The pixels of the picture that a pane shows on its left (0) or right (1)."""
+    """The pixels of the picture on the left (0) or right (1) of a pane."""
     url = page.locator(f"{pane} img").nth(side).get_attribute("src")
     return np.asarray(Image.open(io.BytesIO(page.request.get(url).body())).convert("RGB"))
 
@@ -145,7 +145,7 @@ def saved(page, button: str) -> tuple[str, bytes]:
 
 
 def command_line(model: Path, data: bytes, alpha: float, folder: Path) -> np.ndarray:
-    """What `egic decompress --alpha` writes for the file."""
+    """The output of `egic decompress --alpha` for the file."""
     (folder / "x.egic").write_bytes(data)
     line = [
         "decompress",
@@ -164,7 +164,7 @@ def command_line(model: Path, data: bytes, alpha: float, folder: Path) -> np.nda
     return np.asarray(Image.open(folder / "x.png"))
 
 
-def test_drop_slide_and_save(page, picture, model, server, tmp_path):
+def test_upload_alpha_and_downloads(page, picture, model, server, tmp_path):
     put(page, picture)
     page.locator("#panes .sides p", has_text="alpha 1.00").wait_for()
     name, data = saved(page, "#save-egic")
@@ -185,8 +185,8 @@ def test_drop_slide_and_save(page, picture, model, server, tmp_path):
     assert "Traceback" not in server.errors()
 
 
-def test_quality_and_size(page, picture, model, tmp_path):
-    """Another quality is another file at once, with its pictures; a size that is asked for is never exceeded."""
+def test_quality_and_size_limit(page, picture, model, tmp_path):
+    """Another quality makes another file with its pictures; a size limit is never exceeded."""
     put(page, picture)
     caption = page.locator("#panes .caption p").first
     caption.wait_for()
@@ -215,7 +215,7 @@ def test_quality_and_size(page, picture, model, tmp_path):
         page.get_by_role("alert").filter(has_text=word).wait_for()
 
 
-def test_an_egic_file_is_shown_between_its_two_ends(page, picture, model, tmp_path):
+def test_an_egic_file_is_shown_between_alpha_0_and_alpha(page, picture, model, tmp_path):
     assert main.main(["compress", str(picture), "-o", str(tmp_path / "y.egic"), "-m", str(model)]) == 0
     put(page, tmp_path / "y.egic")
     page.locator("#panes .sides p", has_text="alpha 1.00").wait_for()
@@ -227,7 +227,7 @@ def test_an_egic_file_is_shown_between_its_two_ends(page, picture, model, tmp_pa
     assert "dB" not in page.locator("#panes .caption p").first.inner_text()
 
 
-def test_bad_input_is_said_on_the_page_and_changes_nothing(page, picture, server, tmp_path):
+def test_bad_input_is_an_error_on_the_page_and_changes_nothing(page, picture, server, tmp_path):
     put(page, picture)
     page.locator("#mine img").first.wait_for()
     before = page.locator("#mine img").nth(1).get_attribute("src")
@@ -244,19 +244,19 @@ def test_bad_input_is_said_on_the_page_and_changes_nothing(page, picture, server
 
 
 def test_a_url_in_place_of_a_file_is_refused(page, server):
-    """The last test looks whether the server asked for it all the same."""
+    """The last test checks that the server made no request for it."""
     url = "http://gradio-would-fetch.example.com/x.png"
     assert page.request.get(f"{server.url}gradio_api/file={url}").status == 403
     events = [d["id"] for d in page.evaluate("window.gradio_config.dependencies") if d["targets"]]
     given = {"path": url, "meta": {"_type": "gradio.FileData"}}
-    for event in events:  # a file, and the slider's number, which Gradio would take for a file, too
+    for event in events:  # Gradio accepts a file also in place of the slider's number
         body = {"data": [given] * 3, "fn_index": event, "session_hash": "url"}
         assert page.request.post(f"{server.url}gradio_api/queue/join", data=body).status == 200
     stream = page.request.get(f"{server.url}gradio_api/queue/data?session_hash=url").text()
     assert stream.count("not URLs") == stream.count('"process_completed"') == len(events) == 4
 
 
-def test_the_divider_moves_and_stays_where_it_is_when_alpha_changes(page, picture):
+def test_the_divider_moves_and_keeps_its_place_when_alpha_changes(page, picture):
     put(page, picture)
     upper = page.locator("#mine img").nth(1)
     upper.wait_for()
@@ -277,7 +277,7 @@ def test_the_divider_moves_and_stays_where_it_is_when_alpha_changes(page, pictur
 
 
 @pytest.mark.parametrize("page", [(390, 844)], indirect=True, ids=["phone"])
-def test_it_fits_a_phone(page, picture):
+def test_the_page_fits_a_phones_screen(page, picture):
     fits = "document.documentElement.scrollWidth <= window.innerWidth"
     assert page.evaluate(fits)
     put(page, picture)
@@ -299,8 +299,8 @@ def test_a_finger_on_a_picture_scrolls_the_page(page, picture):
     page.wait_for_function("window.scrollY > 50")
 
 
-def test_it_ends_quietly_speaks_to_nobody_and_leaves_nothing(server):
-    """Last: it stops the server."""
+def test_it_ends_without_messages_other_connections_or_files(server):
+    """Must be last, since it stops the server."""
     assert server.stop() == 0
     assert server.errors().strip() == "stopped"
     asked = server.spied.read_text().splitlines()

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def serve(short_folder):
-    pytest.importorskip("gradio")  # of the same extra as ray[serve]
+    pytest.importorskip("gradio")  # in the same extra as ray[serve]
     import ray
 
     from jobs import serve
@@ -31,7 +31,7 @@ def model(tmp_path_factory):
     return folder
 
 
-def test_replicas_answer_as_the_model_does(serve, model, one_thread):
+def test_replicas_equal_the_model(serve, model, one_thread):
     here, x = tiny_model(), np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     with serve.replicas(model, 2, "cpu", "float32", 1) as coder:
         opened = Desk(coder, 256 * 256).open("a.png", pictures.write(x))
@@ -45,6 +45,6 @@ def test_replicas_answer_as_the_model_does(serve, model, one_thread):
 
 
 @pytest.mark.parametrize("number, device, word", [(3, "cpu", "3 CPU"), (1, "cuda", "1 GPU")])
-def test_what_the_cluster_can_never_place_is_one_line(serve, model, number, device, word):
+def test_replicas_that_the_cluster_can_never_place_are_one_line(serve, model, number, device, word):
     with pytest.raises(ValueError, match=f"need {word}"), serve.replicas(model, number, device, "float32", None):
         pass

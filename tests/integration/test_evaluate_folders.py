@@ -78,12 +78,12 @@ def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, ca
     first = (folder / "rows.parquet").read_bytes()
     assert main.main(args) == 0
     assert f"reused, MLflow run {run.info.run_id}" in capsys.readouterr().out
-    os.remove(folder / "summary.json")  # as if killed before the end: the parts are still there
+    os.remove(folder / "summary.json")  # as if killed before the end: all parts exist
     assert main.main(args) == 0
-    assert (folder / "rows.parquet").read_bytes() == first  # times and all
+    assert (folder / "rows.parquet").read_bytes() == first  # including the measured times
 
 
-def test_other_codecs_get_every_measure_that_the_model_gets(place, capsys, weights, monkeypatch):
+def test_other_codecs_have_the_same_measures_as_the_model(place, capsys, weights, monkeypatch):
     """`egic evaluate --anchors` and `egic report --anchors`, with every measure whose weights are available."""
     model = tiny_model(rates=3)
     artifact.save(place / "some" / "where" / "orp", {"codec": model.codec, "orp": model.orp}, {"stage": "orp"})
@@ -106,7 +106,7 @@ def test_other_codecs_get_every_measure_that_the_model_gets(place, capsys, weigh
     assert "mine, quality 20" in page and 'id="paired"' in page and "Against JPEG" in page
     assert 'data-kind="group"' in page and 'data-kind="alpha"' in page and "some/where" not in page
 
-    monkeypatch.setenv("EGIC_WEIGHTS", str(weights))  # the other command codes and measures them again, by itself
+    monkeypatch.setenv("EGIC_WEIGHTS", str(weights))  # the other command codes and measures them again
     assert main.main(["report", str(folder), "--anchors", "jpeg,webp,avif", "--images", "pictures"]) == 0
     again = {(e["label"], e["point"]): e for e in json.loads((folder / "sets.json").read_text())}
     assert list(again) == [(e["label"], e["point"]) for e in of_command]

@@ -1,4 +1,4 @@
-"""Two worker nodes and a head as three hosts: who gets which data, what the gradients add up to, what MLflow hears."""
+"""Two worker nodes and a head as three hosts: data of each rank, sums of gradients, metrics in MLflow."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def cluster(short_folder):
 
 
 def submit(head: hosts.Host, folder: Path, script: str, *args: object) -> str:
-    """`ray job submit` of a recorded script with two workers, as the README tells; returns its log."""
+    """`ray job submit` of a recorded script with two workers, as in the README; returns its log."""
     runtime_env = json.dumps({"env_vars": {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}})
     job = ["python", "tests/integration/recorded.py", script, "tiny", "--output", folder, "--compute.workers", 2, *args]
     done = head.run(
@@ -55,7 +55,7 @@ def submit(head: hosts.Host, folder: Path, script: str, *args: object) -> str:
 
 
 def seen(folder: Path, stage: str = "mse-codec") -> list[list[dict]]:
-    """What each rank was given, batch by batch."""
+    """The batches of each rank."""
     files = sorted(folder.glob(f"seen-{stage}-*.jsonl"))
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
@@ -75,7 +75,7 @@ def histories(folder: Path, run_id: str, monkeypatch) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def trained(cluster, data, tmp_path_factory) -> Path:
-    """Where the MSE codec was trained by two workers, in a job submitted with the cluster's token."""
+    """The folder of a run that trained the MSE codec with two workers, as a submitted job with the cluster's token."""
     folder = tmp_path_factory.mktemp("trained")
     submit(cluster[0], folder, "jobs/mse_codec.py", "--data", data, *flags("mse-codec", RHYTHM))
     return folder
@@ -85,7 +85,7 @@ def test_each_worker_node_runs_one_worker(trained):
     assert where(seen(trained)) == [["host2"], ["host3"]]
 
 
-def test_the_ranks_together_see_every_position_once(trained, data):
+def test_the_ranks_together_read_every_position_once(trained, data):
     ranks = seen(trained)
     num_samples, seed = load_manifest(data / "train").num_samples, tiny().seed
     for step, batches in enumerate(zip(*ranks, strict=True)):
@@ -115,7 +115,7 @@ class OneProcess(LocalSession):
         return validation_batches(self.val, config.crop, settings.val_samples, settings.batch)
 
 
-def test_two_nodes_compute_what_one_process_does(trained, data, tmp_path, monkeypatch, one_thread):
+def test_two_nodes_train_the_same_model_as_one_process(trained, data, tmp_path, monkeypatch, one_thread):
     loop.train("mse-codec", small("mse-codec", **RHYTHM), {}, OneProcess(tmp_path / "one", data), {})
     alone = load(tmp_path / "one" / f"step_{STEPS:06d}" / "artifact", "codec")["codec"].state_dict()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/mlflow.db")
@@ -129,7 +129,7 @@ def test_two_nodes_compute_what_one_process_does(trained, data, tmp_path, monkey
         torch.testing.assert_close(shared[name], weight, rtol=0, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_curves_have_no_gap_and_the_artifact_its_digest(trained, tmp_path, monkeypatch):
+def test_curves_have_no_gap_and_the_artifact_has_its_digest(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/mlflow.db")
     artifact = model_registry.resolve("models:/egic-mse-codec@best")
     steps = histories(trained, artifact.run_id, monkeypatch)
@@ -142,7 +142,7 @@ def test_curves_have_no_gap_and_the_artifact_its_digest(trained, tmp_path, monke
     assert saved == [3, 6]
 
 
-@pytest.mark.faults  # nothing dies, but it takes minutes, too
+@pytest.mark.faults  # takes minutes
 def test_the_whole_pipeline_runs_on_two_nodes(cluster, data, tmp_path):
     few = [word for stage in STAGES for word in flags(stage, {"steps": 4, "val_samples": 4})]
     few += flags("gan", {"warmup_steps": 2, "last_steps": 0}) + flags("evaluate", {"max_pictures": 2})

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub, as a local server answers in its place: fetched once, then without a network."""
+"""Models from the Hugging Face hub, replaced by a local server: downloaded once, then used without a network."""
 
 import json
 import os
@@ -22,7 +22,7 @@ COMMIT = "c0ffee" * 6 + "c0de"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the hub's client asks of one public repository, someone/model, with the revisions main and v1."""
+    """Answers the hub client's requests for one public repository, someone/model, with the revisions main and v1."""
 
     def __init__(self, folder: Path, asked: list[str], *arguments):
         self.folder, self.asked = folder, asked
@@ -87,7 +87,7 @@ def compress(folder: Path, ref: str, server: ThreadingHTTPServer | None) -> subp
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=250)
 
 
-def test_a_model_is_fetched_once_and_used_without_a_network(hub, tmp_path):
+def test_a_model_is_downloaded_once_and_used_without_a_network(hub, tmp_path):
     for ref in ("hf://someone/model", "hf://someone/model@v1"):
         done = compress(tmp_path, ref, hub)
         assert done.returncode == 0 and done.stderr == "", (done.stderr, hub.asked)
@@ -106,6 +106,6 @@ def test_a_model_is_fetched_once_and_used_without_a_network(hub, tmp_path):
         ("hf://a/b/c", True, "write hf://owner/name"),
     ],
 )
-def test_what_cannot_be_fetched_is_one_line(ref, online, word, hub, tmp_path):
+def test_failed_downloads_are_one_line(ref, online, word, hub, tmp_path):
     done = compress(tmp_path, ref, hub if online else None)
     assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -1,4 +1,4 @@
-"""A stage with everything on object storage: data, checkpoints, a break and what follows it, and its evaluation."""
+"""A stage with all files on object storage: data, checkpoints, interruption and resume, evaluation."""
 
 import io
 import json
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """An S3 server that every process finds through the environment, as it finds its credentials."""
+    """An S3 server; its address and credentials are in the environment of every process."""
     with s3_server(monkeypatch) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setenv("EGIC_CACHE", str(tmp_path / "cache"))
@@ -50,7 +50,7 @@ def finish(process: subprocess.Popen) -> str:
     return out
 
 
-def test_a_stage_lives_on_object_storage(server, tmp_path):
+def test_a_stage_runs_with_all_files_on_object_storage(server, tmp_path):
     data, output = place_on(server, "shards"), "s3://bucket/runs/egic"
     tree = write_scenes(tmp_path / "coco", SceneConfig(num_train=8, num_val=2, min_side=128, max_side=160))
     prepare((tree,), data)
@@ -65,7 +65,7 @@ def test_a_stage_lives_on_object_storage(server, tmp_path):
     broken = start(work, "jobs.mse_codec", "tiny", *options)
     while len(checkpoints()) < 2 and broken.poll() is None:
         time.sleep(0.2)
-    broken.send_signal(signal.SIGTERM)  # asks for a checkpoint, through the storage
+    broken.send_signal(signal.SIGTERM)  # requests a checkpoint, through the storage
     out, err = broken.communicate()
     assert broken.returncode == 130, err[-3000:]
     assert checkpoints()
@@ -75,9 +75,9 @@ def test_a_stage_lives_on_object_storage(server, tmp_path):
     (run,) = store.client().search_runs(["1"], "tags.`egic.stage` = 'mse-codec'")
     history = store.client().get_metric_history(run.info.run_id, "train/loss")
     steps = [m.step for m in history]
-    assert len(set(steps)) == len(steps), "steps were made twice: nothing was resumed"
-    assert set(steps) >= set(range(5, STEPS + 1, 5))  # and where it was told to stop
-    assert len(checkpoints()) <= 3  # Ray Train deletes there, too
+    assert len(set(steps)) == len(steps), "steps were repeated: the run was not resumed"
+    assert set(steps) >= set(range(5, STEPS + 1, 5))  # and the step at which it was stopped
+    assert len(checkpoints()) <= 3  # Ray Train deletes old ones there, too
 
     evaluate = ["jobs.evaluate", "tiny", "--model", "models:/egic-mse-codec@best", "--data", data, "--output", output]
     evaluate += ["--metrics", "psnr", "--compute.threads", "1"]

@@ -1,4 +1,4 @@
-"""A user's own pictures, from the folder to trained networks: five classes from label maps, photographs alone."""
+"""A user's own pictures, from the folder to trained networks: label maps with five classes, and photographs."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class DataSession(LocalSession):
 
 
 def trained(stage: str, config, parts: dict, folder: Path, manifests: dict) -> tuple[Path, dict[str, float]]:
-    """Train a stage to its end; returns its last checkpoint's folder, and its last metrics."""
+    """Train a stage to its end; returns the folder of its last checkpoint and its last metrics."""
     session = DataSession(folder, manifests)
     loop.train(stage, config, parts, session, {"stage": stage})
     last = session.reports[-1]
@@ -60,12 +60,12 @@ def configured(stage: str, root: Path, tmp_path: Path, **changes):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_five_classes_from_label_maps_to_the_gan(tmp_path):
+def test_label_maps_with_five_classes_train_all_stages_to_the_gan(tmp_path):
     root = write_label_maps(tmp_path / "own", 9)
     config, manifests = configured("segmentation", root, tmp_path, steps=10, checkpoint_every=10)
     folder, metrics = trained("segmentation", config, {}, tmp_path / "segmentation", manifests)
     assert artifact.read_config(folder / "artifact")["discriminator"].num_categories == 5
-    assert metrics["val/pixel_accuracy"] > 0.4 and metrics["val/miou"] > 0.1  # chance: 0.2 and less
+    assert metrics["val/pixel_accuracy"] > 0.4 and metrics["val/miou"] > 0.1  # chance: at most 0.2
     d = artifact.load(folder / "artifact")["discriminator"]
     assert d.out.out_channels == 7 and d.config.fake == 6
     colours = np.unique(panels.from_png((folder / "segmentation.png").read_bytes()).reshape(-1, 3), axis=0)
@@ -81,7 +81,7 @@ def test_five_classes_from_label_maps_to_the_gan(tmp_path):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_photographs_are_enough_for_the_codec(tmp_path):
+def test_photographs_without_labels_train_the_codec(tmp_path):
     root = write_photographs(tmp_path / "mine")
     config, manifests = configured("mse-codec", root, tmp_path)
     folder, metrics = trained("mse-codec", config, {}, tmp_path / "mse", manifests)

@@ -1,4 +1,4 @@
-"""The pipeline as users run it, with a kill: pictures in, a codec for any alpha out; a second run trains nothing."""
+"""The pipeline as users run it, with killed workers: it trains a codec, and a second run trains nothing."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def summary(folder: Path) -> dict:
     return json.loads((folder / "outputs" / NAME).read_text())
 
 
-def test_every_stage_trains_and_the_table_says_so(finished):
+def test_every_stage_trains_and_is_in_the_table(finished):
     folder, _, text = finished
     rows = summary(folder)["stages"]
     assert [r["stage"] for r in rows] == ["segmentation", "mse-codec", "gan", "orp", "evaluate"]
@@ -63,7 +63,7 @@ def test_every_stage_trains_and_the_table_says_so(finished):
     assert 0 < summary(folder)["between_steps"] < 1
 
 
-def test_a_stage_whose_workers_are_killed_has_every_step_once(finished, monkeypatch):
+def test_a_stage_with_killed_workers_has_every_step_once(finished, monkeypatch):
     folder, _, text = finished
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     run_id = next(r["run_id"] for r in summary(folder)["stages"] if r["stage"] == "segmentation")
@@ -106,7 +106,7 @@ def test_lineage_curves_and_pictures_are_in_mlflow(finished, monkeypatch):
     assert parent["rd/bpp"] == runs["evaluate"].data.metrics["rd/bpp"] > 0
 
 
-def test_evaluation_counts_bits_of_real_files(finished):
+def test_evaluation_counts_the_bits_of_real_files(finished):
     folder, _, _ = finished
     row = next(r for r in summary(folder)["stages"] if r["stage"] == "evaluate")
     sheet = Path(row["sheet"])
@@ -128,7 +128,7 @@ def test_the_second_run_trains_nothing(finished):
     assert [r.get("sha256") for r in rows] == [r.get("sha256") for r in first]
 
 
-def test_a_cut_list_says_what_is_missing(finished):
+def test_from_without_finished_parents_names_the_missing_stage(finished):
     folder, args, _ = finished
     done = run(folder, *args, "--orp.lr", "0.5", "--until", "orp", "--from", "orp", "--gan.lr", "0.5")
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Commands and a Ray that runs already: each goes its own way, and what the documentation says works as written."""
+"""Commands on a machine where Ray already runs, as documented: they join it only if RAY_ADDRESS is set."""
 
 import json
 import os
@@ -37,7 +37,7 @@ raise SystemExit(run_main(main))
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """A home with a token in it, as the first Ray there leaves it."""
+    """A home folder with a token, as Ray's first start creates it."""
     with tempfile.TemporaryDirectory(prefix="egic") as folder:
         token = Path(folder, ".ray/auth_token")
         token.parent.mkdir()
@@ -53,7 +53,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def head(home) -> Iterator[str]:
-    """The address at which `ray start --head`, as docs/training.md has it, leaves a Ray running."""
+    """Run `ray start --head` as in docs/training.md; yields its address."""
     (start,) = re.findall(r"^ray start .*$", PAGE, re.MULTILINE)
     (address,) = re.findall(r"^export RAY_ADDRESS=(\S+)$", PAGE, re.MULTILINE)
     process = subprocess.Popen([*start.split(), "--block", "--num-cpus=1"], env=environment(home), cwd=home,
@@ -74,13 +74,13 @@ def command(env: dict[str, str], *prefix: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_the_documented_address_is_joined_with_the_homes_token(head, home):
+def test_a_command_joins_the_documented_address_with_the_homes_token(head, home):
     done = command(environment(home, RAY_ADDRESS=head))
     assert done.returncode == 0, done.stderr
     assert str(PORT) in done.stdout and "authentication" not in done.stderr
 
 
-def test_without_an_address_a_command_starts_a_ray_of_its_own_whose_end_spares_the_caller(head, home):
+def test_without_an_address_a_command_starts_its_own_ray_and_does_not_kill_its_caller(head, home):
     """Ray kills the process group of a worker, which must not be that of the command."""
     script = 'echo before; "$@"; status=$?; sleep 2; echo "after $status"'
     done = command(environment(home), "bash", "-c", script, "bash")
@@ -90,14 +90,14 @@ def test_without_an_address_a_command_starts_a_ray_of_its_own_whose_end_spares_t
     assert (before, after) == ("before", "after 0") and not address.endswith(f":{PORT}") and own != workers
 
 
-def test_a_home_without_the_token_is_told_so_in_a_line(head, home, tmp_path):
+def test_a_missing_token_is_one_line(head, home, tmp_path):
     done = command(environment(tmp_path, RAY_TMPDIR=str(home), RAY_ADDRESS=head))
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and last.startswith("error: ") and "~/.ray/auth_token" in last, done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts need root")
-def test_a_temporary_folder_without_programs(home):
+def test_a_temporary_folder_mounted_noexec(home):
     with tempfile.TemporaryDirectory(prefix="nx") as folder:
         mount = f'mount -t tmpfs -o noexec tmpfs {folder} && exec "$@"'
         if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""Checkpoints and SavedModels that TensorFlow itself writes of the reference's object graph, imported."""
+"""Import of checkpoints and SavedModels that TensorFlow writes for the reference's object graph."""
 
 import importlib.util
 import json
@@ -46,7 +46,7 @@ def objects(variables):
 
 
 def graph(*modules, **more):
-    """What a tf.train.Checkpoint of the reference's model holds."""
+    """The objects of a tf.train.Checkpoint of the reference's model."""
     import tensorflow as tf
 
     variables = {k: v for k, v in variables_of(*modules, prefix="").items() if k != "save_counter"}
@@ -66,8 +66,8 @@ def assert_same(folder, parts):
         assert all(torch.equal(theirs[k], v) for k, v in module.state_dict().items()), name
 
 
-def test_checkpoint_of_a_training(tmp_path, parts, capsys):
-    """As Keras' BackupAndRestore leaves it: chief/, counters beside the model, and optimizer slots."""
+def test_a_training_checkpoint_is_imported(tmp_path, parts, capsys):
+    """As Keras' BackupAndRestore writes it: chief/, counters, and optimizer slots."""
     import tensorflow as tf
 
     chosen = {name: parts[name] for name in ("codec", "discriminator")}
@@ -85,8 +85,8 @@ def test_checkpoint_of_a_training(tmp_path, parts, capsys):
     assert json.loads((tmp_path / "new" / "provenance.json").read_text())["stage"] == "gan"
 
 
-def test_saved_model_whose_keys_are_positions_in_keras_lists(tmp_path, parts, capsys):
-    """Keras' SavedModels reach nearly every variable first through `variables`: only the object graph has the names."""
+def test_a_saved_model_is_imported_by_its_object_graph(tmp_path, parts, capsys):
+    """Keys of Keras' SavedModels are positions in the list `variables`; only the object graph has the names."""
     import tensorflow as tf
 
     chosen = {name: parts[name] for name in ("codec", "orp")}
@@ -110,7 +110,7 @@ def test_saved_model_whose_keys_are_positions_in_keras_lists(tmp_path, parts, ca
     assert np.array_equal(imported.decompress(data, 0.5), original.decompress(data, 0.5))
 
 
-def test_discriminator_alone(tmp_path, parts, capsys):
+def test_a_discriminator_saved_alone_is_imported(tmp_path, parts, capsys):
     import tensorflow as tf
 
     variables = {k.removeprefix("disc/"): v for k, v in variables_of(parts["discriminator"], prefix="").items()}
@@ -135,8 +135,8 @@ def test_damaged_and_other_checkpoints_are_one_line(tmp_path, capsys):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_golden_arrays_are_met_after_the_import(tmp_path, golden, capsys):
-    """The paper's size, filled as for the reference's arrays, through TensorFlow's files and back."""
+def test_an_imported_model_computes_the_golden_arrays(tmp_path, golden, capsys):
+    """The paper's size with the weights of the golden arrays, written by TensorFlow and imported."""
     model = full_model(golden)
     prefix = graph(model.codec, model.orp).save(str(tmp_path / "ckpt"))
     status, out = run(capsys, "import-reference", prefix, "-o", tmp_path / "new")

@@ -1,4 +1,4 @@
-"""The report in a browser: it opens in silence, and the slider over alpha changes the picture."""
+"""The report in a browser: it opens without errors and requests, and the sliders change the picture."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def browser():
     if not found:
         pytest.skip("no Chromium on the PATH, and EGIC_CHROMIUM is not set")
     with playwright.sync_playwright() as p:
-        # a container's root has no sandbox of its own; the page is a file of ours
+        # Chromium has no sandbox as root; the page is our own file
         browser = p.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -45,7 +45,7 @@ def page(browser, page_file, request):
     page.close()
 
 
-def test_it_opens_in_silence_fits_and_asks_for_nothing(page):
+def test_it_opens_without_errors_or_requests_and_fits_the_screen(page):
     assert page.said == []
     assert [url for url in page.asked if not url.startswith("data:")] == [page.url]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -81,7 +81,7 @@ def test_holding_shows_the_original(page):
     assert not original.is_visible() and figure.locator("img.shown").is_visible()
 
 
-def test_a_model_of_every_rate_has_a_slider_for_the_quality(browser, tmp_path):
+def test_a_model_of_any_rate_has_a_quality_slider(browser, tmp_path):
     folder = evaluation_folders.make(
         tmp_path / "e", {"0.png": evaluation_folders.photograph(0, 96, 128)}, alphas=(0.0, 1.0), qualities=(20, 50, 80)
     )

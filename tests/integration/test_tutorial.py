@@ -1,4 +1,4 @@
-"""The tutorial as a script: in a hundred lines, without a model, data or network, and with a trained model."""
+"""The tutorial as a script: short, without model, data or network, and with a given model and picture."""
 
 import builtins
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = (ROOT / "pipelines" / "tutorial.py").read_text()
 
 
-def test_it_is_short_and_made_of_cells():
+def test_it_is_short_and_has_cells():
     assert len(SOURCE.splitlines()) <= 100
     cells = re.split(r"^# %%.*\n", SOURCE, flags=re.MULTILINE)
     assert cells[0] == "" and len(cells) == 9
@@ -27,7 +27,7 @@ def test_it_is_short_and_made_of_cells():
 
 
 def check(folder: Path, said: str, width: int, height: int) -> None:
-    """What a run must have printed, and written below its folder for a picture of this size."""
+    """Check the output and files of a run with a picture of this size."""
     for stage in ("segmentation", "mse-codec", "gan, warm-up", "gan, adversarial", "orp"):
         assert any(line.startswith(f"{stage}: ") and "nan" not in line for line in said.splitlines()), stage
     made = folder / "outputs" / "tutorial"
@@ -37,7 +37,7 @@ def check(folder: Path, said: str, width: int, height: int) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_from_nothing(tmp_path):
+def test_it_runs_without_model_and_picture(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("EGIC_")} | {"PYTHONPATH": str(ROOT)}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
@@ -49,7 +49,7 @@ def test_it_runs_from_nothing(tmp_path):
     check(tmp_path, done.stdout, 256, 256)
 
 
-def test_it_takes_a_model_and_a_picture(tmp_path, monkeypatch, capsys, one_thread):
+def test_it_runs_with_a_given_model_and_picture(tmp_path, monkeypatch, capsys, one_thread):
     tiny = tiny_model()
     artifact.save(tmp_path / "model", {"codec": tiny.codec, "orp": tiny.orp}, {})
     Image.new("RGB", (100, 80), "teal").save(tmp_path / "own.png")

@@ -1,4 +1,4 @@
-"""What a file promises: the encoder's y_hat bit for bit, the model's own rate, any size, other arithmetic."""
+"""Properties of files: the encoder's y_hat bit for bit, the model's rate, any size, decoding with other arithmetic."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def ideal_bits(model: Model, x: np.ndarray) -> float:
-    """The model's own bits for a picture that needs no padding, at its continuous scale indices."""
+    """The model's bits for a picture that needs no padding, at continuous scale indices."""
     with torch.inference_mode():
         y = model.codec.analyse(torch.from_numpy(x).permute(2, 0, 1)[None].float())
         z_hat = torch.round(model.codec.h_a(y))
@@ -46,7 +46,7 @@ def ideal_bits(model: Model, x: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 300), (17, 333), (64, 64), (65, 130), (500, 375)])
-def test_any_size_comes_back_with_the_encoders_latents(model, height, width):
+def test_pictures_of_any_size_decode_to_the_encoders_latents(model, height, width):
     x = picture(height, width)
     encoded = []
     with torch.inference_mode():
@@ -59,27 +59,27 @@ def test_any_size_comes_back_with_the_encoders_latents(model, height, width):
     assert model.decompress(data).shape == (height, width, 3)
 
 
-def test_y_hat_is_what_training_sees(model):
+def test_y_hat_equals_that_of_the_training_path(model):
     x = picture(128, 256)
     trained_on = model.codec.encode(torch.from_numpy(x).permute(2, 0, 1)[None].float())
     torch.testing.assert_close(model.decode_latents(model.compress(x))[0], trained_on, rtol=0, atol=1e-3)
 
 
-def test_size_never_exceeds_the_models_rate(model):
-    """Where the model fits badly, as random weights do, tables with a floor and escapes cost less than it says."""
+def test_file_size_does_not_exceed_the_models_rate(model):
+    """For a model with random weights, which fits badly, tables with a minimum and escapes need fewer bits."""
     x = picture(256, 384)
     assert 8 * len(model.compress(x)) < ideal_bits(model, x) * 1.008 + 8 * 40
 
 
-def test_full_size_rate(full):
-    """Rounded indices (0.4 %), phases (0.2 %) and container against the model's rate at continuous indices."""
+def test_file_size_of_the_full_model_is_close_to_its_rate(full):
+    """Differences to the rate at continuous indices: rounded indices (0.4 %), phases (0.2 %) and container."""
     x = picture(256, 256)
     size, ideal = 8 * len(full.compress(x)), ideal_bits(full, x)
     assert ideal * 0.98 < size < ideal * 1.008 + 8 * 40
 
 
-def test_a_single_pixel_costs_little(model):
-    """320 latents and 23 bytes of container; the padding costs nothing."""
+def test_a_picture_of_one_pixel_makes_a_small_file(model):
+    """320 latents and 23 bytes of container; the padding needs no bits."""
     with torch.inference_mode():
         y = model.codec.analyse(model._padded(picture(1, 1)))
         payload = model.coder.encode(y, 1, 1)[0]
@@ -87,7 +87,7 @@ def test_a_single_pixel_costs_little(model):
 
 
 def test_padding_is_not_coded(model):
-    """One row more than fits costs one row of latents, not a whole multiple of the codec's."""
+    """One more row of pixels needs one more row of latents, not all of the padding."""
     m = TINY.multiple
     small, larger = (len(model.compress(picture(m, 8 * m)[: m + extra])) for extra in (0, 0))
     assert small == larger
@@ -96,7 +96,7 @@ def test_padding_is_not_coded(model):
 
 
 @pytest.mark.parametrize("name, other, threads", [pytest.param(*v, id=v[0]) for v in variants(tiny_model())])
-def test_other_arithmetic_decodes(model, name, other, threads):
+def test_files_decode_with_other_arithmetic(model, name, other, threads):
     for seed in range(8):
         data = model.compress(picture(128, 128, seed))
         y_hat = model.decode_latents(data)[0]
@@ -107,7 +107,7 @@ def test_other_arithmetic_decodes(model, name, other, threads):
 
 
 @pytest.mark.slow
-def test_full_size_files_survive_other_arithmetic(full, kodak):
+def test_files_of_the_full_model_decode_with_other_arithmetic(full, kodak):
     pictures = [np.asarray(Image.open(path).convert("RGB"))[:256, :256] for path in sorted(kodak.glob("*.png"))[:2]]
     others = list(variants(full))
     for x in pictures:
@@ -118,8 +118,8 @@ def test_full_size_files_survive_other_arithmetic(full, kodak):
             torch.set_num_threads(1)
 
 
-def test_without_moving_edges_other_arithmetic_fails(model, monkeypatch):
-    """The reason for phases: the same noise breaks a file whose indices are rounded on one grid."""
+def test_without_phases_other_arithmetic_fails(model, monkeypatch):
+    """The reason for phases: with one rounding grid for all indices, the same noise makes a file undecodable."""
     monkeypatch.setattr("egic.coding.robust_rounding.ABSOLUTE", 0.0)
     monkeypatch.setattr("egic.coding.robust_rounding.RELATIVE", 0.0)
     other, broken = noisy(model, 1e-5), 0
@@ -145,7 +145,7 @@ def test_too_much_drift_is_an_error(model):
         noisy(model, 1e-2).decompress(data)
 
 
-def test_one_file_for_the_whole_family_and_none_for_others(model):
+def test_files_decode_with_models_of_the_same_family_only(model):
     data = model.compress(picture(64, 100))
     gan = Codec(TINY)
     gan.load_state_dict(model.codec.state_dict())
@@ -157,7 +157,7 @@ def test_one_file_for_the_whole_family_and_none_for_others(model):
     assert Model(Codec(other)).identity != model.identity
 
 
-def test_alpha(model):
+def test_alpha_blends_the_two_pictures(model):
     data = model.compress(picture(96, 96))
     gan, mse = model.decode_pictures(data)
     for alpha in (0, 0.25, 1):
@@ -171,7 +171,7 @@ def test_alpha(model):
             model.decompress(data, alpha)
 
 
-def test_no_work_for_the_picture_nobody_asked_for(model, monkeypatch):
+def test_only_the_needed_pictures_are_computed(model, monkeypatch):
     data = model.compress(picture(64, 64))
 
     def forbidden(*args, **kwargs):
@@ -185,7 +185,7 @@ def test_no_work_for_the_picture_nobody_asked_for(model, monkeypatch):
         model.decompress(data, 0)
 
 
-def test_bad_pictures_are_refused(model):
+def test_invalid_pictures_are_refused(model):
     for bad in (
         np.zeros((4, 4), np.uint8),
         np.zeros((4, 4, 3)),
@@ -205,8 +205,8 @@ def test_bfloat16_transforms_keep_files_portable(model):
 
 
 @pytest.mark.parametrize("chunk", [1, 2**13])
-def test_strips_compute_what_whole_maps_do(model, monkeypatch, chunk):
-    """Strips, down to single windows, against the training path."""
+def test_strips_equal_whole_maps(model, monkeypatch, chunk):
+    """Strips, down to single windows, compared with the training path."""
     monkeypatch.setitem(tiled_inference.CHUNK, "cpu", chunk)
     codec = model.codec
     x = torch.from_numpy(np.stack([picture(128, 256, s) for s in (0, 1)])).permute(0, 3, 1, 2).float()
@@ -220,7 +220,7 @@ def test_strips_compute_what_whole_maps_do(model, monkeypatch, chunk):
         assert not torch.equal(used_up, h)
 
 
-def test_flat_pictures_meet_the_least_size(model):
-    """4 bytes for each 256 x 256 pixels, so that a short file cannot demand a large picture."""
+def test_files_of_flat_pictures_have_the_minimum_size(model):
+    """4 bytes for each 256 x 256 pixels, so that a short file cannot make the decoder allocate a large picture."""
     data = model.compress(np.full((64, 3000, 3), 127, np.uint8))
     assert len(bitstream.unpack(data)[1]) >= bitstream.least_payload(64, 3000) == 48

@@ -1,4 +1,4 @@
-"""A discriminator with a frozen encoder keeps training's promises: resume, workers, queued steps, what rests."""
+"""Training with a frozen encoder: resume, several workers, queued steps, and unchanged encoder weights."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def with_encoder(stage, file, **changes):
 
 
 def parts_of(stage, config):
-    """What the stage starts from, the same at every call."""
+    """The stage's parents, the same at every call."""
     encoder = find(config.discriminator.encoder, len(config.discriminator.down), config.discriminator.encoder_weights)
     if stage == "segmentation":
         return {"encoder": encoder}
@@ -45,7 +45,7 @@ def train(stage, config, session):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_resuming_is_bit_identical_and_the_encoder_rests(tmp_path, stage, file):
+def test_resuming_is_bit_identical_and_the_encoder_is_unchanged(tmp_path, stage, file):
     config = with_encoder(stage, file)
     parts = train(stage, config, LocalSession(tmp_path / "whole"))
     if stage == "gan":
@@ -60,7 +60,7 @@ def test_resuming_is_bit_identical_and_the_encoder_rests(tmp_path, stage, file):
 
 
 @pytest.mark.slow
-def test_two_workers_train_the_model_of_one(tmp_path, file):
+def test_two_workers_train_the_same_model_as_one(tmp_path, file):
     config = with_encoder("segmentation", file, steps=2)
     train("segmentation", config, LocalSession(tmp_path / "one"))
     run_group({"segmentation": config}, tmp_path / "two", 2, train)
@@ -70,7 +70,7 @@ def test_two_workers_train_the_model_of_one(tmp_path, file):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_queued_steps_are_the_same_steps(tmp_path, stage, file):
+def test_queued_steps_train_the_same_model(tmp_path, stage, file):
     config, name = with_encoder(stage, file, steps=6, **({"warmup_steps": 0} if stage == "gan" else {})), stage
     stage, found = load_stage(name), []
     for queued in (False, True):
@@ -90,7 +90,7 @@ def test_queued_steps_are_the_same_steps(tmp_path, stage, file):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_dry_run_counts_the_encoder_and_needs_no_weights(stage):
+def test_a_dry_run_includes_the_encoder_and_needs_no_weights(stage):
     plain = small(stage)
     config = replace(plain, discriminator=replace(plain.discriminator, encoder=encoders.NAME))
     cost, without = dry_run.cost_of(stage, config), dry_run.cost_of(stage, plain)

@@ -1,4 +1,4 @@
-"""Arrays computed by the TensorFlow reference (EGIC_GOLDEN) are met by our modules with the same weights."""
+"""Our modules compute the arrays of the TensorFlow reference (EGIC_GOLDEN) with the same weights."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ def reference(golden):
 
 @pytest.fixture(scope="module")
 def arrays(golden, reference):
-    """Every variable of the manifest, grouped by the model it belongs to."""
+    """All variables of the manifest, grouped by model."""
     groups = {"codec": {}, "orp": {}, "disc": {}}
     for v in json.loads((golden / "manifest.json").read_text())["variables"]:
         root = v["path"].split("/")[0]
@@ -159,7 +159,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_loader_takes_everything_and_refuses_the_rest(arrays, name):
+def test_loader_needs_all_variables_and_refuses_others(arrays, name):
     model, given = MODELS[name](), arrays[name]
     load_reference_weights(model, given)
     first = next(iter(given))

@@ -1,4 +1,4 @@
-"""No bytes crash the decoder, and no damage is taken for a picture."""
+"""No bytes crash the decoder, and no damaged file decodes to a picture."""
 
 import random
 import zlib
@@ -67,7 +67,7 @@ def test_mutated_files_are_errors(model, files):
 
 @pytest.mark.filterwarnings("error")
 def test_mutated_payloads_with_the_right_checksum_are_errors(model, files):
-    """What gets past the first checksum dies in the range decoder or at the checksum of the symbols."""
+    """The range decoder or the checksum of the symbols detects damage behind a valid first checksum."""
     rng, accepted = random.Random(1), 0
     for _ in range(NUM_WITH_RIGHT_CHECKSUM):
         data = bytearray(rng.choice(files))
@@ -77,7 +77,7 @@ def test_mutated_payloads_with_the_right_checksum_are_errors(model, files):
             continue
         try:
             model.decompress(with_right_checksum(bytes(data)))
-            accepted += 1  # changed bytes that the range decoder never looks at
+            accepted += 1  # the range decoder never reads the changed bytes
         except BitstreamError:
             pass
     assert accepted < NUM_WITH_RIGHT_CHECKSUM // 50
@@ -85,7 +85,7 @@ def test_mutated_payloads_with_the_right_checksum_are_errors(model, files):
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.integers(0, 12))
-def test_anything_is_a_bitstream_error(model, files, tail, keep):
+def test_arbitrary_bytes_are_a_bitstream_error(model, files, tail, keep):
     for data in (tail, files[2][:keep] + tail, with_right_checksum(files[0][:15] + tail + bytes(8))):
         try:
             model.decompress(data)
@@ -94,8 +94,8 @@ def test_anything_is_a_bitstream_error(model, files, tail, keep):
         assert data in files
 
 
-def test_large_claims_of_short_files_are_refused_at_once(model, files, monkeypatch):
-    """Nothing is decoded, nothing allocated."""
+def test_large_pictures_in_short_files_are_refused_at_once(model, files, monkeypatch):
+    """Without decoding or allocating."""
     monkeypatch.setattr("egic.coding.latent_coder.LatentCoder.decode", lambda *args: pytest.fail("decoded"))
     for height, width in ((8192, 8192), (2**14, 2**14), (2**16, 2**16), (1, 2**20), (2**34, 1), (0, 5)):
         sizes = bitstream._varint(height) + bitstream._varint(width)

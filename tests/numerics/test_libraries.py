@@ -1,4 +1,4 @@
-"""Our Swin block and factorized prior against timm's and compressai's: values and gradients."""
+"""Our Swin block and factorized prior equal timm's and compressai's in values and gradients."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from egic.networks.swin import LayerNorm, SwinBlock
 
 
 def timms_block(dim: int, window: int, shift: int) -> nn.Module:
-    """With windows and shift kept on small maps, as the reference keeps them."""
+    """timm's block with window and shift unchanged on small maps, as in the reference."""
     swin = pytest.importorskip("timm.models.swin_transformer")
     return swin.SwinTransformerBlock(
         dim, (window, window), num_heads=dim // 32, window_size=window, shift_size=shift,
@@ -42,12 +42,12 @@ def test_prior_equals_compressais():
     ours, theirs = FactorizedPrior(7), models.EntropyBottleneck(7, filters=(3, 3), likelihood_bound=0)
     fresh = theirs.state_dict()
     for name, p in ours.named_parameters():
-        if not name.startswith("biases"):  # those are drawn
+        if not name.startswith("biases"):  # biases are random already
             torch.testing.assert_close(p, fresh[name])
             p.data += torch.randn(p.shape) * 0.3
     theirs.load_state_dict(ours.state_dict(), strict=False)
     z = (torch.randn(2, 7, 5, 6) * 4).round()
-    likelihood = theirs(z, training=False)[1]  # medians are 0, so that integers stay where they are
-    known = likelihood > 1e-4  # theirs is a difference of two sigmoids, without digits in the tails
+    likelihood = theirs(z, training=False)[1]  # medians are 0, so rounding keeps integers
+    known = likelihood > 1e-4  # theirs is a difference of two sigmoids, inaccurate in the tails
     assert known.float().mean() > 0.9
     torch.testing.assert_close(ours.bits(z)[known], -likelihood[known].log2(), rtol=2e-3, atol=0)

@@ -1,4 +1,4 @@
-"""A codec that serves every rate: its gains, its loss, its files at any quality, and files of an asked size."""
+"""A codec of any rate: gains, loss, files at any quality, and files of a given size."""
 
 import random
 import re
@@ -32,7 +32,7 @@ def model():
     return tiny_model(rates=RATES)
 
 
-def test_new_gains_are_those_of_the_anchors_weights():
+def test_initial_gains_follow_from_the_anchors_loss_weights():
     gains, anchors = Gains(RATES, 3), torch.arange(RATES, dtype=torch.float32)
     y = torch.ones(RATES, 3, 2, 2)
     scaled = gains.scale(y, anchors)
@@ -52,7 +52,7 @@ def test_gains_between_two_anchors_are_their_geometric_means():
     torch.testing.assert_close(offset, 0.75 * gains.offset[4] + 0.25 * gains.offset[5])
 
 
-def test_the_loss_by_hand():
+def test_the_loss_equals_a_computation_by_hand():
     """Two crops of 128 pixels: squared errors 4 and 9, 1000 and 2000 bits, at the first and last anchor."""
     x = torch.zeros(2, 3, 128, 128)
     x_hat = torch.stack([torch.full((3, 128, 128), 2.0), torch.full((3, 128, 128), 3.0)])
@@ -62,7 +62,7 @@ def test_the_loss_by_hand():
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_qualities_depend_on_the_position_alone():
+def test_qualities_depend_only_on_the_position():
     def drawn(positions: list[int]) -> torch.Tensor:
         n = len(positions)
         return steps.qualities(Batch(torch.zeros(n, 3, 1, 1), None, None, positions), RATES, seed=1)
@@ -72,8 +72,8 @@ def test_qualities_depend_on_the_position_alone():
     assert 0 <= many.min() and many.max() <= RATES - 1 and many.mean() == pytest.approx(2.5, abs=0.15)
 
 
-def test_a_codec_of_one_rate_is_what_it_was():
-    """Files written before there were rates decode to the same pictures."""
+def test_old_files_of_a_codec_of_one_rate_decode_to_the_same_pictures():
+    """The files were written before codecs had several rates."""
     model = frozen_model()
     names = sorted(FIXTURES.glob("*.egic"))
     assert len(names) == 3
@@ -86,7 +86,7 @@ def test_a_codec_of_one_rate_is_what_it_was():
             assert np.abs(np.asarray(Image.open(kept)).astype(int) - x_hat).max() <= 1
 
 
-def test_identity_covers_what_the_decoder_uses():
+def test_identity_depends_on_all_that_the_decoder_uses():
     def identity_after(name: str) -> bytes:
         changed = tiny_model(rates=RATES)
         with torch.no_grad():
@@ -96,12 +96,12 @@ def test_identity_covers_what_the_decoder_uses():
     same = tiny_model(rates=RATES).identity
     assert same != tiny_model().identity
     assert identity_after("gains.log_inverse") != same and identity_after("gains.offset") != same
-    assert identity_after("gains.log_gain") == same  # the encoder's alone
+    assert identity_after("gains.log_gain") == same  # only the encoder uses it
 
 
 @pytest.mark.parametrize("quality", [0, 37, 100])
 @pytest.mark.parametrize("height, width", [(1, 1), (17, 333), (65, 130)])
-def test_any_size_and_quality_comes_back(model, height, width, quality):
+def test_any_size_and_quality_decodes_to_the_encoders_latents(model, height, width, quality):
     x = picture(height, width)
     data = model.compress(x, quality=quality)
     y_hat, header = model.decode_latents(data)
@@ -113,14 +113,14 @@ def test_any_size_and_quality_comes_back(model, height, width, quality):
     assert model.decompress(data, 0.5).shape == (height, width, 3)
 
 
-def test_y_hat_is_what_training_sees(model):
+def test_y_hat_equals_that_of_the_training_path(model):
     x = picture(128, 256)
     trained_on = model.codec.encode(torch.from_numpy(x).permute(2, 0, 1)[None].float(), torch.tensor([3.5]))
     decoded = model.decode_latents(model.compress(x, quality=70))[0]
     torch.testing.assert_close(decoded, trained_on, rtol=0, atol=2e-3)
 
 
-def test_higher_qualities_take_more_bytes(model):
+def test_higher_qualities_need_more_bytes(model):
     x = picture(128, 192)
     sizes = [len(model.compress(x, quality=q)) for q in (0, 25, 50, 75, 100)]
     assert sizes == sorted(sizes) and sizes[-1] > 1.5 * sizes[0]
@@ -128,8 +128,8 @@ def test_higher_qualities_take_more_bytes(model):
 
 
 @pytest.mark.parametrize("name, other, threads", [pytest.param(*v, id=v[0]) for v in variants(tiny_model(rates=RATES))])
-def test_other_arithmetic_decodes_every_quality(model, name, other, threads):
-    """200 crops over the arithmetics, each at a quality of its own."""
+def test_files_of_every_quality_decode_with_other_arithmetic(model, name, other, threads):
+    """200 crops over all arithmetics, each with another quality."""
     for seed in range(50):
         data = model.compress(picture(64, 64, seed), quality=2 * seed)
         y_hat = model.decode_latents(data)[0]
@@ -150,7 +150,7 @@ def test_mutated_files_of_every_quality_are_errors(model):
                 model.decompress(data)
 
 
-def test_a_quality_that_no_file_has_is_refused(model):
+def test_invalid_qualities_in_files_are_refused(model):
     header, payload = bitstream.unpack(model.compress(picture(8, 8), quality=3))
     for quality, word in ((101, "quality is 101"), (255, "quality is 255")):
         with pytest.raises(BitstreamError, match=word):
@@ -159,8 +159,8 @@ def test_a_quality_that_no_file_has_is_refused(model):
         model.decompress(bitstream.pack(replace(header, quality=None), payload))
 
 
-def test_files_have_the_size_asked_for(model):
-    """200 pictures of odd sizes: never larger, and at least 0.9 of it where the range allows."""
+def test_files_have_the_requested_size(model):
+    """200 pictures of odd sizes: never larger, and at least 0.9 of the requested size if a quality allows it."""
     rng = np.random.default_rng(3)
     for i in range(200):
         height, width = (int(n) for n in rng.integers(20, 100, 2))
@@ -171,13 +171,13 @@ def test_files_have_the_size_asked_for(model):
         assert size <= limit and size >= 0.9 * min(limit, most), (height, width, limit, size)
 
 
-def test_bits_per_pixel_are_of_the_true_size(model):
+def test_bpp_limits_count_the_original_pixels(model):
     x = picture(70, 90)
     limit = 0.5 * (len(model.compress(x, quality=0)) + len(model.compress(x, quality=100))) * 8 / (70 * 90)
     assert 0.9 * limit <= 8 * len(model.compress(x, bpp=limit)) / (70 * 90) <= limit
 
 
-def test_what_cannot_be_is_one_line(model):
+def test_invalid_requests_are_one_line(model):
     x = picture(40, 50)
     least = len(model.compress(x, quality=0))
     for arguments, word in (
@@ -197,7 +197,7 @@ def test_what_cannot_be_is_one_line(model):
             tiny_model().compress(x, **arguments)
 
 
-def test_transforms_run_once_for_a_size(model, monkeypatch):
+def test_transforms_run_once_for_a_requested_size(model, monkeypatch):
     calls = []
     forward = type(model.codec.g_a).forward
     monkeypatch.setattr(type(model.codec.g_a), "forward", lambda self, x: calls.append(self) or forward(self, x))
@@ -205,7 +205,7 @@ def test_transforms_run_once_for_a_size(model, monkeypatch):
     assert sum(module is model.codec.g_a for module in calls) == 1
 
 
-def test_one_file_for_the_family(model):
+def test_files_decode_with_all_models_of_the_family(model):
     data = model.compress(picture(64, 100), quality=20)
     gan = Codec(replace(TINY, rates=RATES))
     gan.load_state_dict(model.codec.state_dict())

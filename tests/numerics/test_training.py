@@ -1,4 +1,4 @@
-"""Promises of training: resuming equals never having stopped, workers equal batch size, what rests stays as it is."""
+"""Training: resuming equals an unbroken run, two workers equal one with their batch, frozen parts do not change."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ STAGES = list(MODULES)
 @pytest.mark.parametrize("rates", [0, 6])
 @pytest.mark.parametrize("stage", STAGES)
 def test_resuming_is_bit_identical(tmp_path, stage, rates):
-    """With all that a stage may carry along: moving average, schedule, qualities drawn per sample."""
+    """With moving average, schedule, and random qualities per sample."""
     changes = {"rates": 6, "ema": 0.9, "schedule": "linear", "optimizer": "adamw"} if rates else {}
     config = small(stage, **changes)
     run(stage, config, LocalSession(tmp_path / "whole"))
@@ -30,7 +30,7 @@ def test_resuming_is_bit_identical(tmp_path, stage, rates):
     whole, halves = (weights(tmp_path / name, stage, config) for name in ("whole", "halves"))
     assert whole.keys() == halves.keys()
     assert all(torch.equal(whole[k], halves[k]) for k in whole)
-    assert [r["step"] for r in second.reports[0]["rows"]] == [1, 2, 3, 4]  # what the killed run may not have said, too
+    assert [r["step"] for r in second.reports[0]["rows"]] == [1, 2, 3, 4]  # also those that may be lost
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -39,14 +39,14 @@ def test_a_finished_run_trains_nothing(tmp_path, stage):
     run(stage, config, LocalSession(tmp_path))
     before = weights(tmp_path, stage, config)
     again = LocalSession(tmp_path)
-    again.stream = None  # asking for data would fail
+    again.stream = None  # reading data would fail
     run(stage, config, again)
     after = weights(tmp_path, stage, config)
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_is_not_declared_stays_bit_identical(tmp_path, stage):
+def test_parameters_that_a_stage_does_not_train_stay_bit_identical(tmp_path, stage):
     config = small(stage)
     session = LocalSession(tmp_path)
     parts = components(config, "codec", "discriminator", "lpips")
@@ -79,7 +79,7 @@ def two_workers(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_workers_train_the_model_of_one(two_workers, stage):
+def test_two_workers_train_the_same_model_as_one(two_workers, stage):
     """Float sums differ in order, and Adam's first steps turn such differences of tiny gradients into lr-sized ones:
     the learning rate bounds what may differ, while losses and the mean of all weights must be the same."""
     folder, configs, rows = two_workers
@@ -130,7 +130,7 @@ def damage(folder, name: str) -> None:
     (folder / name).write_bytes(content)
 
 
-def test_the_only_checkpoint_is_damaged(tmp_path):
+def test_a_damaged_only_checkpoint_is_an_error(tmp_path):
     config = small("orp")
     with pytest.raises(KeyboardInterrupt):
         run("orp", config, LocalSession(tmp_path, stop_after=1))
@@ -142,8 +142,8 @@ def test_the_only_checkpoint_is_damaged(tmp_path):
 @pytest.mark.parametrize(
     "name, harm", [("resume.pt", damage), ("meta.json", damage), ("meta.json", lambda f, n: (f / n).unlink())]
 )
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, name, harm):
-    """Training goes on from the one before it, says so, and ends with the weights of an unbroken run."""
+def test_a_damaged_checkpoint_is_skipped(tmp_path, capsys, name, harm):
+    """Training resumes from the one before, logs that, and ends with the weights of an unbroken run."""
     config = small("orp", steps=6)
     run("orp", config, LocalSession(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
@@ -157,24 +157,24 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, name, harm):
 
 
 @pytest.mark.parametrize("stage", ["mse-codec", "gan"])
-def test_a_run_that_is_told_to_stop_loses_no_step(tmp_path, stage):
-    """A checkpoint out of turn, then the end; what follows equals an unbroken run, with every step told once."""
+def test_a_run_that_is_asked_to_stop_loses_no_step(tmp_path, stage):
+    """It writes a checkpoint and ends; the resumed run equals an unbroken one, with every step logged once."""
     config = small(stage, steps=6, checkpoint_every=4, log_every=2)
     run(stage, config, LocalSession(tmp_path / "whole"))
     first = LocalSession(tmp_path / "halves")
     first.wishes = {3: "stop"}
     run(stage, config, first)
     assert [r["step"] for r in first.reports] == [3]
-    assert not any(name.startswith("val/") for name in first.reports[0]["rows"][-1]), "there is no time to validate"
+    assert not any(name.startswith("val/") for name in first.reports[0]["rows"][-1]), "no validation, to save time"
     second = LocalSession(tmp_path / "halves")
     run(stage, config, second)
     whole, halves = (weights(tmp_path / part, stage, config) for part in ("whole", "halves"))
     assert all(torch.equal(whole[k], halves[k]) for k in whole)
     told = [row["step"] for report in [*first.reports, *second.reports] for row in report["rows"]]
-    assert told == [2, 3, 2, 3, 4, 6], "those of the last checkpoint are told again, in case they were not heard"
+    assert told == [2, 3, 2, 3, 4, 6], "rows since the last checkpoint are reported again, in case they were lost"
 
 
-def test_a_checkpoint_out_of_turn_changes_nothing(tmp_path):
+def test_an_extra_checkpoint_does_not_change_the_result(tmp_path):
     config = small("segmentation", checkpoint_every=4)
     run("segmentation", config, LocalSession(tmp_path / "plain"))
     warned = LocalSession(tmp_path / "warned")
@@ -195,18 +195,18 @@ def test_each_rollback_halves_the_learning_rate_and_is_recorded(tmp_path):
     assert provenance["rollbacks"] == session.rollbacks
 
 
-def test_a_worker_too_many_only_keeps_the_rhythm(tmp_path):
+def test_an_idle_worker_only_takes_part_in_reports(tmp_path):
     config = small("orp")
     session = LocalSession(tmp_path, rank=1)
-    session.idle, session.stream = True, None  # asking for data would fail
+    session.idle, session.stream = True, None  # reading data would fail
     run("orp", config, session)
     assert session.reports == [{}, {}]
 
 
 @pytest.mark.slow
-def test_compiled_blocks_learn_the_same(tmp_path, monkeypatch):
-    """Traced and differentiated as for a GPU, but run by torch's own kernels: no C++ is compiled here."""
-    from torch._dynamo.utils import counters  # takes seconds
+def test_compiled_blocks_train_the_same_weights(tmp_path, monkeypatch):
+    """Traced and differentiated as for a GPU, but run by torch's own kernels, without compiled C++."""
+    from torch._dynamo.utils import counters  # the import takes seconds
 
     monkeypatch.setattr(loop, "COMPILER", "aot_eager")
     torch._dynamo.reset()
