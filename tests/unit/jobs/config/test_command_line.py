@@ -82,7 +82,9 @@ def test_one_file_works_for_the_pipeline_and_its_stages(tmp_path):
 
 def test_a_commands_own_fields_are_written_if_not_default():
     assert "until" not in to_yaml(extended(tiny, Pipeline)())
-    assert to_yaml(replace(extended(tiny, Pipeline)(), until="gan")).endswith("\nuntil: gan  # Last stage to run\n")
+    assert to_yaml(replace(extended(tiny, Pipeline)(), until="gan")).endswith(
+        "\nuntil: gan  # Last stage to run, after the stages that it depends on\n"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,7 +203,7 @@ def test_printing_ends_the_process_and_includes_the_flags(capsys):
     "words, message",
     [
         (["tiny", "--config", "FILE"], "the preset tiny and --config FILE were given; choose one"),
-        (["tiny", "--config"], "--config names no file"),
+        (["tiny", "--config"], "--config has no file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml does not exist; print a preset with --print-config"),
         (["tiny", "--print-config", "--status"], "--print-config and --status were given; choose one"),
     ],
