@@ -1,8 +1,8 @@
-"""Run the benchmarks and print the README's table, in Markdown; what is not run stands with its kept result.
+"""Run the benchmarks and print the README's table in Markdown, with stored results for those that are not run.
 
     python tests/bench/all.py [codec data entropy_coder ...] [--keep] [--table]
 
-A benchmark whose arguments come from a variable that is not set is left out, saying so. `--keep` appends each line to
+A benchmark whose arguments need a variable that is not set is skipped with a message. `--keep` appends each line to
 tests/bench/results/NAME.jsonl; `--table` runs nothing.
 """
 
@@ -20,12 +20,12 @@ ARGUMENTS = {
     "codec": ("{EGIC_GOLDEN}", "{EGIC_KODAK}/kodim01.png"),
     "portability": ("{EGIC_GOLDEN}", "{EGIC_KODAK}"),
 }
-"""What a benchmark is called with, {VARIABLE} from the environment; the others need nothing."""
+"""Arguments of a benchmark, with {VARIABLE} from the environment; others have none."""
 REFERENCE = ("--reference", "{EGIC_REFERENCE_CODE}", "--reference-python", "{EGIC_REFERENCE_PYTHON}")
 COMPARED = {"codec", "steps"}
-"""Benchmarks that take turns with the reference, where the variables name it."""
+"""Benchmarks that alternate with the reference, if these variables are set."""
 SAME = ("bench", "step", "stage", "precision", "device", "height", "batch", "coder", "how")
-"""Lines that agree in these measure the same thing; the last one counts."""
+"""Lines that agree in these fields measure the same; the last one is used."""
 
 
 def arguments_of(name: str) -> list[str]:
@@ -36,7 +36,7 @@ def arguments_of(name: str) -> list[str]:
 
 
 def run(name: str) -> list[str]:
-    """The benchmark's JSON lines; its own messages pass through."""
+    """Run the benchmark; returns its JSON lines. Its messages are printed."""
     command = [sys.executable, str(HERE / f"bench_{name}.py"), *arguments_of(name)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -45,7 +45,7 @@ def run(name: str) -> list[str]:
 
 
 def newest(lines: Iterable[dict]) -> list[dict]:
-    """Of the lines that measure the same thing the last one, in order of their first."""
+    """The last of the lines that measure the same, in the order of the first ones."""
     found = {}
     for line in lines:
         found[tuple(str(line.get(key)) for key in SAME)] = line
@@ -119,7 +119,7 @@ def main() -> None:
     arguments.add_argument("--table", action="store_true", help="run nothing")
     args = arguments.parse_args()
     if unknown := [name for name in args.benchmarks if name not in names]:
-        arguments.error(f"there is no {unknown[0]}; choose from {', '.join(names)}")
+        arguments.error(f"{unknown[0]} is not a benchmark; choose from {', '.join(names)}")
     lines = [json.loads(line) for file in sorted(RESULTS.glob("*.jsonl")) for line in file.read_text().splitlines()]
     for name in [] if args.table else args.benchmarks or names:
         try:

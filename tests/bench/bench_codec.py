@@ -1,10 +1,10 @@
 """Time and memory of compress and decompress at full size; one JSON line per precision.
 
     python tests/bench/bench_codec.py GOLDEN_FOLDER PICTURE [--threads 2] [--repeat 7] [--device cpu]
-        [--reference FOLDER --reference-python PYTHON]                      (what these are: reference_steps.py)
+        [--reference FOLDER --reference-python PYTHON]                      (see reference_steps.py)
 
-Times include everything from array to bytes and back. Precisions, and the reference's networks where they are given,
-take turns; `of_reference` is the ratio of the medians. `matmul_gflops` is the machine's own speed in that precision
+Times include everything from array to bytes and back. Precisions, and the reference's networks if given, alternate;
+`of_reference` is the ratio of the medians. `matmul_gflops` is the machine's own speed in that precision
 (the shape of a block's MLP) in the same run: where bfloat16 is no faster than float32, it gains nothing.
 """
 
@@ -43,7 +43,7 @@ def matmul_gflops(precision: str) -> float:
 
 
 def measure(calls: dict[str, Callable[[], float]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of all of them in turn, after one call each to warm up."""
+    """Seconds of all functions, called alternately after one warm-up call each."""
     for call in calls.values():
         call()
     found = {who: [] for who in calls}
@@ -54,7 +54,7 @@ def measure(calls: dict[str, Callable[[], float]], repeat: int) -> dict[str, lis
 
 
 class CoderClock:
-    """Adds up the time spent in the entropy coder's calls."""
+    """Sums the time spent in calls of the entropy coder."""
 
     def __init__(self):
         self.seconds = 0.0

@@ -4,9 +4,9 @@
 
 Naive: decode all, ids to classes by a table, resize all (picture bilinear with antialiasing, label nearest), then crop,
 from JPEG and PNG files, with torchvision's decoder and its vectorised resize, the fastest in the lock. Our own work is
-measured alone on one core, and as one process on each core at once: what the machine gives with nothing to coordinate.
-All are measured in turn in each round, in steady state; prints one JSON line. Beside wall time stands the CPU time per
-picture over all processes, which other load on the machine disturbs less.
+measured alone on one core, and in one process per core at the same time: the machine's limit without coordination.
+All are measured alternately in each round, in steady state; prints one JSON line. It has wall time and CPU time per
+picture over all processes; other load on the machine disturbs CPU time less.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BATCH, CORES = 16, 2
 
 
 class NaiveDataset(torch.utils.data.Dataset):
-    """What a first version of such a loader does, with the fastest decoder and resize that the lock holds."""
+    """A simple loader, with the fastest decoder and resize in the lock."""
 
     def __init__(self, root: Path, num: int, crop: CropConfig) -> None:
         content = json.loads((root / "annotations/panoptic_train2017.json").read_text())
@@ -54,7 +54,7 @@ class NaiveDataset(torch.utils.data.Dataset):
         self.pngs, self.num, self.crop = root / "annotations/panoptic_train2017", num, crop
         self.class_of = {category["id"]: c for c, category in enumerate(content["categories"], start=1)}
         self.table = np.zeros(1 << 24, np.uint8)
-        """Class of each segment id of the picture in work."""
+        """Class of each segment id of the current picture."""
 
     def __len__(self) -> int:
         return self.num
@@ -76,7 +76,7 @@ class NaiveDataset(torch.utils.data.Dataset):
 
 
 def cpu_s() -> float:
-    """CPU time so far of this process and all below it (loader workers, Ray's processes)."""
+    """CPU time of this process and all its descendants (loader workers, Ray's processes)."""
     total = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,7 +1,7 @@
 """How many files decode under other arithmetic, over many crops; one JSON line per arithmetic.
 
 python tests/bench/bench_portability.py GOLDEN_FOLDER PICTURE_FOLDER... [--crops 200] [--model FOLDER] [--keep FOLDER]
-python tests/bench/bench_portability.py GOLDEN_FOLDER --files FOLDER     (what another machine kept)
+python tests/bench/bench_portability.py GOLDEN_FOLDER --files FOLDER     (files of another machine)
 """
 
 import argparse
@@ -34,7 +34,7 @@ def crops(folders: list[Path], number: int, size: int = 256) -> Iterator[np.ndar
 
 
 def made(model: Model, args: argparse.Namespace) -> Iterator[bytes]:
-    """A file of each crop, written with one thread."""
+    """The file of each crop, written with one thread."""
     for i, x in enumerate(crops(args.pictures, args.crops)):
         torch.set_num_threads(1)
         data = model.compress(x)

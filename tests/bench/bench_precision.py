@@ -2,9 +2,9 @@
 
     python tests/bench/bench_precision.py PICTURES FIGURE.svg [--steps 500] [--batch 8] [--device cuda] [--seeds 2]
 
-Each precision trains on the same random crops once per seed, as the training loop does; the seed changes the weights
-to begin with and the order. `gap` is how far the precisions' mean losses lie apart over the second half of the steps,
-and `noise` how far the seeds of one precision do (mean absolute difference of smoothed curves), relative to the loss.
+Each precision trains on the same random crops once per seed, as the training loop does; the seed sets the initial
+weights and the order. `gap` is the difference of the precisions' mean losses over the second half of the steps, `noise`
+the difference between seeds of one precision (mean absolute difference of smoothed curves), relative to the loss.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def batches(pictures: list[np.ndarray], args: argparse.Namespace, seed: int, dev
         crops = [random_crop(x, SIZE, rng) for x in chosen]
         x = torch.tensor(np.stack(crops)).to(device).permute(0, 3, 1, 2).contiguous().float()
         positions = list(range(step * args.batch, (step + 1) * args.batch))
-        label = torch.zeros(args.batch, 1, 1, dtype=torch.int64, device=device)  # nothing that this stage looks at
+        label = torch.zeros(args.batch, 1, 1, dtype=torch.int64, device=device)  # unused in this stage
         yield Batch(x, label, label.float(), positions)
 
 
@@ -71,7 +71,7 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
 
 def apart(curves: list[np.ndarray]) -> float:
-    """Mean distance of smoothed curves over their second half, relative to their mean."""
+    """Mean absolute difference of smoothed curves over their second half, relative to their mean."""
     halves = [smooth(c)[len(c) // 2 :] for c in curves]
     return float(np.mean([np.abs(a - b).mean() for a, b in itertools.combinations(halves, 2)]) / np.mean(halves))
 

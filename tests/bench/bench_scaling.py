@@ -1,10 +1,10 @@
-"""Weak scaling: one worker on one core, against two on two hosts (network namespaces) with a core each. Needs root.
+"""Weak scaling: one worker on one core, compared with two on two hosts (network namespaces). Needs root.
 
     python tests/bench/bench_scaling.py [steps] [stage]
 
 A worker is one thread with one 256x256 picture per step on the full-size networks, with the loop's own set-up and step.
-Three measurements in turn: one worker; two workers that do not know of each other (what the machine itself loses to two
-busy cores); two that share their gradients over TCP. Prints one JSON line; the model that it feeds is in scaling.md.
+Three alternating measurements: one worker; two independent workers, for the machine's own loss with two busy cores; two
+that share their gradients over TCP. Prints one JSON line, which is input of the model in scaling.md.
 """
 
 import json
@@ -41,7 +41,7 @@ PORT = 29411
 
 
 def work(stage_name: str, rank: int, world_size: int, address: str, steps: int) -> None:
-    """One worker: prints seconds of each step and of an all-reduce of all it trains, and how many values those are."""
+    """One worker: prints seconds of each step and of an all-reduce of all gradients, and their number of values."""
     torch.set_num_threads(1)
     keep_freed_memory()
     dist.init_process_group(
@@ -77,7 +77,7 @@ def work(stage_name: str, rank: int, world_size: int, address: str, steps: int) 
 
 
 def measure(made: list[hosts.Host], stage: str, steps: int, *, together: bool) -> list[dict]:
-    """What the workers of all hosts say, each on a core of its own."""
+    """Output of the workers of all hosts, each on another core."""
     running = []
     for number, host in enumerate(made):
         rank, size, address = (number, len(made), made[0].address) if together else (0, 1, host.address)

@@ -1,8 +1,8 @@
-"""Time from `python pipelines/full.py tiny` to the first training step, and what lies between the steps.
+"""Time from `python pipelines/full.py tiny` to the first training step, and overhead between the steps.
 
     python tests/bench/bench_start.py [options of pipelines/full.py]
 
-One run from nothing, in a folder that goes afterwards, on drawn scenes. Prints one JSON line: seconds until a stage's
+One run in a new temporary folder, on drawn scenes. Prints one JSON line: seconds until a stage's
 first step, and the shares of wall time, of the pipeline and of each stage, that are neither data, steps nor validation.
 """
 

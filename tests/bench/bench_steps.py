@@ -2,14 +2,14 @@
 
     python tests/bench/bench_steps.py [mse_codec gan_warmup gan orp segmentation] [--precision float32 bfloat16]
         [--how eager graphs compiled] [--threads 2] [--rounds 7] [--device cpu] [--batch N] [--profile FOLDER]
-        [--reference FOLDER --reference-python PYTHON]                      (what these are: reference_steps.py)
+        [--reference FOLDER --reference-python PYTHON]                      (see reference_steps.py)
 
 Networks, optimizers, allocator and steps are the training loop's; pictures and labels are random. Precisions, and the
-reference's step where it is given, take turns in every round: `of_reference` is the ratio of the medians. `gflop` is
+reference's step if given, alternate in every round: `of_reference` is the ratio of the medians. `gflop` is
 the step's matrix products, convolutions and attention; `flop_share` is their speed over that of large bfloat16 matrix
 products in the same run. `how`: eager; graphs (captured, as with compute.cuda_graphs, on GPUs); compiled (blocks, as
-with compute.compile, and captured on GPUs). On a machine that others use, too, CPU times (`cpu_of_reference`) say more
-than wall times; OMP_WAIT_POLICY=PASSIVE then keeps waiting threads from counting.
+with compute.compile, and captured on GPUs). On a shared machine, CPU times (`cpu_of_reference`) are more reliable
+than wall times; OMP_WAIT_POLICY=PASSIVE then excludes the time of waiting threads.
 """
 
 import argparse
@@ -60,14 +60,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class NoLPIPS(nn.Module):
-    """In place of LPIPS in the warm-up on a CPU, since the goal there is without it."""
+    """Replaces LPIPS in the warm-up on a CPU, whose goal is without LPIPS."""
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         return x.new_zeros(())
 
 
 def random_batch(num: int, device: torch.device) -> Batch:
-    """Noise, labels in tiles of 32 pixels with void among them, weight 3 on some."""
+    """Noise with labels in tiles of 32 pixels, some of them void, some with weight 3."""
     g = torch.Generator().manual_seed(0)
     x = torch.rand(num, 3, SIZE, SIZE, generator=g) * 255
     label = torch.randint(0, 134, (num, SIZE // 32, SIZE // 32), generator=g)
@@ -77,7 +77,7 @@ def random_batch(num: int, device: torch.device) -> Batch:
 
 
 def step_of(name: str, precision: str, device: torch.device, num: int, how: str = "eager") -> Step:
-    """A function that takes one optimizer step, and returns its losses, as the training loop does."""
+    """A function that makes one optimizer step as the training loop does, and returns its losses."""
     config, stage = with_categories(presets.workstation(), len(CATEGORIES)), load_stage(STEPS[name][0])
     config = dataclasses.replace(config, precision=precision)
     torch.manual_seed(0)
@@ -98,11 +98,11 @@ def step_of(name: str, precision: str, device: torch.device, num: int, how: str 
     if how == "eager" or device.type == "cpu":
         return lambda: stage.step(nets, state.optimizers, batch, config, number)
     queued = QueuedSteps(stage, state, config, device)
-    return lambda: queued(dataclasses.replace(batch, drawn={}), number)  # draws anew, as for another batch
+    return lambda: queued(dataclasses.replace(batch, drawn={}), number)  # new random numbers, as for another batch
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Best speed of a square matrix product, as large as the device takes in a moment."""
+    """Best speed of a square matrix product, of a size that takes a moment."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, n, n, device=device).to(dtype)
     return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(6)) / 1e9
@@ -122,8 +122,8 @@ def times(step: Callable[[], object], device: torch.device) -> tuple[float, floa
 
 
 def measure(name: str, args: argparse.Namespace, reference: Reference | None) -> list[dict]:
-    """One line per precision and way of running: on a CPU in turn, with the reference between them; on a GPU one by
-    one, so that each one's memory is its own."""
+    """One line per precision and way of running: alternating on a CPU, with the reference; one after the other on a
+    GPU, to measure the memory of each."""
     device, num = torch.device(args.device), args.batch or STEPS[name][1]
     variants = [(precision, how) for how in args.how for precision in args.precision]
     work = {p: gflop(step_of(name, p, device, num)) for p in args.precision}
@@ -150,7 +150,7 @@ def measure(name: str, args: argparse.Namespace, reference: Reference | None) ->
 
 
 def rounds(name: str, group: list, args: argparse.Namespace, reference: Reference | None) -> tuple[dict, dict]:
-    """Wall and CPU times of each variant, and what its first calls told."""
+    """Wall and CPU times of each variant, and results of its first calls."""
     device, num = torch.device(args.device), args.batch or STEPS[name][1]
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -179,7 +179,7 @@ def first_calls(step: Step, device: torch.device) -> dict:
 
 
 def profile(name: str, args: argparse.Namespace, folder: Path) -> None:
-    """Write the step's operators, those that take longest first, as a table and a picture per variant."""
+    """Write the step's operators, slowest first, as a table and a picture per variant."""
     device, num = torch.device(args.device), args.batch or STEPS[name][1]
     for precision, how in [(precision, how) for how in args.how for precision in args.precision]:
         step = step_of(name, precision, device, num, how)
@@ -191,7 +191,7 @@ def profile(name: str, args: argparse.Namespace, folder: Path) -> None:
         table = operators.table(sort_by=key.replace("device", "cuda"), row_limit=25, max_name_column_width=60)
         stem = f"profile_{name}_{precision}_{how}_{device.type}"
         (folder / f"{stem}.txt").write_text(table)
-        on_gpu = device.type == "cuda"  # there, kernels count and not the calls that start them
+        on_gpu = device.type == "cuda"  # count kernels, not the calls that start them
         spent = {o.key: getattr(o, key) / 1e3 for o in operators if on_gpu == (o.device_type == DeviceType.CUDA)}
         draw(spent, f"{name}, {num} pictures, {precision}, {how}, {device_name(device)}", folder / f"{stem}.svg")
 
@@ -224,7 +224,7 @@ def main() -> None:
     args = arguments.parse_args()
     names = args.steps or list(STEPS)
     if unknown := [name for name in names if name not in STEPS]:
-        arguments.error(f"there is no step {unknown[0]}; choose from {', '.join(STEPS)}")
+        arguments.error(f"{unknown[0]} is not a step; choose from {', '.join(STEPS)}")
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     if args.profile:

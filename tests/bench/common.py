@@ -1,4 +1,4 @@
-"""What every benchmark needs."""
+"""Functions of all benchmarks: timing, names of commit and device, pictures, figures."""
 
 import platform
 import subprocess
@@ -13,7 +13,7 @@ import torch
 
 
 def seconds(function: Callable[[], object], device: torch.device | str) -> float:
-    """Time of one call, with what it left running on the device."""
+    """Time of one call, including work that it queued on the device."""
     start = time.perf_counter()
     function()
     if torch.device(device).type == "cuda":
@@ -56,5 +56,5 @@ def drawing(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
     yield axes
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # words, not outlines
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text instead of outlines
         figure.savefig(path, bbox_inches="tight")

@@ -1,10 +1,10 @@
-"""A flame graph of several processes from what py-spy sampled, as one small picture.
+"""A flame graph of several processes from samples of py-spy, as one small picture.
 
     py-spy record --subprocesses --function --rate 40 --duration 40 --format raw --output raw.txt --pid PID
     python tests/bench/flames.py raw.txt picture.svg --rate 40 --title "..." [--only REGEX]
 
-Each bar is a function, as wide as the time spent in it and in what it calls, over the functions that it calls. At the
-bottom stand the processes, those of one kind as one; imports count for the module that is imported.
+Each bar is a function; its width is the time spent in it and in the functions that it calls. The bottom row is the
+processes, merged by kind; imports are shown as the imported module.
 """
 
 import argparse
@@ -22,11 +22,11 @@ KINDS |= {"autoscaler": "Ray's autoscaler", "dashboard": "Ray's dashboard", "def
 FRAME = re.compile(r"(?P<function>.*) \((?P<file>[^():]+):\d+\)$")
 NOISE = ("threading.py", "concurrent/futures", "frozen ", "runpy", "egic/errors.py", "tracing_helper")
 NOISE += ("client_mode_hook", "map_transformer.py", "default_worker.py", "datasource.py")
-"""Files whose functions only call others."""
+"""Files whose functions only call others, and are not shown."""
 
 
 def kind(processes: list[str]) -> str:
-    """What a process is, from the names of its ancestors and its own."""
+    """Kind of a process, from its name and those of its ancestors."""
     last = processes[-1] if processes else ""
     if found := re.search(r"ray::(\w+)", last):
         return "Ray's workers" if found[1] == "IDLE" else f"ray::{found[1]}"
@@ -35,13 +35,13 @@ def kind(processes: list[str]) -> str:
 
 
 def stack_of(line: str, depth: int) -> tuple[tuple[str, ...], int]:
-    """Process and functions, outermost first, and how often they were seen."""
+    """Process and functions, outermost first, and their number of samples."""
     stack, count = line.rsplit(" ", 1)
     parts = stack.split(";")
     processes = [part for part in parts if part.startswith("process ")]
     names: list[str] = []
     for part in parts[len(processes) :]:
-        if part.startswith("become_worker "):  # what came before is the driver's
+        if part.startswith("become_worker "):  # earlier frames belong to the driver
             names.clear()
             continue
         found = FRAME.match(part)
@@ -55,7 +55,7 @@ def stack_of(line: str, depth: int) -> tuple[tuple[str, ...], int]:
 
 
 def draw(stacks: Counter, path: Path, title: str, rate: float, narrowest: float = 0.004) -> None:
-    """Bars from bottom to top; those narrower than a share of the whole are left out."""
+    """Draw bars from bottom to top, without those narrower than a share of the whole."""
     whole = sum(stacks.values())
     with drawing(path, f"{title}: {whole / rate:.0f} s of all processes", (20, 8)) as axes:
 
@@ -88,7 +88,7 @@ def main() -> None:
     arguments.add_argument("--rate", type=float, default=40, help="samples per second")
     arguments.add_argument("--title", default="")
     arguments.add_argument("--depth", type=int, default=12, help="functions shown above each other")
-    arguments.add_argument("--only", default="", help="stacks that match this regular expression")
+    arguments.add_argument("--only", default="", help="use only stacks that match this regular expression")
     args = arguments.parse_args()
     stacks: Counter = Counter()
     for line in args.raw.read_text().splitlines():

@@ -1,12 +1,12 @@
-"""The TensorFlow reference's training steps and codec, timed one at a time when asked to; benchmarks start and ask it.
+"""Time the TensorFlow reference's training steps and codec, one at a time, on request of a benchmark.
 
     PYTHON tests/bench/reference_steps.py FOLDER [--threads 2]    names on stdin -> wall and CPU time of each
 
 FOLDER has checkouts of the authors' public code, github.com/Nikolai10/EGIC and github.com/Nikolai10/SwinT-ChARM, named
 EGIC and SwinT-ChARM. PYTHON has TensorFlow 2.14, tensorflow-compression 2.14.1 and protobuf 3.20 (so it is 3.11 or
 older), in an environment of its own. Networks, losses and train_step are theirs, as a tf.function, with Adam; only
-LPIPS, whose graph is a download, counts as zero. For the segmentation stage, whose script is not published, their
-discriminator takes such a step without its condition. Pictures and labels are random. The codec is their networks
+LPIPS, whose graph is a download, counts as zero. The script of the segmentation stage is not published: their
+discriminator makes a step without its condition instead. Pictures and labels are random. The codec is their networks
 as a tf.function on 512x768 pixels, from the picture to the rounded latents and back; nothing is coded. The first call
 of a name builds and warms it.
 """
@@ -28,11 +28,11 @@ CODEC = {
 
 
 def import_reference(checkouts: Path) -> None:
-    """Put both checkouts on the path, without what only their input pipelines need."""
+    """Put both checkouts on the path, with stand-ins for packages that only their input pipelines need."""
     for name in ("SwinT-ChARM", "EGIC/src/swin-transformers-tf", "EGIC/src"):
         folder = checkouts / name
         if not folder.is_dir():
-            raise SystemExit(f"reference_steps: {folder} is no folder; give one with checkouts of EGIC and SwinT-ChARM")
+            raise SystemExit(f"reference_steps: {folder} is not a folder; give one with EGIC and SwinT-ChARM")
         sys.path.insert(0, str(folder))
     for name in ("tensorflow_datasets", "eval_utils", "deeplab2.data.dataset", "deeplab2.trainer.runner_utils"):
         sys.modules[name] = types.ModuleType(name)
@@ -44,7 +44,7 @@ def import_reference(checkouts: Path) -> None:
 
 
 def batch(num: int) -> dict:
-    """As their input pipeline makes it."""
+    """A batch in the format of their input pipeline."""
     import numpy as np
     import tensorflow as tf
 
@@ -58,7 +58,7 @@ def batch(num: int) -> dict:
 
 
 def segmentation_loss():
-    """Their loss, with the options of their configuration."""
+    """Their loss with the options of their configuration."""
     from deeplab2 import config_pb2
     from deeplab2.model.loss import loss_builder
 
@@ -80,7 +80,7 @@ def mse_codec() -> Callable[[], object]:
 
 
 def gan(warm_up: bool = False) -> Callable[[], object]:
-    """The step splits two pictures; the warm-up uses the first half alone."""
+    """The step splits two pictures; the warm-up uses only the first half."""
     import kkshms2024
     import tensorflow as tf
     from oasis_c import make_oasis_disc
@@ -125,7 +125,7 @@ def segmentation() -> Callable[[], object]:
 
 
 def codec(way: str) -> Callable[[], object]:
-    """The networks that encoding runs, or those of decoding."""
+    """The networks of encoding, or those of decoding."""
     import tensorflow as tf
     from zyc2022 import ZYC2022Model
 
@@ -178,7 +178,7 @@ def main() -> None:
     arguments.add_argument("checkouts", type=Path)
     arguments.add_argument("--threads", type=int, default=2)
     args = arguments.parse_args()
-    answers, sys.stdout = sys.stdout, sys.stderr  # Keras's summaries go beside
+    answers, sys.stdout = sys.stdout, sys.stderr  # Keras prints summaries; keep stdout for answers
     import_reference(args.checkouts)
     import tensorflow as tf
 
@@ -187,7 +187,7 @@ def main() -> None:
     current, step = "", None
     for line in sys.stdin:
         if (name := line.strip()) != current:
-            step = None  # the last one's memory first
+            step = None  # first free the memory of the last one
             current, step = name, STEPS[name]()
             for _ in range(2):
                 step()

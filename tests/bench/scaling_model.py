@@ -9,11 +9,11 @@ parts). Assumed: GPU speed and links, below.
 from dataclasses import dataclass
 
 PEAK_TFLOPS, USED = 989.0, 0.3
-"""Dense bfloat16 of an H100 or H200, and the share of it that a step reaches: the project's goal, not measured."""
+"""Dense bfloat16 speed of an H100 or H200, and the share of it that a step reaches: a goal, not measured."""
 BUCKET_MB = 25.0
-"""DDP's default: gradients leave in buckets of this size, while the backward pass makes the next ones."""
+"""DDP's default: gradients are sent in buckets of this size during the backward pass."""
 LATENCY_S = 5e-6
-"""Of one hop of a ring."""
+"""Latency of one hop of a ring."""
 NODE = 8
 LINKS = {
     "400 Gb/s InfiniBand per GPU": 50e9,
@@ -21,14 +21,14 @@ LINKS = {
     "100 Gb/s Ethernet per node": 12.5e9 / NODE,
     "25 Gb/s Ethernet per node": 3.125e9 / NODE,
 }
-"""Bytes/s that a GPU has between nodes."""
+"""Bytes/s per GPU between nodes."""
 NVLINK = 450e9
-"""Bytes/s in one direction inside a node."""
+"""Bytes/s per GPU in one direction inside a node."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """parameters: those whose gradients are summed. gflop: of a step, per picture of its batch. backward: its share."""
+    """parameters: number of those that train. gflop: of a step, per picture. backward: share of the backward pass."""
 
     name: str
     parameters: int
@@ -51,14 +51,14 @@ def ring_s(num_bytes: float, gpus: int, bytes_per_s: float) -> float:
 
 
 def reduce_s(num_bytes: float, gpus: int, link: float) -> float:
-    """Inside each node first, then each GPU's eighth between the nodes (as NCCL does with one card per GPU)."""
+    """First inside each node, then an eighth per GPU between the nodes, as NCCL does with one network card per GPU."""
     inside = ring_s(num_bytes, min(gpus, NODE), NVLINK)
     return inside + ring_s(num_bytes / NODE, gpus // NODE, link) if gpus > NODE else inside
 
 
 def step_s(stage: Stage, pictures: int, gpus: int, link: float) -> tuple[float, float]:
-    """Seconds of computing, and of waiting for gradients, per step with `pictures` per GPU. The last bucket leaves when
-    the backward pass is over; the others hide behind it as far as it lasts."""
+    """Seconds of computation, and of waiting for gradients, per step with `pictures` per GPU. The last bucket is sent
+    after the backward pass; the others are sent during it, as far as it lasts."""
     compute = stage.gflop * pictures / (PEAK_TFLOPS * USED * 1e3)
     num_bytes = 4.0 * stage.parameters
     last = reduce_s(min(num_bytes, BUCKET_MB * 1e6), gpus, link)

@@ -1,4 +1,4 @@
-"""A stage run as users run it, in its own processes, and what can happen to it."""
+"""Run a stage as users run it, in its own processes, and inject faults."""
 
 import json
 import os
@@ -29,7 +29,7 @@ ARGS = (
 
 
 class Run:
-    """`python -m jobs.segmentation tiny` in `folder`; whatever it started has ended when the block ends."""
+    """`python -m jobs.segmentation tiny` in `folder`; all processes that it started are ended with the block."""
 
     def __init__(self, folder: Path, *args: str, command: str = "-m jobs.segmentation tiny", **env: str):
         self.folder, self.log = folder, folder / f"log-{time.monotonic_ns()}.txt"
@@ -62,7 +62,7 @@ class Run:
         return self.log.read_text(errors="replace")
 
     def members(self, name: str = "") -> list[psutil.Process]:
-        """Processes that the run has started, by a part of their title."""
+        """Processes of the run whose title contains a text."""
         try:
             children = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -95,7 +95,7 @@ class Run:
             time.sleep(0.05)
 
     def end(self, timeout_s: float = 250) -> int:
-        """Exit status, after the run has ended by itself."""
+        """Wait until the run has ended by itself; returns its exit status."""
         deadline = time.monotonic() + timeout_s
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"still running after {timeout_s} s:\n{self.text()[-3000:]}"
@@ -104,7 +104,7 @@ class Run:
         return self.process.returncode
 
     def kill_hard(self) -> None:
-        """kill -9 of the driver; Ray's processes notice and end by themselves."""
+        """kill -9 of the driver; Ray's processes detect it and end by themselves."""
         self.members()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
@@ -113,7 +113,7 @@ class Run:
 
 @dataclass
 class Head:
-    """A Ray head: its address, its folder, and the environment in which others may talk to it."""
+    """A Ray head: its address, its folder, and the environment for processes that connect to it."""
 
     address: str
     temp: Path
@@ -122,7 +122,7 @@ class Head:
 
 @contextmanager
 def head(folder: Path, *args: str, cpus: int = 2, object_store_memory: int = 150_000_000, **env: str) -> Iterator[Head]:
-    """A Ray head with a token of its own, apart from any other on this machine; `env` is for its processes alone."""
+    """A Ray head with its own token, separate from any other on this machine. env: for its processes only."""
     temp = Path(tempfile.mkdtemp(prefix="egic-ray-", dir="/tmp"))  # Ray's sockets need a short path
     port, token = free_port(), folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -180,12 +180,12 @@ def title(process: psutil.Process) -> str:
 
 
 def digest(text: str) -> str:
-    """sha256 prefix of the artifact in a finished run's output: its folder's name."""
+    """sha256 prefix of the artifact of a finished run, from the folder's name in its output."""
     return Path(text.strip().splitlines()[-1]).name
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints of the run, the earliest step first."""
+    """Complete checkpoints of the run, the earliest step first."""
     found = [p.parent for p in folder.glob("outputs/checkpoints/segmentation-*/checkpoint_2*/meta.json")]
     return sorted(found, key=step_of)
 
@@ -196,7 +196,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def curves(folder: Path, monkeypatch, metric: str = "train/seg") -> tuple[list[int], list[str]]:
-    """Steps that MLflow has of a metric of the one run of the stage, in order, and the statuses of all its runs."""
+    """Steps in MLflow of a metric of the stage's only run, in order, and the statuses of all its runs."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     client = store.client()
     runs = client.search_runs([store.experiment_id()], "tags.`egic.kind` = 'stage'")

@@ -1,10 +1,10 @@
-"""An hour with a random kill every two minutes: right step count, flat memory, no orphans. Outside CI.
+"""An hour of training with a random kill every two minutes: checks steps, memory and orphans. Not part of CI.
 
     python tests/faults/soak.py [--minutes 60] [--steps 6000] [--every 120] [--seed 0]
 
-A run that ends before the time is over is followed by one with another seed. Prints one JSON line; exit status 1 when
-something was not as it should be. Victims: the train worker, a process of the data tasks, Ray Train's controller, and
-the driver, which is then started again with the same command, as is a run for whose start the machine was too busy.
+If a run ends before the time is over, another one with another seed follows. Prints one JSON line; exit status 1 if a
+check fails. Killed processes: the train worker, a process of the data tasks, Ray Train's controller, and the driver. A
+killed driver, or a run that the machine was too busy to start, is started again with the same command.
 """
 
 import argparse
@@ -39,20 +39,20 @@ ARGS = (
 )
 LOOK_S = 5.0
 LONG_LIFE = 120
-"""Samples (ten minutes) from which on a single process's memory is judged, too."""
+"""Number of samples (ten minutes) from which the memory of a single process is checked, too."""
 ROLES = (
     "RayTrainWorker", "TrainController", "DatasetManager", "SplitCoordinator", "SynchronizationActor",
     "PlacementGroupCleaner", "AutoscalingCoordinator", "DashboardAgent", "RuntimeEnvAgent", "raylet/raylet",
     "gcs_server", "dashboard/dashboard.py", "log_monitor", "monitor.py", "jobs.segmentation",
 )  # fmt: skip
 TASKS = ("ray::", "default_worker.py")
-"""In the titles of workers that do whatever tasks come, such as the data tasks."""
+"""In the titles of workers that run tasks, such as the data tasks."""
 
 Samples = dict[psutil.Process, list[tuple[float, str, float]]]
 
 
 def role_of(process: psutil.Process) -> str:
-    """What the process is for, by its title."""
+    """Role of a process, from its title."""
     name = title(process)
     tasks = "tasks" if any(part in name for part in TASKS) else ""
     return next((role for role in ROLES if role in name), tasks or Path(name.partition(" ")[0]).name)
@@ -61,7 +61,7 @@ def role_of(process: psutil.Process) -> str:
 def measure(run: Run, samples: Samples) -> None:
     """Add (time, role, resident MB) of each process."""
     now = time.monotonic()
-    with (run.folder / "memory.jsonl").open("a") as log:  # to look into what grew
+    with (run.folder / "memory.jsonl").open("a") as log:  # to find out what grew
         for process in [psutil.Process(run.process.pid), *run.members()]:
             try:
                 sample = (now, role_of(process), process.memory_info().rss / 1e6)
@@ -72,7 +72,7 @@ def measure(run: Run, samples: Samples) -> None:
 
 
 def largest(samples: Samples) -> dict[str, list[float]]:
-    """By role, at each time, the size of the largest process that has it."""
+    """The size of the largest process of each role, at each time."""
     found: dict[str, dict[float, float]] = defaultdict(dict)
     for now, role, size in (sample for life in samples.values() for sample in life):
         found[role][now] = max(size, found[role].get(now, 0.0))
@@ -80,7 +80,7 @@ def largest(samples: Samples) -> dict[str, list[float]]:
 
 
 def long_lives(samples: Samples) -> dict[str, list[float]]:
-    """By role, the process that grew most of those that lived long."""
+    """The process of each role that grew most, of those that lived long."""
     found: dict[str, list[float]] = {}
     for life in (life for life in samples.values() if len(life) >= LONG_LIFE):
         role, sizes = life[-1][1], [size for _, _, size in life]
@@ -89,13 +89,13 @@ def long_lives(samples: Samples) -> dict[str, list[float]]:
 
 
 def growth(sizes: list[float]) -> float:
-    """Median of the last quarter over that of the second, minus one: the first quarter is warm-up."""
+    """Relative growth: median of the last quarter / that of the second - 1. The first quarter is warm-up."""
     quarter = len(sizes) // 4
     return round(statistics.median(sizes[-quarter:]) / statistics.median(sizes[quarter : 2 * quarter]) - 1, 3)
 
 
 def strike(run: Run, rng: random.Random) -> str:
-    """Kill -9 one process; says which, "nobody" when there is none of its kind just now."""
+    """Kill -9 a random process; returns which, or "nobody" if no process of its kind runs."""
     victim = rng.choice(("RayTrainWorker", "data", "TrainController", "driver"))
     if victim == "driver":
         run.kill_hard()
@@ -108,12 +108,12 @@ def strike(run: Run, rng: random.Random) -> str:
 
 
 def soak(folder: Path, given: argparse.Namespace) -> tuple[Samples, dict]:
-    """Runs to their ends, struck all along, until the time is over; sizes of their processes, what became of them."""
+    """Runs with random kills until the time is over, with the sizes of their processes and their results."""
     samples, kills, began, rng = defaultdict(list), defaultdict(int), time.monotonic(), random.Random(given.seed)
     steps, starts, orphans, complete, status = [], 0, [], True, 0
 
     def look(run: Run) -> None:
-        """Measure and strike a run until it ends."""
+        """Measure a run and kill its processes until it ends."""
         strike_at = time.monotonic() + given.every
         while run.process.poll() is None:
             time.sleep(LOOK_S)
@@ -138,7 +138,7 @@ def soak(folder: Path, given: argparse.Namespace) -> tuple[Samples, dict]:
                     status = None
                 if status not in (None, 0, -signal.SIGKILL):
                     print(run.text()[-3000:], file=sys.stderr)
-                time.sleep(20)  # what is left of Ray ends by itself
+                time.sleep(20)  # Ray's remaining processes end by themselves
                 orphans += [title(p) for p in run.family.values() if alive(p)]
         steps.append(run.committed())
         complete = complete and logged_steps(own) == list(range(LOG_EVERY, given.steps + 1, LOG_EVERY))
@@ -165,8 +165,8 @@ def logged_steps(folder: Path) -> list[int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=60.0, help="no new run is begun after these")
-    parser.add_argument("--steps", type=int, default=6000, help="of each run")
+    parser.add_argument("--minutes", type=float, default=60.0, help="start no new run after this time")
+    parser.add_argument("--steps", type=int, default=6000, help="steps of each run")
     parser.add_argument("--every", type=float, default=120.0, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

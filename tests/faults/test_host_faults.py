@@ -1,4 +1,4 @@
-"""Whole hosts that die or lose the network: the result is that of an unbroken run, and MLflow has every step once."""
+"""Whole hosts that die or lose the network: the result equals an unbroken run, and MLflow has every step once."""
 
 import ast
 import json
@@ -27,7 +27,7 @@ ARGS = (
 
 
 class Run:
-    """The MSE codec on two workers, its driver on the head, what it writes in `folder`."""
+    """A run of the MSE codec on two workers, with its driver on the head and its output in `folder`."""
 
     def __init__(self, head: hosts.Host, folder: Path, data: Path, *args: str):
         self.folder, self.log = folder, folder / f"log-{time.monotonic_ns()}.txt"
@@ -38,7 +38,7 @@ class Run:
             self.process = head.start(command, env=env, stdout=out, stderr=out)
 
     def seen(self, rank: int = 0) -> list[dict]:
-        """Every batch that a rank was given, over all attempts."""
+        """All batches of a rank, over all attempts."""
         path = self.folder / f"seen-mse-codec-{rank}.jsonl"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
@@ -59,7 +59,7 @@ class Run:
             time.sleep(0.1)
 
     def end(self, timeout_s: float = 600) -> str:
-        """The artifact's digest, after the run has ended well."""
+        """Wait until the run has succeeded; returns the artifact's digest."""
         assert self.process.wait(timeout_s) == 0, self.log.read_text()[-4000:]
         return re.search(r"sha256 (\w{12})", self.log.read_text())[1]
 
@@ -82,7 +82,7 @@ WHOLE = {"train/loss": list(range(2, STEPS + 1, 2)), "val/psnr_db": list(range(E
 
 
 def went_back_once(steps: list[int], every: int = EVERY) -> bool:
-    """The steps run through to the end, but for one return to a checkpoint."""
+    """Check that the steps run to the end, with one return to a checkpoint."""
     back = [i for i in range(1, len(steps)) if steps[i] != steps[i - 1] + 1]
     return len(back) == 1 and steps[back[0]] % every == 0 and 0 < steps[back[0]] < STEPS and steps[-1] == STEPS - 1
 
@@ -112,7 +112,7 @@ def cluster(short_folder):
 
 @pytest.fixture(scope="module")
 def unbroken(cluster, data, tmp_path_factory) -> str:
-    """Digest of a run to which nothing happened."""
+    """Artifact digest of a run without faults."""
     run = Run(cluster[0], tmp_path_factory.mktemp("unbroken"), data)
     digest = run.end()
     assert run.steps() == list(range(STEPS))
@@ -120,7 +120,7 @@ def unbroken(cluster, data, tmp_path_factory) -> str:
 
 
 def test_the_network_is_cut_for_20_s(cluster, data, unbroken, tmp_path, monkeypatch):
-    """The workers wait in their all-reduce; Ray Train either waits, too, or takes one for dead and goes back."""
+    """The workers wait in their all-reduce. Ray Train either waits, too, or restarts from a checkpoint."""
     run = Run(cluster[0], tmp_path, data)
     run.wait_for_step(EVERY + 2)
     cluster[2].cut()
@@ -140,7 +140,7 @@ print({node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if nod
 
 
 def announce_the_end(head: hosts.Host, leaving: hosts.Host, *, deadline_s: int) -> None:
-    """What an autoscaler or a node's own agent does on a spot node's notice."""
+    """Drain a node, as an autoscaler or a node's agent does when a spot node will end."""
     nodes = ast.literal_eval(head.run(["python", "-c", NODES]).stdout.splitlines()[-1])
     command = ["ray", "drain-node", f"--address={head.address}:{hosts.RAY_PORT}", f"--node-id={nodes[leaving.address]}"]
     why = [
@@ -152,10 +152,10 @@ def announce_the_end(head: hosts.Host, leaving: hosts.Host, *, deadline_s: int) 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_node_announces_its_end(cluster, data, unbroken, tmp_path, monkeypatch):
-    """`ray drain-node`: a checkpoint out of turn, and when the node is gone the stage goes on elsewhere from there."""
+def test_a_node_is_drained_before_it_ends(cluster, data, unbroken, tmp_path, monkeypatch):
+    """`ray drain-node`: the stage writes a checkpoint at once, and resumes from it on another node."""
     head, *workers, spare = cluster
-    run = Run(head, tmp_path, data, "--mse-codec.checkpoint-every", str(STEPS))  # none in turn before the end
+    run = Run(head, tmp_path, data, "--mse-codec.checkpoint-every", str(STEPS))  # no regular checkpoint before the end
     run.wait_for_step(EVERY)
     (leaving,) = [host for host in workers if host.name == run.seen(1)[-1]["host"]]
     announce_the_end(head, leaving, deadline_s=30)
@@ -187,7 +187,7 @@ def test_a_worker_node_dies_and_another_joins(cluster, data, unbroken, tmp_path,
     assert curves(tmp_path, monkeypatch) == WHOLE
 
 
-def test_the_head_dies_and_the_job_is_given_again(cluster, data, unbroken, tmp_path, monkeypatch):
+def test_the_head_dies_and_the_job_is_submitted_again(cluster, data, unbroken, tmp_path, monkeypatch):
     head, *workers = cluster
     run = Run(head, tmp_path, data)
     run.wait_for_step(EVERY + 5)
@@ -195,7 +195,7 @@ def test_the_head_dies_and_the_job_is_given_again(cluster, data, unbroken, tmp_p
     killed = time.monotonic()
     for worker in workers:
         while orphans(worker):
-            assert time.monotonic() < killed + 300, "train workers of a dead head live on"
+            assert time.monotonic() < killed + 300, "train workers of a dead head are still running"
             time.sleep(1)
         print(f"\n{worker.name}: orphans gone after {time.monotonic() - killed:.0f} s")
         worker.kill()  # Ray leaves its log monitor behind

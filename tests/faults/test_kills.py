@@ -1,4 +1,4 @@
-"""Processes that die: the result is that of an unbroken run, and MLflow has every step once."""
+"""Processes that die: the result equals an unbroken run, and MLflow has every step once."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ ALL = list(range(5, STEPS + 1, 5))
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> str:
-    """Digest of the artifact of a run to which nothing happened."""
+    """Artifact digest of a run without faults."""
     with Run(tmp_path_factory.mktemp("unbroken")) as run:
         assert run.end() == 0, run.text()
         return digest(run.text())
@@ -46,7 +46,7 @@ def test_ray_trains_controller_is_killed(tmp_path, monkeypatch, unbroken):
 
 
 def test_ray_trains_controller_is_killed_while_it_starts_the_workers(tmp_path, unbroken):
-    """What it had reserved is given back: there is no second core for the next worker and its data."""
+    """Its reserved resources are released: otherwise no core is free for the next worker and its data."""
     with Run(tmp_path) as run:
         run.wait_until(lambda: run.members("RayTrainWorker"), "first worker")
         (controller,) = run.members("TrainController")
@@ -70,12 +70,12 @@ def test_the_data_workers_are_killed(tmp_path, unbroken):
 
 
 def test_the_driver_is_killed_and_its_last_checkpoint_truncated(tmp_path, monkeypatch, unbroken):
-    """kill -9 of the driver; then the same command goes on, from the checkpoint before the damaged one."""
+    """kill -9 of the driver; then the same command resumes from the checkpoint before the damaged one."""
     with Run(tmp_path) as run:
         run.wait_for_checkpoint(2 * EVERY)
         run.kill_hard()
     steps = {step_of(folder): folder for folder in checkpoints(tmp_path)}
-    last = steps[run.committed()] / "resume.pt"  # a later one may lie there, written but not committed
+    last = steps[run.committed()] / "resume.pt"  # a later one may exist, written but not committed
     last.write_bytes(last.read_bytes()[:1000])
     with Run(tmp_path) as run:
         assert run.end() == 0, run.text()
@@ -98,7 +98,7 @@ def test_the_list_of_checkpoints_is_damaged(tmp_path, unbroken):
 
 
 @pytest.mark.parametrize("by", ["notice", "Ctrl-C"])
-def test_a_checkpoint_is_written_first(tmp_path, monkeypatch, unbroken, by):
+def test_signals_end_a_run_after_a_checkpoint(tmp_path, monkeypatch, unbroken, by):
     """Spot nodes' notices and Slurm's limits are a SIGTERM; a terminal's Ctrl-C is a SIGINT for all processes of the
     program. No finished step is lost, and the run is KILLED."""
     with Run(tmp_path) as run:

@@ -1,4 +1,4 @@
-"""What is not finite, not whole, not enough: one line that says what to do, and nothing lost."""
+"""Non-finite losses, damaged shards, full disks and stores: one line that says what to do, and no step is lost."""
 
 import os
 import subprocess
@@ -30,11 +30,11 @@ def test_a_loss_that_is_not_finite_stops_the_stage_at_once(tmp_path):
         assert run.end() == 2
         line = f"error: segmentation step {EVERY + 7}, rank 0: non-finite seg"
         assert last_line(run).startswith(line), run.text()
-        assert run.text().count("the update was not made") <= 3  # said, not tried again
+        assert run.text().count("the update was not made") <= 3  # logged once per process, not retried
         assert run.committed() == EVERY
 
 
-def test_a_stage_that_fails_ends_the_one_beside_it(tmp_path, monkeypatch):
+def test_a_failing_stage_stops_the_one_in_parallel(tmp_path, monkeypatch):
     with with_nan(tmp_path, "3", command=f"{ROOT}/pipelines/full.py tiny") as run:
         assert run.end() == 2
         assert last_line(run).startswith("error: segmentation step 3, rank 0: non-finite seg"), run.text()
@@ -46,7 +46,7 @@ def test_a_stage_that_fails_ends_the_one_beside_it(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("outputs/checkpoints/*/lease.json"))
 
 
-def test_rollback_goes_on_with_half_the_learning_rate(tmp_path, monkeypatch):
+def test_rollback_resumes_with_half_the_learning_rate(tmp_path, monkeypatch):
     with with_nan(tmp_path, f"{EVERY + 7}", "--on-nan", "rollback") as run:
         assert run.end() == 0, run.text()
     steps, statuses = curves(tmp_path, monkeypatch)
@@ -71,7 +71,7 @@ def test_rollbacks_are_bounded(tmp_path):
 
 
 def test_the_disk_fills_up_while_a_checkpoint_is_written(tmp_path):
-    """The last whole checkpoint is kept; with room again the same command goes on."""
+    """The last complete checkpoint is kept; when there is space again, the same command resumes from it."""
     (tmp_path / "outputs" / "checkpoints").mkdir(parents=True)
     disk = tmp_path / "outputs" / "checkpoints"
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True)
@@ -95,7 +95,7 @@ def test_the_disk_fills_up_while_a_checkpoint_is_written(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_shard_that_was_damaged_is_named_and_not_tried_again(tmp_path):
+def test_a_damaged_shard_is_named_and_not_retried(tmp_path):
     with Run(tmp_path, *ARGS[:1], "2", *ARGS[2:]) as run:
         assert run.end() == 0
     shard = sorted(tmp_path.glob("outputs/data/**/train/shard-*.parquet"))[0]
@@ -106,20 +106,20 @@ def test_a_shard_that_was_damaged_is_named_and_not_tried_again(tmp_path):
     with Run(tmp_path) as run:
         assert run.end() == 2, run.text()
         assert shard.name in last_line(run), run.text()
-        assert run.text().count("Error in training function") <= 1, "not tried again"
+        assert run.text().count("Error in training function") <= 1, "not retried"
 
 
 FILL = """
 import numpy as np, ray, sys, time
 ray.init(logging_level="ERROR")
-kept = [ray.put(np.ones(10_000_000, np.uint8)) for _ in range(12)]  # more than the store holds: some are spilled
+kept = [ray.put(np.ones(10_000_000, np.uint8)) for _ in range(12)]  # more than the store: some are spilled
 print("full", flush=True)
 time.sleep(600)
 """
 
 
-def test_an_object_store_that_is_full_spills(tmp_path):
-    """80 MB of store that another job has filled: crops go to disk and come back, and training ends as it should."""
+def test_training_works_with_a_full_object_store(tmp_path):
+    """Another job has filled the store of 80 MB: crops are spilled to disk, and training succeeds."""
     with head(tmp_path, object_store_memory=80_000_000) as ray:
         command = [sys.executable, "-c", FILL]
         filler = subprocess.Popen(command, env=os.environ | ray.env, stdout=subprocess.PIPE, text=True)

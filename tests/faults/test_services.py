@@ -1,4 +1,4 @@
-"""MLflow that goes away, for a while and for good; its database restarted; a submitted job that is stopped."""
+"""An unavailable MLflow server, a restarted database, and a submitted job that is stopped."""
 
 import os
 import shutil
@@ -67,8 +67,8 @@ def history(uri: str, monkeypatch) -> tuple[list[int], list[str]]:
 ALL = list(range(5, STEPS + 1, 5))
 
 
-def test_the_server_is_away_for_a_while(tmp_path, monkeypatch):
-    """It goes during training and comes back after the end: nothing is missing."""
+def test_the_server_is_unavailable_for_a_while(tmp_path, monkeypatch):
+    """It stops during training and returns after the end: no data is missing."""
     with server(tmp_path) as mlflow, Run(tmp_path, MLFLOW_TRACKING_URI=mlflow.uri) as run:
         run.wait_for_checkpoint(EVERY)
         mlflow.stop()
@@ -79,8 +79,8 @@ def test_the_server_is_away_for_a_while(tmp_path, monkeypatch):
         assert history(mlflow.uri, monkeypatch) == (ALL, ["FINISHED"])
 
 
-def test_the_server_is_away_for_good(tmp_path, monkeypatch):
-    """The stage trains to its end and keeps its checkpoint; one line says how to go on, and that works."""
+def test_the_server_stays_unavailable(tmp_path, monkeypatch):
+    """The stage trains to its end and keeps its checkpoint; one line says how to continue, and that works."""
     with server(tmp_path) as mlflow:
         with Run(tmp_path, MLFLOW_TRACKING_URI=mlflow.uri, EGIC_MLFLOW_PATIENCE_S="5") as run:
             run.wait_for_checkpoint(EVERY)
@@ -96,8 +96,8 @@ def test_the_server_is_away_for_good(tmp_path, monkeypatch):
         assert statuses == ["FINISHED"] and steps == sorted(set(steps)) and steps[-1] == STEPS
 
 
-def test_the_driver_is_killed_while_the_server_is_away(tmp_path, monkeypatch):
-    """Curves of several checkpoints that MLflow was not there to take survive their sender."""
+def test_the_driver_is_killed_while_the_server_is_unavailable(tmp_path, monkeypatch):
+    """Curves of several checkpoints that could not be sent to MLflow are kept."""
     with server(tmp_path) as mlflow:
         with Run(tmp_path, MLFLOW_TRACKING_URI=mlflow.uri) as run:
             run.wait_for_checkpoint(EVERY)
@@ -115,7 +115,7 @@ POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
 
 @contextmanager
 def postgres(folder: Path):
-    """A PostgreSQL of its own, run by the user `postgres`; yields its URI and how to restart it."""
+    """A new PostgreSQL server, run by the user `postgres`; yields its URI and a function to restart it."""
     if not POSTGRES or os.getuid() or not shutil.which("runuser"):
         pytest.skip("needs PostgreSQL's programs, runuser and root")
     pytest.importorskip("psycopg2")
@@ -157,7 +157,7 @@ def test_the_servers_database_is_restarted(tmp_path, monkeypatch):
 
 
 def test_a_submitted_job_is_stopped_and_submitted_again(tmp_path, monkeypatch):
-    """`ray job stop` with token authentication on: checkpoint kept, runs KILLED; the second submission goes on."""
+    """`ray job stop` with token authentication: a checkpoint is kept, runs are KILLED, the next submission resumes."""
     dashboard = free_port()
     database = f"sqlite:///{tmp_path}/mlflow.db"
     flags = (f"--dashboard-port={dashboard}", "--include-dashboard=true", "--dashboard-host=127.0.0.1")

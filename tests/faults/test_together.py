@@ -1,4 +1,4 @@
-"""Two pipelines at once in one storage, and a group of workers that shrinks and grows."""
+"""Two pipelines at the same time in one storage, and a group of workers that shrinks and grows."""
 
 import json
 import os
@@ -21,8 +21,8 @@ FEW = (
 ).split()
 
 
-def test_two_pipelines_share_what_they_make(tmp_path, monkeypatch):
-    """Every stage is trained once: who comes second waits for it, and takes it."""
+def test_two_pipelines_share_their_stages(tmp_path, monkeypatch):
+    """Every stage is trained once: the other pipeline waits for it and uses it."""
     full = f"{ROOT}/pipelines/full.py tiny"
     with Run(tmp_path, *FEW, command=full) as one, Run(tmp_path, *FEW, command=full) as two:
         assert one.end(900) == 0, one.text()
@@ -69,7 +69,7 @@ def node(folder: Path, ray: Head, name: str, **env: str):
         kill()
 
 
-def test_a_group_shrinks_when_a_node_goes_and_grows_when_one_comes(tmp_path, monkeypatch):
+def test_a_group_shrinks_when_a_node_is_lost_and_grows_when_one_joins(tmp_path, monkeypatch):
     steps = 400
     args = [*ARGS, "--segmentation.steps", str(steps), "--segmentation.batch", "8", "--workers", "1:2"]
     args += ["--compute.cpus-per-worker", "1.5", "--compute.data-cpus", "0.25"]
@@ -89,7 +89,7 @@ def test_a_group_shrinks_when_a_node_goes_and_grows_when_one_comes(tmp_path, mon
         with node(tmp_path, ray, "third"):
             run.wait_until(lambda: groups()[-1:] == ["2 workers share the batch"], "a group of two again", 300)
             assert run.end(400) == 0, run.text()
-    told, statuses = curves(tmp_path, monkeypatch)  # checkpoints before the group grew have rows of their own
+    told, statuses = curves(tmp_path, monkeypatch)  # checkpoints before the group grew have additional rows
     assert statuses == ["FINISHED"] and told == sorted(set(told)) and set(told) >= set(range(5, steps + 1, 5))
 
 
@@ -105,7 +105,7 @@ def skewed(tmp_path_factory):
 
 
 def test_the_clocks_of_the_nodes_differ(tmp_path, monkeypatch, skewed):
-    """Driver and two nodes disagree by hours; when the job is given again, newer checkpoints have older names."""
+    """Clocks differ by hours, so that newer checkpoints have older names when the job is submitted again."""
     args = [*ARGS, "--workers", "2", "--compute.cpus-per-worker", "1.5", "--compute.data-cpus", "0.25"]
     args += ["--compute.wait-s", "60"]  # the second node may join later than the run
     with head(tmp_path, **skewed(3)) as ray, node(tmp_path, ray, "second", **skewed(2)):

@@ -1,7 +1,6 @@
-"""On PYTHONPATH of a run under test: the segmentation loss is NaN where INJECT_NAN says so.
+"""On PYTHONPATH of a run under test: makes the segmentation loss NaN at the step in INJECT_NAN.
 
-`INJECT_NAN=7` at step 7, once: the first process that does it leaves a file behind in INJECT_FOLDER. `INJECT_NAN=7!`
-every time.
+`INJECT_NAN=7`: at step 7, once; a file in INJECT_FOLDER records that it has happened. `INJECT_NAN=7!`: every time.
 """
 
 import importlib.abc
@@ -12,14 +11,14 @@ from pathlib import Path
 
 
 class Patch(importlib.abc.MetaPathFinder):
-    """Changes jobs.segmentation as it is imported."""
+    """Import hook that changes jobs.segmentation."""
 
     def find_spec(self, name, path, target=None):
         if name != "jobs.segmentation":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        sys.meta_path.insert(0, self)  # `python -m` only looks for it; forks of this process import it
+        sys.meta_path.insert(0, self)  # stay, since `python -m` only finds the module, and forks import it
         run = spec.loader.exec_module
 
         def changed(module) -> None:
