@@ -179,7 +179,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
         grey = image.mode in ("1", "L", "LA", "La")
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-        image = image.getchannel("R") if grey else image  # a grey profile fits grey alone
+        image = image.getchannel("R") if grey else image  # a grey profile fits only grey
     if image.mode in ("P", "1", "RGBA", "RGBX"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     image = _convert_profile(image, profile, notes)

@@ -22,7 +22,7 @@ from egic.errors import UserError
 _WHAT = {
     "codec": "g_a, h_a, factorized prior, h_s, ChARM, g_s",
     "orp": "residual head: alpha between most faithful (0) and most realistic (1), from one file",
-    "discriminator": "OASIS-C, for training alone",
+    "discriminator": "OASIS-C, used in training only",
 }
 _METRICS = {"psnr_db": "PSNR (dB)", "bpp": "bpp", "lpips": "LPIPS", "miou": "mIoU", "mse255": "MSE (0..255)"}
 _CODING = """

@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, or 2 if any input failed. See `run_main` for others."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0] in _JOBS:  # jobs of the pipeline, with options of their own
+    if argv and argv[0] in _JOBS:  # commands of the pipeline, which parse their own options
         name, rest = argv[0], argv[1:]
         return run_main(lambda: extension(name, f"egic {name} needs")(rest)) or 0
     args = parser().parse_args(argv)

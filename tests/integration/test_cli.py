@@ -284,7 +284,7 @@ def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
         (("decompress", a, "-o", "x.png", "-m", model, "--alpha", "much"), "alpha"),
         (("decompress", a, "-o", "x.png", "-m", mse, "--alpha", "0.5"), "no ORP"),
         (("info", a), "not an .egic file"),
-        (("models", pictures / "nothing"), "no folder"),
+        (("models", pictures / "nothing"), "is not a folder"),
         (("conquer",), "invalid choice"),
         ((), "required"),
     ]  # fmt: skip

@@ -89,7 +89,7 @@ def test_stopping_early_leaves_no_thread_and_no_task(manifest):
 
 @pytest.fixture
 def large(tmp_path, manifest, request) -> Manifest:
-    """The shards of `manifest` again and again, `request.param` bytes: pictures of noise, since COCO is not at hand."""
+    """Shards with `request.param` bytes of large pictures of noise, with segments of the first sample of `manifest`."""
     noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=95, subsampling=0)

@@ -92,7 +92,7 @@ def test_colour_maps_in_the_layout_of_cityscapes_are_read(tmp_path):
         write_map(root / f"leftImg8bit/{name}_leftImg8bit.png", picture_of(classes, number))
         write_map(root / f"gtFine/{name}_gtFine_color.png", COLOURS[classes])
         write_map(root / f"gtFine/{name}_gtFine_labelIds.png", np.zeros_like(classes, np.uint8))  # unused
-        # as Cityscapes numbers instances: 1000 * class + n, the class alone where they are not told apart
+        # as Cityscapes numbers instances: 1000 * class + n, only the class where they are not separated
         instances = np.where(classes == 2, 2000 + (np.arange(128) > 100), classes).astype(np.uint16)
         instances[classes == 1] = 0
         write_map(root / f"gtFine/{name}_gtFine_instanceIds.png", instances)
