@@ -80,7 +80,7 @@ def test_queued_steps_train_the_same_model(tmp_path, stage, file):
         state = train_state.prepare_training(stage, nets, session, stage.settings(config))
         step = stage.step
         if queued:
-            queue = QueuedSteps(stage, nets, state.optimizers, config, session.device, uncaptured)
+            queue = QueuedSteps(stage, state, config, session.device, uncaptured)
         for number, raw in enumerate(session.stream(config, 0, stage.settings(config))):
             batch = loop.to_batch(raw, session.device)
             queue(batch, number) if queued else step(nets, state.optimizers, batch, config, number)
