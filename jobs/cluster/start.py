@@ -67,14 +67,20 @@ def _start() -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         ray_internals.use_token()  # Ray's own default, but without its warning at every start
     log.info("starting Ray")
-    try:
-        ray.init("local", num_cpus=joblib.cpu_count(), logging_level=logging.WARNING, include_dashboard=False)
-    except Exception as error:  # on a machine that is too slow, Ray raises a plain Exception
-        raise UserError(
-            f"{BUSY} ({_first_line(error)}). It waits 30 s for its processes: if the machine "
-            "is busy, repeat the command when the load is lower. The logs are in "
-            f"{temp}/ray/session_latest/logs; RAY_TMPDIR sets another folder than {temp}"
-        ) from error
+    for last in (False, True):
+        try:
+            ray.init("local", num_cpus=joblib.cpu_count(), logging_level=logging.WARNING, include_dashboard=False)
+            return
+        except Exception as error:  # on a machine that is too slow, Ray raises a plain Exception
+            ray.shutdown()
+            reason = _first_line(error)
+            if last:
+                raise UserError(
+                    f"{BUSY} ({reason}). It waits 30 s for its processes, and was started twice: if the machine is "
+                    "busy, repeat the command when the load is lower. The logs are in "
+                    f"{temp}/ray/session_latest/logs; RAY_TMPDIR sets another folder than {temp}"
+                ) from error
+        log.warning("Ray did not start (%s); trying once more", reason)
 
 
 def _connect(address: str) -> None:

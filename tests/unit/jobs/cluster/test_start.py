@@ -45,6 +45,22 @@ def test_a_failed_start_is_one_line(no_ray, monkeypatch):
         start.start_ray()
 
 
+def test_a_start_that_fails_once_is_tried_again(monkeypatch):
+    """A busy machine may need more than the 30 s that Ray waits; by then its programs are in memory."""
+    outcomes = [Exception("timed out"), None]
+
+    def init(*_, **__):
+        if error := outcomes.pop(0):
+            raise error
+
+    monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(start.ray, "init", init)
+    monkeypatch.setattr(start, "quiet_ray", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    start.start_ray()
+    assert not outcomes
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_starting_ray_keeps_the_programs_signal_handlers(number, no_ray, monkeypatch):
     monkeypatch.setattr(start.ray, "init", lambda *_, **__: signal.signal(number, signal.SIG_DFL))
