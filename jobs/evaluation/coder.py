@@ -82,7 +82,7 @@ class Coder:
         points: list[dict[str, float | None]] = []
         for alpha in self.alphas if x_mse is not None else (None,):
             x_hat = as_bytes(x_gan if x_mse is None or alpha is None else blend(x_gan, x_mse, alpha))
-            points.append({"alpha": alpha, **self.measured(path + alpha_mark(alpha), x_hat, x, shown)})
+            points.append({"alpha": alpha, **self.measured(files.suffixed(path, alpha_mark(alpha)), x_hat, x, shown)})
         self.write(path, x, len(content), encode_s, decode_s, points)
 
     def match(self, anchor: anchors.Anchor, picture: Picture, x: np.ndarray, shown: bool) -> None:
@@ -100,7 +100,7 @@ class Coder:
             values, features = measured[step]
             parts_.write_features(path, features)
             if shown:
-                files.write(path + ".png", pictures.write(coded.picture))
+                files.write(files.suffixed(path, ".png"), pictures.write(coded.picture))
             points = [{"alpha": None, **values}]
             self.write(path, x, coded.num_bytes, coded.encode_s, coded.decode_s, points)
 
@@ -108,7 +108,7 @@ class Coder:
         """Measures of a decoded picture; writes its features, and the picture itself when it is shown."""
         parts_.write_features(path, self.features(x_hat))
         if shown:
-            files.write(path + ".png", pictures.write(x_hat))
+            files.write(files.suffixed(path, ".png"), pictures.write(x_hat))
         return self.quality(x_hat, x)
 
     def write(
@@ -117,7 +117,7 @@ class Coder:
         """Write a finished part."""
         size = {"height": x.shape[0], "width": x.shape[1], "bytes": num_bytes}
         part = {**size, "encode_s": encode_s, "decode_s": decode_s, "points": points}
-        files.write(path + ".json", json.dumps(part).encode())
+        files.write(files.suffixed(path, ".json"), json.dumps(part).encode())
 
 
 class Worker:

@@ -85,7 +85,7 @@ class Parts:
 def read(path: str) -> dict | None:
     """A part's content, or None when it is not finished."""
     try:
-        return json.loads(files.read(path + ".json"))
+        return json.loads(files.read(files.suffixed(path, ".json")))
     except FileNotFoundError:
         return None
 
@@ -94,21 +94,23 @@ def is_whole(path: str, shown: bool) -> bool:
     """Whether a part is finished, with its PNGs when it is shown."""
     part = read(path)
     points = part["points"] if part and shown else []
-    return part is not None and all(files.exists(path + alpha_mark(point["alpha"]) + ".png") for point in points)
+    return part is not None and all(
+        files.exists(files.suffixed(path, alpha_mark(point["alpha"]) + ".png")) for point in points
+    )
 
 
 def has_features(path: str, patches: Sequence[int]) -> bool:
     """Whether the features of a part are stored."""
-    return all(files.exists(f"{path}_{patch}.npy") for patch in patches)
+    return all(files.exists(files.suffixed(path, f"_{patch}.npy")) for patch in patches)
 
 
 def read_features(path: str, patches: Sequence[int]) -> dict[int, np.ndarray]:
     """Features by the side of their patches. path: of a part, with the alpha's mark."""
-    return {p: np.load(io.BytesIO(files.read(f"{path}_{p}.npy")), allow_pickle=False) for p in patches}
+    return {p: np.load(io.BytesIO(files.read(files.suffixed(path, f"_{p}.npy"))), allow_pickle=False) for p in patches}
 
 
 def write_features(path: str, features: Mapping[int, np.ndarray]) -> None:
     """Write what `read_features` reads."""
     for patch, x in features.items():
         np.save(file := io.BytesIO(), x, allow_pickle=False)
-        files.write(f"{path}_{patch}.npy", file.getvalue())
+        files.write(files.suffixed(path, f"_{patch}.npy"), file.getvalue())

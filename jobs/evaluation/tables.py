@@ -56,7 +56,7 @@ def rows(parts: Parts, task: Task, rates: Mapping[str, int], anchors: Sequence[A
                     what = {"label": label, "codec": CODEC, "name": picture.name}
                     what["point"] = evaluation_folder.point(q, at["alpha"])
                     row = dict.fromkeys(SCHEMA.names) | what | size | at
-                    of_quality.append((row, path + alpha_mark(at["alpha"])))
+                    of_quality.append((row, files.suffixed(path, alpha_mark(at["alpha"]))))
             found += sorted(of_quality, key=lambda each: each[0]["alpha"] or 0)
     for anchor in anchors:
         for picture in ordered:
@@ -145,7 +145,7 @@ def write_shown(folder: Path, found: Sequence[tuple[dict, str]], shown: Sequence
         files.write(place / "original.png", pictures.write(x))
         of_picture: dict[tuple, list[tuple[str, np.ndarray]]] = {}
         for row, path in (each for each in found if each[0]["name"] == picture.name):
-            content = files.read(path + ".png")
+            content = files.read(files.suffixed(path, ".png"))
             files.write(place / evaluation_folder.decoded_file(row["label"], row["point"]), content)
             head = f"{row['point']}  {row['psnr_db']:.2f} dB  {row['bpp']:.3f} bpp"
             of_picture.setdefault((row["label"], row["quality"]), []).append((head, panels.from_png(content)))

@@ -91,6 +91,12 @@ def join(place: Place, *names: str) -> str:
     return "/".join([head.rstrip("/"), *map(quote, names)]) + mark + options
 
 
+def suffixed(place: Place, suffix: str) -> str:
+    """The place of a file whose name has `suffix` appended; a URI's options stay at its end."""
+    head, mark, options = os.fspath(place).partition("?") if is_remote(place) else (os.fspath(place), "", "")
+    return head + suffix + mark + options
+
+
 def split(place: Place) -> tuple[str, str]:
     """The folder of a file, and the file's name; the inverse of `join`."""
     if not is_remote(place):

@@ -187,12 +187,12 @@ def test_parts_of_an_evaluation_are_done_when_all_files_exist(place):
     path = parts.model("m" * 64, picture, 50)
     task = Task(labels={"m": "m" * 64}, qualities={"m" * 64: (50,)}, patches=(256,))
     assert read(path) is None and not parts.is_done(task, picture, shown=False)
-    storage.write(path + ".json", b'{"bytes": 7, "points": [{"alpha": 0.5}]}')
+    storage.write(storage.suffixed(path, ".json"), b'{"bytes": 7, "points": [{"alpha": 0.5}]}')
     assert not parts.is_done(task, picture, shown=False)  # the original's features are missing
     write_features(parts.original(picture), {256: np.arange(3)})
     assert read_features(parts.original(picture), (256,))[256].tolist() == [0, 1, 2]
     assert parts.is_done(task, picture, shown=False) and not parts.is_done(task, picture, shown=True)
-    storage.write(path + "_alpha_0.5.png", b"png")
+    storage.write(storage.suffixed(path, "_alpha_0.5.png"), b"png")
     assert parts.is_done(task, picture, shown=True)
 
 
