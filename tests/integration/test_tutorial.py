@@ -19,7 +19,7 @@ SOURCE = (ROOT / "pipelines" / "tutorial.py").read_text()
 
 
 def test_it_is_short_and_has_cells():
-    assert len(SOURCE.splitlines()) <= 100
+    assert len(SOURCE.splitlines()) <= 110
     cells = re.split(r"^# %%.*\n", SOURCE, flags=re.MULTILINE)
     assert cells[0] == "" and len(cells) == 9
     for cell in SOURCE.split("# %% [markdown]\n")[1:]:

@@ -149,6 +149,8 @@ OUTSIDE = {
     "egic/metrics/pretrained.py": "where weights lie; which ones is in the key",
     "jobs/storage/files.py": "where bytes lie, not which; digests are checked",
     "egic/cache.py": "names the cache",
+    "egic/metrics/measures.py": "measures what was learned",
+    "jobs/cluster/ray_internals.py": "how Ray runs the data tasks, not what they make",
     "jobs/segmentation.py": "lends others a function for pictures",
 }
 
