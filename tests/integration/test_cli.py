@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def egic(*arguments, stdin: bytes = b"", timeout: float = 120, env: dict | None = None) -> subprocess.CompletedProcess:
     """`python -m egic ...` in a process of its own, one thread."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"} | (env or {})
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | (env or {})
     command = [sys.executable, "-m", "egic", *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, env=env)
 

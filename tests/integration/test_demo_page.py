@@ -44,7 +44,7 @@ class Server:
         pytest.importorskip("gradio")
         self.spied, self.temp = folder / "spied.txt", folder / "temp"
         self.temp.mkdir()
-        env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "TMPDIR": str(self.temp)}
+        env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.temp)}
         env.pop("GRADIO_ANALYTICS_ENABLED", None)
         options = ["demo", "-m", model, "--port", "0", "--threads", "1", "--max-pixels", str(512 * 512)]
         command = [sys.executable, "-c", SPIED, self.spied, *options]

@@ -39,7 +39,7 @@ def check(folder: Path, said: str, width: int, height: int) -> None:
 @pytest.mark.slow
 def test_it_runs_without_model_and_picture(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("EGIC_")} | {"PYTHONPATH": str(ROOT)}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    env |= {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "pipelines" / "tutorial.py")],
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
