@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import joblib
 import numpy as np
 from PIL import Image
 
@@ -255,7 +256,7 @@ def _good_samples(part: SourceSplit, config: PrepareConfig, skipped: list[dict],
             return reason(error)
 
     order = np.random.default_rng(config.seed).permutation(len(part.samples)).tolist()
-    num_threads = config.num_threads or os.cpu_count() or 1
+    num_threads = config.num_threads or joblib.cpu_count()
     with ThreadPoolExecutor(num_threads) as pool:
         for some in _chunks((part.samples[n] for n in order), 32 * num_threads):  # bounds the memory
             for listed, found in zip(some, pool.map(read, some), strict=True):
