@@ -14,7 +14,7 @@ from jobs.training.stage import load_stage
 from tests import encoders
 from tests.local_session import LocalSession, components, run_group, small, weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 STAGES = ("segmentation", "gan")
 
 

@@ -59,6 +59,7 @@ class Controller:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_release_reserved_frees_the_resources_of_a_dead_controller(short_folder):
     """Broken: when a controller has died, its workers' CPUs stay reserved, and the next workers wait forever."""
     ray.init("local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_folder))
@@ -82,6 +83,7 @@ def one_report(config: dict) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_damaged_list_of_checkpoints_is_moved_aside(short_folder, tmp_path):
     """Broken: a stage with a damaged list of checkpoints, or without one after a full disk, cannot be continued."""
     place = Folder(str(tmp_path / "stage"))
@@ -104,6 +106,7 @@ def test_a_damaged_list_of_checkpoints_is_moved_aside(short_folder, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_pace_dataset_limits_the_scheduling_loop(short_folder, monkeypatch):
     """Broken: the scheduling loop of a dataset keeps a core busy, or its tasks wait until their blocks are read."""
     pauses, sleep = [], time.sleep

@@ -14,7 +14,7 @@ from jobs.training import cuda_graphs, loop, train_state
 from jobs.training.stage import MODULES, load_stage
 from tests.local_session import LocalSession, run, small, weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 class Graphed(LocalSession):
