@@ -89,7 +89,7 @@ class Model:
             max_bytes = int(bpp * x.shape[0] * x.shape[1] / 8)
         with self._transforms():
             y = self.codec.g_a(self._padded(x) / 255).float()
-            if self.codec.gains is None:
+            if not self.has_quality:
                 return self._file(y, x.shape[:2], None)
             if max_bytes is None:
                 return self._file(y, x.shape[:2], DEFAULT_QUALITY if quality is None else quality)
@@ -99,7 +99,7 @@ class Model:
         given = {k: v for k, v in {"quality": quality, "bpp": bpp, "max_bytes": max_bytes}.items() if v is not None}
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} exclude each other; give one of them")
-        if given and self.codec.gains is None:
+        if given and not self.has_quality:
             raise UserError(f"this model codes at one rate only, so {next(iter(given))} has no meaning: leave it out")
         if quality is not None and not (quality == int(quality) and 0 <= quality <= MAX_QUALITY):
             raise UserError(f"quality must be a whole number in 0..{MAX_QUALITY} (0 the smallest file), got {quality}")
@@ -151,7 +151,7 @@ class Model:
                 f"the file was made with model {header.model_id.hex()}, this is model {self.identity.hex()}: decode it "
                 "with the model that made it, or with one trained from that"
             )
-        if (header.quality is None) != (self.codec.gains is None):
+        if (header.quality is not None) != self.has_quality:
             raise BitstreamError("damaged .egic file: its format is not that of its model")
         y_hat = self.coder.decode(payload, header.height, header.width, header.symbols_crc)
         return self.codec.restore(y_hat, self._q(header.quality)), header
@@ -175,7 +175,7 @@ class Model:
         return found["gan"], found.get("mse")
 
     def check_alpha(self, alpha: float) -> float:
-        """alpha, or its default. Raises UserError for an alpha that this model cannot use."""
+        """alpha as a float. Raises UserError for an alpha that this model cannot use."""
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {alpha}")
         if self.orp is None:

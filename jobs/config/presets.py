@@ -85,8 +85,11 @@ def small() -> Config:
         "last_steps": 0,
         "clip_norm": 1.0,
         "ema": 0.999,
+        "batch": 8,
+        "log_every": 20,
+        "checkpoint_every": 500,
+        "val_samples": 32,
     }
-    rhythm |= {"batch": 8, "log_every": 20, "checkpoint_every": 500, "val_samples": 32}
     return replace(
         p,
         codec=CodecConfig(
