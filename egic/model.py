@@ -1,5 +1,6 @@
 """A model that makes and reads .egic files: `egic.load(folder).compress(image)`, `.decompress(data, alpha=)`."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from egic import artifact
+from egic import artifact, pictures
 from egic.coding import bitstream
 from egic.coding.bitstream import MAX_QUALITY, BitstreamError, Header
 from egic.coding.latent_coder import LatentCoder, identity
@@ -77,7 +78,10 @@ class Model:
         bpp: float | None = None,
         max_bytes: int | None = None,
     ) -> bytes:
-        """RGB picture, uint8 (H, W, 3) or PIL -> the bytes of an .egic file.
+        """RGB picture, uint8 (H, W, 3), or Pillow image of any mode -> the bytes of an .egic file.
+
+        A Pillow image is converted to sRGB by its colour profile. It is not turned by its EXIF orientation: use
+        `PIL.ImageOps.exif_transpose`.
 
         A model that codes at any quality takes one of: quality, 0 (smallest file) to 100, default 50; bpp, an upper
         limit in bits per pixel; max_bytes, an upper limit in bytes. The limits select the highest quality that fits.
@@ -202,8 +206,15 @@ def as_bytes(x: Tensor) -> np.ndarray:
 
 
 def _as_array(image: np.ndarray | Image) -> np.ndarray:
-    """A picture as a uint8 array (H, W, 3). Raises UserError for other types and shapes."""
-    x = np.asarray(image.convert("RGB") if isinstance(image, Image) else image)
+    """A picture as a uint8 array (H, W, 3). Raises UserError for other types and shapes.
+
+    A Pillow image is converted to sRGB, with a warning for its transparency.
+    """
+    if isinstance(image, Image):
+        image, notes = pictures.from_image(image)
+        for note in notes:
+            warnings.warn(f"the picture to compress: {note}", stacklevel=3)
+    x = np.asarray(image)
     if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 or not x.size:
         raise UserError(f"a picture is RGB, uint8 of shape (H, W, 3); got {x.dtype} of shape {x.shape}")
     bitstream.check_size(*x.shape[:2])

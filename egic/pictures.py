@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, features
 
+from egic import heif
 from egic.errors import UserError
+
+_HEIC = (".heic", ".heif", ".hif")
 
 _SUFFIXES = {
     "PNG": (".png",),
@@ -26,15 +29,19 @@ _SUFFIXES = {
     "GIF": (".gif",),
     **({"AVIF": (".avif",)} if find_spec("PIL._avif") else {}),
     **({"JPEG2000": (".jp2", ".j2k", ".jpx")} if features.check_codec("jpg_2000") else {}),
+    **({"HEIF": _HEIC} if find_spec("pillow_heif") else {}),
 }
-"""File suffixes by Pillow's name of the format, for all formats that can be read. Pillow may lack two of them."""
+"""File suffixes by Pillow's name of the format, for all formats that can be read.
+
+Pillow may be built without two of them, and reads HEIF through pillow-heif, of the extra `heic`.
+"""
 READS = tuple(_SUFFIXES)
 READ_SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 _OTHERS = (
     ".heic .heif .hif .avif .jp2 .j2k .jpx .jxl .jxr .psd .tga .ico .icns .svg .exr .hdr .pfm .qoi .dds .dng .raw .cr2 "
     ".cr3 .nef .arw .orf .raf .rw2 .srw .pef"
 ).split()
-"""Suffixes of pictures in formats that cannot be read, or only with an optional part of Pillow."""
+"""Suffixes of pictures in formats that cannot be read, or only with an optional part of Pillow or pillow-heif."""
 _WRITES: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -57,10 +64,26 @@ _TURNS = {
 """EXIF orientation -> the transposition that makes the picture upright."""
 
 
+def open_file(data: bytes) -> Image.Image:
+    """A picture file as a Pillow image whose pixels are not decoded yet. Raises what Pillow's plugins raise.
+
+    Registers pillow-heif with Pillow for a HEIC file. Raises UserError for one if pillow-heif is not installed.
+    """
+    if not heif.is_heic(data):
+        return Image.open(io.BytesIO(data), formats=[form for form in READS if form != "HEIF"])
+    try:
+        from pillow_heif import register_heif_opener
+    except ModuleNotFoundError as error:
+        raise UserError("HEIC pictures need the package pillow-heif: pip install 'egic[heic]'") from error
+    register_heif_opener()
+    return Image.open(io.BytesIO(data), formats=["HEIF"])
+
+
 def read(data: bytes, max_pixels: int | None = None, *, upright: bool = True) -> tuple[np.ndarray, list[str]]:
     """The bytes of a picture file -> uint8 sRGB (H, W, 3), and notes for the user about the conversion.
 
-    upright: apply the EXIF orientation. False for pictures whose labels belong to the pixels as stored.
+    upright: apply the EXIF orientation. False for pictures whose labels belong to the pixels as stored. The rotation
+    of HEIC pictures is a part of decoding, and always applied.
 
     16-bit values become 8-bit ones; transparency becomes white; colour profiles are converted to sRGB; other metadata
     is ignored. docs/format.md lists what is read and what is refused.
@@ -71,21 +94,15 @@ def read(data: bytes, max_pixels: int | None = None, *, upright: bool = True) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: large pictures, odd metadata
-            with Image.open(io.BytesIO(data), formats=READS) as image:
+            with open_file(data) as image:
                 if max_pixels is not None and image.width * image.height > max_pixels:
                     raise UserError(f"{image.width}x{image.height} pixels are over the limit of {max_pixels}")
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format != "MPO":
-                    notes.append(f"it has {frames} frames, only the first is used")
-                if isinstance(image, TiffImagePlugin.TiffImageFile):
-                    _check_tiff(image)
+                _note_other_pictures(image, data, notes)
                 if image.format == "PNG":
                     _mend_png_key(image, depth=data[24], kind=data[25])
-                profile = image.info.get("icc_profile")
-                image.load()
-                pixels = _to_8_bits(image)
+                pixels = _to_rgb(image, notes, heif.avif_colours(data) if image.format == "AVIF" else None)
                 pixels = _upright(pixels, image, notes) if upright else pixels
-                return np.asarray(_to_srgb(pixels, profile, notes)), notes
+                return np.asarray(pixels), notes
     except (UserError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -98,13 +115,57 @@ def read(data: bytes, max_pixels: int | None = None, *, upright: bool = True) ->
         raise UserError(f"damaged picture ({error or type(error).__name__})") from error
 
 
+def from_image(image: Image.Image) -> tuple[np.ndarray, list[str]]:
+    """A Pillow image of any mode -> uint8 sRGB (H, W, 3), and notes for the user, as `read` has them.
+
+    The colour profile in `image.info` is applied, but not the EXIF orientation, so that the picture keeps its size.
+    Raises UserError for values whose range is not known.
+    """
+    notes: list[str] = []
+    return np.asarray(_to_rgb(image, notes)), notes
+
+
 def is_turned(data: bytes) -> bool:
     """Whether EXIF says that the pixels of a picture file are not stored upright; False if that cannot be read."""
     try:
-        with Image.open(io.BytesIO(data), formats=READS) as image:
+        with open_file(data) as image:
             return image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNS
     except Exception:  # Pillow's reader raises whatever its parts do; `read` has the message
         return False
+
+
+def _note_other_pictures(image: Image.Image, data: bytes, notes: list[str]) -> None:
+    """Note what a file holds besides the picture that is used: frames, pages, depth and gain maps."""
+    num = getattr(image, "n_frames", 1)
+    if num > 1 and image.format in ("MPO", "HEIF"):
+        notes.append(f"it has {num} pictures, only the main one is used")
+    elif num > 1:
+        notes.append(f"it has {num} frames, only the first is used")
+    kinds = []
+    if image.info.get("depth_images"):
+        kinds.append("depth map")
+    extra = image.info.get("aux", {})  # of pillow-heif, by type: urn:com:apple:photo:2020:aux:hdrgainmap
+    gain_maps = [kind for kind in extra if "gainmap" in kind]
+    ultra_hdr = image.format in ("JPEG", "MPO") and b"hdrgm:Version=" in image.info.get("xmp", b"")
+    if gain_maps or ultra_hdr or b"tmap" in heif.brands(data):
+        kinds.append("gain map")
+    if len(extra) > len(gain_maps):
+        kinds.append("auxiliary pictures")
+    if kinds:
+        notes.append(f"left out: {', '.join(kinds)}")
+
+
+def _to_rgb(image: Image.Image, notes: list[str], colours: tuple[int, int] | None = None) -> Image.Image:
+    """Any image -> RGB of 8 bits in sRGB. colours: its CICP numbers, if it is AVIF."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiff(image)
+    if stated := image.info.get("nclx_profile"):  # of pillow-heif
+        colours = stated["color_primaries"], stated["transfer_characteristics"]
+    profile = image.info.get("icc_profile")
+    if profile is None and colours is not None:
+        profile = heif.icc_profile(*colours)
+    image.load()
+    return _to_srgb(_to_8_bits(image), profile, notes)
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
@@ -207,9 +268,15 @@ def _convert_profile(image: Image.Image, profile: bytes | None, notes: list[str]
 
 
 def left_out(names: Iterable[str]) -> str:
-    """Counts of picture files in formats that cannot be read: "3 .heic, 1 .dng"; empty for none."""
+    """Counts of picture files in formats that cannot be read: "3 .cr2, 1 .dng"; empty for none.
+
+    If HEIC files are among them, the text ends with the command that installs their reader.
+    """
     kinds = Counter(PurePath(name).suffix.lower() for name in names)
-    return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common() if kind in _OTHERS and kind not in READ_SUFFIXES)
+    unread = {kind: n for kind, n in kinds.most_common() if kind in _OTHERS and kind not in READ_SUFFIXES}
+    counts = ", ".join(f"{n} {kind}" for kind, n in unread.items())
+    fix = not unread.keys().isdisjoint(_HEIC) and "HEIF" not in READS
+    return f"{counts}; for HEIC: pip install 'egic[heic]'" if fix else counts
 
 
 def printable(name: str) -> str:

@@ -4,7 +4,6 @@ alpha blends two decoded pictures before they are rounded (`egic.networks.orp`).
 runs no network, and equals the output of `egic decompress --alpha` bit for bit.
 """
 
-import io
 import re
 import time
 import warnings
@@ -14,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from egic import pictures
@@ -158,7 +156,7 @@ def _sides(data: bytes) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=pictures.READS) as image:
+            with pictures.open_file(data) as image:
                 return image.height, image.width
     except Exception:  # decoders raise whatever their parts do
         return 0, 0

@@ -88,7 +88,7 @@ def imported(*folders: str) -> Iterator[tuple[str, Path]]:
 @pytest.mark.parametrize(
     "folders, extras",
     [
-        (("egic",), ("train", "demo", "hub", "import-reference")),
+        (("egic",), ("train", "demo", "hub", "heic", "import-reference")),
         (("jobs", "pipelines"), ("train", "cloud", "demo")),
         (("tests", "docs", "infra"), ("train", "cloud", "demo", "hub", "import-reference", "dev")),
     ],

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ["egic", "jobs", "pipelines"]  # each may import itself and those to its left
 TRACKING = "jobs/tracking"
 ROOMS = {
-    "egic": "__main__ cli demo reference report compat __init__ model artifact coding training metrics networks "
-    "pictures shipped cache file_size errors",
+    "egic": "__main__ cli demo reference report compat pillow __init__ model artifact coding training metrics networks "
+    "pictures heif shipped cache file_size errors",
     "jobs": "segmentation mse_codec gan orp evaluate prepare registry serve / commands evaluation training data "
     "cluster tracking config storage",
 }

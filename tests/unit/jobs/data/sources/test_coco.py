@@ -30,10 +30,10 @@ def write_png(path: Path, ids: np.ndarray) -> None:
 
 def test_a_picture_in_an_unsupported_format_is_named(tmp_path, caplog):
     root = write_tree(tmp_path / "coco")
-    (root / "train2017/000000000001.jpg").rename(root / "train2017/1.heic")
-    edit_json(root, lambda c: c["images"][1].update(file_name="1.heic"))
+    (root / "train2017/000000000001.jpg").rename(root / "train2017/1.cr2")
+    edit_json(root, lambda c: c["images"][1].update(file_name="1.cr2"))
     assert prepared(root, tmp_path / "out", max_bad=1).num_samples == 2
-    assert "skipped 1.heic: pictures of the format .heic are not read; convert it" in caplog.text
+    assert "skipped 1.cr2: pictures of the format .cr2 are not read; convert it" in caplog.text
 
 
 def text_ids(content: dict) -> None:

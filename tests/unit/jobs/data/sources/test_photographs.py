@@ -158,8 +158,8 @@ def test_folders_without_pictures_are_refused(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match="holds no pictures; name"):
         kind_of(tmp_path)
-    (tmp_path / "1.heic").touch(), (tmp_path / "2.HEIC").touch()
-    with pytest.raises(ValueError, match=r"holds no pictures that can be read \(2 .heic\); name"):
+    (tmp_path / "1.cr2").touch(), (tmp_path / "2.CR2").touch()
+    with pytest.raises(ValueError, match=r"holds no pictures that can be read \(2 .cr2\); name"):
         kind_of(tmp_path)
 
 
@@ -172,12 +172,12 @@ def test_supported_formats_are_used_and_others_counted(tmp_path, caplog):
         for suffix in (".avif", ".jp2"):
             if suffix in READ_SUFFIXES:  # optional parts of Pillow
                 image.save(root / f"x{suffix}")
-    for name in ("a.heic", "b.HEIC", "c.dng"):
+    for name in ("a.cr2", "b.CR2", "c.dng"):
         (root / name).write_bytes(b"?")
     found = prepared(root, tmp_path / "out", max_bad=0)
     every = names(found["train"]) | names(found["val"])
     expected = [f"x{s}" for s in (".jpe", ".jfif", ".mpo", ".pbm", ".avif", ".jp2") if s in READ_SUFFIXES]
     assert len(expected) >= 4 and set(expected) <= every and len(every) == 4 + len(expected)
-    assert "pictures of formats that are not read are left out (2 .heic, 1 .dng); convert them" in caplog.text
+    assert "pictures of formats that are not read are left out (2 .cr2, 1 .dng); convert them" in caplog.text
     with pytest.raises(ValueError, match="val_share is 1.0; give a part"):
         PrepareConfig(val_share=1.0)
