@@ -73,14 +73,25 @@ def _on(network: Callable[[Tensor, Tensor], Tensor], name: str) -> Measure:
 
 def _network(name: str, backbone: dict[str, Tensor], device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """The network of a measure, as a function of two pictures."""
-    network: Any
-    if name == "dists":
-        network = perceptual.dists(backbone).to(device)
-        network.forward_once = _remembering(network.forward_once)
-        return network
-    network = perceptual.LPIPS(backbone, "alex" if name == "lpips_alex" else "vgg").to(device)
-    network.net.net.forward = _remembering(network.net.net.forward)
-    return network.distances
+    if name != "dists":
+        return _lpips(perceptual.LPIPS(backbone, "alex" if name == "lpips_alex" else "vgg").to(device))
+    network: Any = perceptual.dists(backbone).to(device)
+    network.forward_once = _remembering(network.forward_once)
+    return network
+
+
+def _lpips(network: perceptual.LPIPS) -> Callable[[Tensor, Tensor], Tensor]:
+    """`LPIPS.distances`, which equals it bit by bit, with a memory of the features after their normalisation."""
+    from lpips import normalize_tensor
+
+    net: Any = network.net
+    features = _remembering(lambda x: [normalize_tensor(h) for h in net.net(net.scaling_layer(x / 127.5 - 1))])
+
+    def distances(x_hat: Tensor, x: Tensor) -> Tensor:
+        levels = zip(net.lins, features(x_hat), features(x), strict=True)
+        return sum(lin((a - b).square_()).mean((2, 3)) for lin, a, b in levels).flatten()
+
+    return distances
 
 
 def _remembering(features: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:

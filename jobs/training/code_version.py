@@ -20,8 +20,8 @@ LEARNING = (
 )  # fmt: skip
 """Folders and files that decide what a stage learns, beside the stage's own module."""
 MEASURING = (
-    *LEARNING, "egic/coding", "egic/metrics", "egic/model.py", "egic/pictures.py", "jobs/evaluate.py",
-    "jobs/evaluation",
+    *LEARNING, "egic/coding", "egic/metrics", "egic/model.py", "egic/pictures.py", "egic/heif.py",
+    "jobs/evaluate.py", "jobs/evaluation",
 )  # fmt: skip
 """What decides the numbers of an evaluation: files are made by the networks, and read and measured again."""
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from egic.metrics import perceptual
 from egic.metrics.pretrained import NETWORKS
 from egic.metrics.quality import NAMES, Quality
 
@@ -62,6 +63,17 @@ def test_networks_of_vgg16_hold_the_given_weights_and_measure(pair, vgg16):
     assert again[2]["lpips_vgg"] == pytest.approx(large["lpips_vgg"], rel=1e-5)
     other = Quality(["dists"], {"vgg16": {k: v + 0.01 for k, v in vgg16.items()}})
     assert other(x_hat, x)["dists"] != large["dists"]
+
+
+@pytest.mark.parametrize("net, name", [("alex", "lpips_alex"), ("vgg", "lpips_vgg")])
+def test_lpips_with_remembered_features_equals_the_one_of_training_bit_by_bit(pair, vgg16, net, name):
+    alexnet = perceptual.LPIPS(None).net.net.state_dict()
+    state = vgg16 if net == "vgg" else {k.split(".", 1)[1]: v for k, v in alexnet.items()}
+    quality, whole = Quality([name], {"vgg16": state, "alexnet": state}), perceptual.LPIPS(state, net)
+    x_hat, x = pair
+    for version in (x_hat, x // 2, x_hat):
+        tensors = [torch.from_numpy(a).permute(2, 0, 1)[None].float() for a in (version, x)]
+        assert quality(version, x) == {name: whole.distances(*tensors).item()} != {name: 0}
 
 
 def test_too_small_pictures_have_no_value_instead_of_a_wrong_one(vgg16):
