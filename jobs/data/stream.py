@@ -277,7 +277,7 @@ class _CropTasks(Datasource):
 
 def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Generator[Crops, None, None]:
     """One Ray Dataset: blocks of finished crops, in order."""
-    from jobs.cluster import ray_internals  # it imports Ray Train, which the tasks do not need
+    from jobs.cluster import ray_internals  # which the tasks do not need
 
     source, block_bytes = _CropTasks(sequence, blocks), sequence.crops_per_block * sequence.crop_bytes
     with _context_lock:

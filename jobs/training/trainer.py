@@ -9,7 +9,8 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 
 from egic.errors import UserError
 from jobs.cluster import shutdown
-from jobs.cluster.ray_internals import Trainer, put_broken_list_aside, release_reserved
+from jobs.cluster.ray_internals import release_reserved
+from jobs.cluster.ray_train_internals import Trainer, put_broken_list_aside
 from jobs.cluster.resources import of_worker
 from jobs.training import checkpoints
 from jobs.training.reports import Reports

@@ -14,7 +14,8 @@ from ray.train.torch import TorchTrainer
 from ray.util.placement_group import placement_group, placement_group_table
 
 from jobs.cluster import ray_internals
-from jobs.cluster.ray_internals import SNAPSHOT, Trainer, put_broken_list_aside, release_reserved
+from jobs.cluster.ray_internals import release_reserved
+from jobs.cluster.ray_train_internals import SNAPSHOT, Trainer, put_broken_list_aside
 from jobs.storage.files import Folder
 from jobs.training.worker import listed
 
