@@ -51,7 +51,7 @@ def plan(inputs: list[str], out: str | None, suffix: str, takes: tuple[str, ...]
         tasks = [Task(source=source, target=target) for source, _ in sources]
     else:
         places = [source if out is None else Path(out) / (below or "stdin") for source, below in sources]
-        tasks = [Task(source=s, target=t) for (s, _), t in zip(sources, _targets(places, suffix), strict=True)]
+        tasks = [Task(source=s, target=t) for (s, _), t in zip(sources, targets(places, suffix), strict=True)]
     _check_distinct(tasks)
     return tasks
 
@@ -75,7 +75,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
 
 
-def _targets(places: Sequence[Path | None], suffix: str) -> list[Path | None]:
+def targets(places: Sequence[Path | None], suffix: str) -> list[Path | None]:
     """The path of each output: the input's path with `suffix`; None for stdin.
 
     `suffix` follows the input's own suffix where two outputs would otherwise have the same path.

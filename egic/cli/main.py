@@ -5,28 +5,20 @@ Uses argparse and imports torch only to code pictures, so that `egic --help` and
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from egic import __version__
+from egic.cli import coding, files, model_refs
 from egic.cli import demo as cli_demo
-from egic.cli import files, model_refs
 from egic.cli.extensions import extension
 from egic.cli.files import Task
 from egic.coding import bitstream
 from egic.coding.bitstream import MAX_QUALITY
-from egic.errors import UserError, out_of_memory, quiet, reason, run_main
-from egic.file_size import parse_size
+from egic.errors import UserError, quiet, run_main
 from egic.shipped import shipped_model
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from egic.model import Model
-
-SUFFIX = ".egic"
 _REF = "artifact folder, a file in one, models:/egic-orp@best (MLflow), or hf://owner/name[@revision] (Hugging Face)"
 
 
@@ -122,155 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _each(tasks: list[Task], work: Callable[[Task], str], quiet: bool = False) -> int:
-    """Call `work` for every task and print the line that it returns on stderr, unless `quiet`.
-
-    An error is printed as one line, and the next task follows. Returns the exit status.
-    """
-    failed = 0
-    for number, task in enumerate(tasks, 1):
-        place = f"[{number}/{len(tasks)}] " if len(tasks) > 1 else ""
-        try:
-            line = work(task)
-        except (UserError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, BrokenPipeError) or (isinstance(error, RuntimeError) and not out_of_memory(error)):
-                raise
-            failed += 1
-            print(f"{place}error: {task.name}: {reason(error)}", file=sys.stderr)
-        else:
-            if line and not quiet:
-                print(f"{place}{task.name} -> {line}", file=sys.stderr)
-    if failed and len(tasks) > 1:
-        print(f"{failed} of {len(tasks)} failed", file=sys.stderr)
-    return 2 if failed else 0
-
-
-def _load(args: argparse.Namespace) -> "Model":
-    """Load the model of --model on the device of --device. Raises UserError."""
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"--threads must be at least 1, got {args.threads}")
-    folder = model_refs.folder_of(args.model)
-    import torch  # takes seconds, so after the checks above
-
-    from egic.model import load
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    try:
-        device = torch.device(args.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {args.device} cannot be used ({reason}); try --device cpu") from error
-    return load(folder, device, args.precision)
-
-
-def _rate(args: argparse.Namespace) -> dict[str, Any]:
-    """--quality, --bpp or --max-bytes, if given, as keyword argument of `Model.compress`. Raises UserError."""
-    if args.quality is not None and not 0 <= args.quality <= MAX_QUALITY:
-        raise UserError(f"--quality must lie in 0..{MAX_QUALITY} (0 the smallest file), got {args.quality}")
-    if args.bpp is not None and not 0 < args.bpp < float("inf"):
-        raise UserError(f"--bpp must be a positive number of bits per pixel, got {args.bpp}")
-    max_bytes = None if args.max_bytes is None else parse_size(args.max_bytes)
-    given = {"quality": args.quality, "bpp": args.bpp, "max_bytes": max_bytes}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _compress(args: argparse.Namespace) -> int:
-    from egic import pictures
-
-    rate = _rate(args)
-    folders = [Path(name) for name in args.inputs if Path(name).is_dir()]
-    if left := pictures.left_out(path.name for folder in folders for path in files.files_below(folder)):
-        print(f"warning: left out, because their formats cannot be read: {left}", file=sys.stderr)
-    tasks = files.plan(args.inputs, args.output, SUFFIX, pictures.READ_SUFFIXES)
-    files.check_any_free(tasks, args.force)
-    model = _load(args)
-    if rate and not model.has_quality:
-        option = "--" + next(iter(rate)).replace("_", "-")
-        raise UserError(f"this model codes at one rate only, so {option} has no meaning: leave it out")
-
-    def work(task: Task) -> str:
-        files.check_free(task, args.force)
-        image, notes = pictures.read(files.read(task))
-        for note in notes:
-            print(f"warning: {task.name}: {note}", file=sys.stderr)
-        start = time.perf_counter()
-        data = model.compress(image, **rate)
-        time_s = time.perf_counter() - start
-        files.write(task, data)
-        if args.stats:
-            print(f"{task.name}: {_quality(model, image, data, time_s)}", file=_beside(task))
-            if sys.stdout.isatty():
-                return ""  # --stats printed it already on stderr
-        quality = bitstream.unpack(data)[0].quality
-        at = "" if quality is None else f" at quality {quality}"
-        bpp = 8 * len(data) / image[..., 0].size
-        return f"{task.made}: {len(data)} bytes, {bpp:.4f} bpp{at}, {time_s:.2f} s"
-
-    return _each(tasks, work, args.quiet)
-
-
-def _decompress(args: argparse.Namespace) -> int:
-    from egic import pictures
-
-    tasks = files.plan(args.inputs, args.output, ".png", (SUFFIX,))
-    for task in tasks:
-        pictures.check_suffix(task.target.suffix if task.target else ".png")
-    if args.alpha is not None and not 0 <= args.alpha <= 1:  # before the model is fetched
-        raise UserError(f"--alpha must lie in [0, 1] (0 most faithful, 1 most realistic), got {args.alpha}")
-    files.check_any_free(tasks, args.force)
-    model = _load(args)
-    if args.alpha is not None:
-        model.check_alpha(args.alpha)
-
-    def work(task: Task) -> str:
-        files.check_free(task, args.force)
-        data = files.read(task)
-        start = time.perf_counter()
-        image = model.decompress(data, args.alpha)
-        time_s = time.perf_counter() - start
-        files.write(task, pictures.write(image, task.target.suffix if task.target else ".png"))
-        size = f"{image.shape[1]} x {image.shape[0]}"
-        if args.stats:
-            print(
-                f"{task.name}: {8 * len(data) / image[..., 0].size:.4f} bpp, {time_s:.2f} s decompress",
-                file=_beside(task),
-            )
-            if sys.stdout.isatty():
-                return ""
-        return f"{task.made}: {size}, {time_s:.2f} s"
-
-    return _each(tasks, work, args.quiet)
-
-
-def _beside(task: Task):
-    """The stream for lines of text: stderr if the output is written to stdout, else stdout."""
-    return sys.stdout if task.target else sys.stderr
-
-
-def _quality(model: "Model", image: "np.ndarray", data: bytes, compress_s: float) -> str:
-    """Rate, PSNR, MS-SSIM (for sides of at least 161 pixels) and times of a picture, decoded at the default alpha."""
-    import torch
-
-    from egic.metrics import distortion
-
-    start = time.perf_counter()
-    decoded = model.decompress(data)
-    decompress_s = time.perf_counter() - start
-    x, x_hat = (torch.from_numpy(a.copy()).permute(2, 0, 1)[None] for a in (image, decoded))
-    quality = f"{distortion.psnr_db(x_hat, x).item():.2f} dB PSNR"
-    if min(x.shape[2:]) > 160:
-        from pytorch_msssim import ms_ssim
-
-        quality += f", {ms_ssim(x_hat.float(), x.float(), data_range=255).item():.4f} MS-SSIM"
-    bpp = distortion.bpp(len(data), *image.shape[:2])
-    quality += " at alpha 1" if model.orp else ""
-    return f"{bpp:.4f} bpp, {quality}, {compress_s:.2f} s compress, {decompress_s:.2f} s decompress"
-
-
 def _info(args: argparse.Namespace) -> int:
-    def work(task: Task) -> str:
+    def work(task: Task, _: coding.Result) -> None:
         data = files.read(task)
         header, payload = bitstream.unpack(data)
         pixels = header.height * header.width
@@ -279,9 +124,9 @@ def _info(args: argparse.Namespace) -> int:
             f"{task.name}: {header.width} x {header.height}, {len(data)} bytes ({len(payload)} payload), "
             f"{8 * len(data) / pixels:.4f} bpp, {quality}format {header.version}, model {header.model_id.hex()}"
         )
-        return ""
 
-    return _each([Task(source=None if f == files.STD else Path(f), target=None) for f in args.files], work)
+    tasks = [Task(source=None if f == files.STD else Path(f), target=None) for f in args.files]
+    return coding.report(tasks, (coding.attempt(work, task) for task in tasks))
 
 
 def _list_models() -> None:
@@ -345,11 +190,11 @@ def _import_reference(args: argparse.Namespace) -> None:
 
 
 _COMMANDS = {
-    "compress": _compress,
-    "decompress": _decompress,
+    "compress": coding.compress,
+    "decompress": coding.decompress,
     "info": _info,
     "models": _models,
-    "demo": lambda args: cli_demo.run(args, _load),
+    "demo": lambda args: cli_demo.run(args, coding.load),
     "report": _report,
     "export": _export,
     "import-reference": _import_reference,

@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,17 @@ def pictures(tmp_path) -> Path:
         Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(folder / name)
     (folder / "notes.txt").write_text("no picture")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    """Folders are coded in this process: starting others takes seconds. `several_cores` undoes it."""
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
+
+
+@pytest.fixture
+def several_cores(one_core, monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
 
 
 def run(*arguments) -> int:
@@ -213,6 +226,41 @@ def test_one_bad_file_does_not_stop_the_others(pictures, model, tmp_path, capsys
     (tmp_path / "files" / "b.egic").write_bytes(b"EGIC\x01damaged")
     assert run("decompress", tmp_path / "files", "-m", model) == 2
     assert [p.name for p in (tmp_path / "files").rglob("*.png")] == ["c.png"]
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"\d+\.\d\d s", "TIME", text)
+
+
+def test_folders_are_coded_in_processes_with_the_same_output(pictures, model, tmp_path, several_cores, capsys):
+    """The files, their order, messages and status are those of one process; two bad pictures are among them."""
+    (pictures / "a2.png").write_bytes(b"no picture")
+    (pictures / "z.webp").write_bytes((pictures / "a.png").read_bytes()[:100])
+    Image.new("LA", (20, 30)).save(pictures / "clear.png")
+    printed, made = [], []
+    for threads in (1, 2):
+        files, back = tmp_path / "files", tmp_path / "back"
+        statuses = [run("compress", pictures, "-o", files, "-m", model, "--stats", "--threads", threads)]
+        statuses += [run("decompress", files, "-o", back, "-m", model, "--threads", threads)]
+        assert statuses == [2, 0]
+        printed.append(without_times("".join(capsys.readouterr())))
+        made.append({path.relative_to(tmp_path): path.read_bytes() for f in (files, back) for path in f.rglob("*.*")})
+        for folder in (files, back):
+            shutil.rmtree(folder)
+    assert printed[0] == printed[1] and "its transparency is replaced by white" in printed[1]
+    assert made[0] == made[1] and len(made[0]) == 8
+
+
+def test_a_mistake_is_one_line_when_it_is_seen_in_a_process(pictures, model, several_cores, capsys):
+    assert run("compress", pictures, "-m", model, "--quality", "50") == 2
+    err = capsys.readouterr().err
+    assert err == "error: this model codes at one rate only, so --quality has no meaning: leave it out\n"
+
+
+def test_one_picture_is_coded_without_another_process(pictures, model, several_cores, monkeypatch):
+    monkeypatch.setitem(sys.modules, "egic.cli.processes", None)  # importing it fails
+    assert run("compress", pictures / "a.png", "-m", model) == 0
+    assert run("compress", pictures / "deeper", "-m", model) == 0
 
 
 def test_outputs_are_not_overwritten_without_force(pictures, model, tmp_path, capsys):
