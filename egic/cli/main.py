@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from egic import __version__
 from egic.cli import coding, files, model_refs
@@ -22,15 +22,41 @@ from egic.shipped import shipped_model
 _REF = "artifact folder, a file in one, models:/egic-orp@best (MLflow), or hf://owner/name[@revision] (Hugging Face)"
 
 
+_PATHS = ("IN", "OUT", "FILE", "FOLDER", "REF", "MODEL", "CHECKPOINT")
+"""Placeholders of values that are paths."""
+
+
 class _Parser(argparse.ArgumentParser):
+    path_completion: dict[str, str] | None = None
+    """How shells complete paths, for shtab."""
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        action = super().add_argument(*names, **options)
+        if action.metavar in _PATHS:
+            action.complete = self.path_completion  # type: ignore[attr-defined]
+        return action
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(self, parser_: argparse.ArgumentParser, _namespace: Any, shell: Any, _option: Any = None) -> NoReturn:
+        import shtab
+
+        _Parser.path_completion = shtab.FILE
+        print(shtab.complete(parser(), shell))
+        parser_.exit()
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = _Parser(prog="egic", description="EGIC, a generative image codec.")
     top.add_argument("--version", action="version", version=f"egic {__version__}")
+    top.add_argument(
+        "--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"),
+        help="print the completion script of a shell: source <(egic --print-completion bash)",
+    )  # fmt: skip
     commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join([*_COMMANDS, *_JOBS]))
     compress = commands.add_parser("compress", help="pictures -> .egic files")
     decompress = commands.add_parser("decompress", help=".egic files -> pictures")
