@@ -78,11 +78,15 @@ class interruptible:
     """Context manager in which Ctrl-C and SIGTERM (`ray job stop`, a spot node's notice) end the run and stop Ray.
 
     After the first signal, training stages have `grace_s` seconds to write a checkpoint; a second one ends the run at
-    once. `at_stop` is called at the start of that time, since `ray job stop` kills the process after 3 s.
+    once. `at_stop` is called at the start of that time, since `ray job stop` kills the process after 3 s. `after` ends
+    the message about the interruption.
     """
 
-    def __init__(self, grace_s: float = 0.0, at_stop: Callable[[], None] = lambda: None):
-        self.grace_s, self.at_stop, self.over = grace_s, at_stop, threading.Event()
+    def __init__(
+        self, grace_s: float = 0.0, at_stop: Callable[[], None] = lambda: None,
+        after: str = "the same command continues from the last checkpoint",
+    ):  # fmt: skip
+        self.grace_s, self.at_stop, self.after, self.over = grace_s, at_stop, after, threading.Event()
 
     def __enter__(self) -> None:
         stopping.clear()
@@ -110,7 +114,7 @@ class interruptible:
         if kind is not None:
             if issubclass(kind, KeyboardInterrupt):
                 self.at_stop()
-                error.args = ("the same command continues from the last checkpoint",)
+                error.args = (self.after,)
             leave()
         for number, handler in self.before.items():
             signal.signal(number, handler)

@@ -117,6 +117,41 @@ def exists(place: Place) -> bool:
     return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
 
+def is_folder(place: Place) -> bool:
+    """Whether a folder exists."""
+    if not is_remote(place):
+        return os.path.isdir(place)
+    filesystem, path = filesystem_and_path(place)
+    return patiently(filesystem.get_file_info, path).type == fs.FileType.Directory
+
+
+def size(place: Place) -> int:
+    """Size of a file in bytes. Raises FileNotFoundError."""
+    if not is_remote(place):
+        return os.path.getsize(place)
+    filesystem, path = filesystem_and_path(place)
+    info = patiently(filesystem.get_file_info, path)
+    if info.type != fs.FileType.File:
+        raise FileNotFoundError(f"{place} does not exist")
+    return info.size
+
+
+def list_folder(folder: Place) -> tuple[dict[str, int], list[str]]:
+    """Size in bytes of each file in a folder by its name, and the names of the folders in it; nothing if it does not
+    exist. Links to folders are left out, since they can form circles."""
+    if is_remote(folder):
+        filesystem, root = filesystem_and_path(folder)
+        found = patiently(filesystem.get_file_info, fs.FileSelector(root, allow_not_found=True))
+        folders = [info.base_name for info in found if info.type == fs.FileType.Directory]
+        return {info.base_name: info.size for info in found if info.type == fs.FileType.File}, folders
+    if not os.path.isdir(folder):
+        return {}, []
+    with os.scandir(folder) as entries:
+        listed = list(entries)
+    folders = [entry.name for entry in listed if entry.is_dir(follow_symlinks=False)]
+    return {entry.name: entry.stat().st_size for entry in listed if entry.is_file()}, folders
+
+
 def sizes(folder: Place) -> dict[str, int]:
     """Size in bytes of every file below a folder, by the path relative to it; empty when the folder does not exist."""
     filesystem, root = filesystem_and_path(folder)

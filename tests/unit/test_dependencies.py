@@ -88,9 +88,9 @@ def imported(*folders: str) -> Iterator[tuple[str, Path]]:
 @pytest.mark.parametrize(
     "folders, extras",
     [
-        (("egic",), ("train", "demo", "hub", "heic", "import-reference")),
-        (("jobs", "pipelines"), ("train", "cloud", "demo")),
-        (("tests", "docs", "infra"), ("train", "cloud", "demo", "hub", "import-reference", "dev")),
+        (("egic",), ("ray", "train", "demo", "hub", "heic", "import-reference")),
+        (("jobs", "pipelines"), ("ray", "train", "cloud", "demo")),
+        (("tests", "docs", "infra"), ("ray", "train", "cloud", "demo", "hub", "import-reference", "dev")),
     ],
 )
 def test_every_imported_package_is_declared(folders, extras):

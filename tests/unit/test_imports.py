@@ -14,8 +14,8 @@ TRACKING = "jobs/tracking"
 ROOMS = {
     "egic": "__main__ cli demo reference report compat pillow __init__ model artifact coding training metrics networks "
     "pictures heif shipped cache file_size errors",
-    "jobs": "segmentation mse_codec gan orp evaluate prepare registry serve / commands evaluation training data "
-    "cluster tracking config storage",
+    "jobs": "segmentation mse_codec gan orp evaluate prepare registry serve compress decompress / commands evaluation "
+    "training archive data cluster tracking config storage",
 }
 """Rooms and single files from the top down: each may import itself and those after it.
 

@@ -1,0 +1,1 @@
+"""Archives: any number of pictures, compressed or decompressed on Ray."""
