@@ -90,12 +90,19 @@ def scaling_row(line: dict) -> tuple[str, str, str]:
     return f"two workers against one, {line['stage']}", f"efficiency {line['efficiency']:.2f}", parts
 
 
+def archive_row(line: dict) -> tuple[str, str, str]:
+    what = f"archive of {line['height']}x{line['width']}, {line['cores']} cores"
+    ratio = f"{line['of_cores_times_one_process']:.2f} of cores x one process"
+    return what, f"{line['pictures_per_s']['archive']:.1f} pictures/s", ratio
+
+
 ROWS: dict[str, Callable[[dict], list]] = {
     "steps": lambda line: [steps_row(line)],
     "codec": codec_rows,
     "data": lambda line: [data_row(line)],
     "start": start_rows,
     "scaling": lambda line: [scaling_row(line)],
+    "archive": lambda line: [archive_row(line)],
 }
 
 
