@@ -67,7 +67,7 @@ class EgicImageFile(ImageFile.ImageFile):
         try:
             header, _ = bitstream.unpack(self._data)
         except BitstreamError as error:
-            raise UnreadableFileError(str(error)) from error
+            raise UnreadableFileError(str(error)) from None
         self._size = header.width, header.height
         self._mode = "RGB"
         self._is_decoded = False
@@ -81,7 +81,7 @@ class EgicImageFile(ImageFile.ImageFile):
             try:
                 x = _model().decompress(self._data, alpha)
             except BitstreamError as error:
-                raise UnreadableFileError(str(error)) from error
+                raise UnreadableFileError(str(error)) from None
             self.im = Image.fromarray(x).im
             self._is_decoded = True
             if self.fp is not None and self._exclusive_fp:
