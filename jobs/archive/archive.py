@@ -110,7 +110,7 @@ def run(archive: Archive) -> int:
         totals = index.read(index.place_of(output))[1]
     print(summary(totals, progress))
     if totals.failed:
-        print(f"{totals.failed} pictures failed; their rows in {index.place_of(output).place} have the errors")
+        print(f"{totals.failed} failed; their rows in {index.place_of(output).place} have the errors")
     return 2 if totals.failed else 0
 
 

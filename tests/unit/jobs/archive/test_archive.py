@@ -1,0 +1,82 @@
+"""What is checked before an archive is coded, and the numbers of a run."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from egic import artifact
+from egic.errors import UserError
+from jobs.archive import archive as archives
+from jobs.archive.coder import Work
+from jobs.archive.index import SCHEMA
+from tests.codec_models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of one rate without ORP."""
+    folder = tmp_path_factory.mktemp("model")
+    artifact.save(folder, {"codec": tiny_model().codec}, {})
+    return folder
+
+
+def work(output, command="compress", **options) -> Work:
+    return Work(command=command, options=options, output=str(output))
+
+
+def test_an_archive_is_continued_with_the_same_options_only(tmp_path, model):
+    archives.check_output(work(tmp_path / "out", quality=40), model)
+    archives.check_output(work(tmp_path / "out", quality=40), model)
+    for other, what in (
+        (work(tmp_path / "out", quality=50), "another quality"),
+        (work(tmp_path / "out", bpp=0.5), "another bpp and quality"),
+        (work(tmp_path / "out", "decompress", quality=40), "another command"),
+    ):
+        with pytest.raises(UserError, match=what):
+            archives.check_output(other, model)
+    assert json.loads((tmp_path / "out" / "archive.json").read_text())["quality"] == 40
+
+
+@pytest.mark.parametrize("name", ["photo.png", "deep/photo.png"])
+def test_a_folder_with_other_files_is_refused(tmp_path, model, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="has files, and is no archive"):
+        archives.check_output(work(tmp_path), model)
+    assert not (tmp_path / "archive.json").exists()
+
+
+def test_options_without_meaning_are_refused(tmp_path, model):
+    archives.check_options(work(tmp_path), model)
+    archives.check_options(work(tmp_path, "decompress"), model)
+    with pytest.raises(UserError, match="one rate only, so --max-bytes has no meaning"):
+        archives.check_options(work(tmp_path, max_bytes=100), model)
+    with pytest.raises(UserError, match="no ORP head"):
+        archives.check_options(work(tmp_path, "decompress", alpha=0.5), model)
+
+
+@pytest.mark.parametrize("places, workers, text", [(("out",), 0, "at least one IN"), (("in", "out"), -1, "--workers")])
+def test_wrong_command_lines_are_refused(places, workers, text):
+    with pytest.raises(UserError, match=text):
+        archives.archive_of("compress", places, {}, None, workers)
+
+
+def test_an_archive_without_pictures_is_an_error(tmp_path, model):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match="no .png.* files in .*in$"):
+        archives.run(archives.archive_of("compress", (f"{tmp_path}/in", f"{tmp_path}/out"), {}, str(model), 0))
+
+
+def test_the_rate_and_the_time_left_leave_out_the_start_of_the_workers(monkeypatch, caplog):
+    """Ten pictures after 100 s, then 20 in 10 s: 2 pictures/s, and 7,170 pictures are left."""
+    clock = [0.0]
+    monkeypatch.setattr(archives.time, "monotonic", lambda: clock[0])
+    progress = archives.Progress(num=7200, began=0.0, logged=0.0)
+    for clock[0], num in ((100.0, 10), (110.0, 20)):
+        rows = [{"source": str(i), "size": 1, "bytes": 1, "error": "damaged" if i == 0 else None} for i in range(num)]
+        with caplog.at_level("INFO"):
+            progress.add(pa.Table.from_pylist(rows, schema=SCHEMA))
+    assert "0: damaged" in caplog.text
+    assert caplog.messages[-1] == "30 of 7200 pictures, 2.00 pictures/s, 0:59:45 left"
+    assert archives.summary(progress.totals, progress).endswith("this run: 30 in 110.0 s, 0.27 pictures/s")
