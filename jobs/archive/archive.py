@@ -16,7 +16,8 @@ from egic import artifact, pictures
 from egic.cli.model_refs import folder_of
 from egic.errors import UserError
 from jobs.archive import index
-from jobs.archive.coder import Attempts, Coder, Command, Work
+from jobs.archive.attempts import Attempts
+from jobs.archive.coder import Coder, Command, Work
 from jobs.archive.index import Names, Totals
 from jobs.archive.listing import Picture, chunks, identity, listed, unpacked
 from jobs.cluster.resources import check_shared

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,23 +92,6 @@ class Work:
 
 def _source(picture: Picture) -> str:
     return files.join(picture.folder, *PurePosixPath(picture.source).parts)
-
-
-class Attempts:
-    """An actor that counts how often workers began with a picture that none has finished.
-
-    Ray repeats the work of a worker that died, without limit; some pictures may let every worker die."""
-
-    def __init__(self) -> None:
-        self.begun = Counter[str]()
-
-    def begin(self, source: str) -> int:
-        """The number of earlier attempts."""
-        self.begun[source] += 1
-        return self.begun[source] - 1
-
-    def end(self, source: str) -> None:
-        del self.begun[source]
 
 
 class Coder:

@@ -8,7 +8,8 @@ from PIL import Image
 from pyarrow import fs
 
 from egic.coding import bitstream
-from jobs.archive.coder import LOST, NUM_ATTEMPTS, Attempts, Coder, Work
+from jobs.archive.attempts import Attempts
+from jobs.archive.coder import LOST, NUM_ATTEMPTS, Coder, Work
 from jobs.archive.listing import Picture
 from tests.codec_models import tiny_model
 from tests.fake_s3 import place_on, s3_server
