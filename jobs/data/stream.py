@@ -280,6 +280,7 @@ def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Gene
     from jobs.cluster import ray_internals  # which the tasks do not need
 
     source, block_bytes = _CropTasks(sequence, blocks), sequence.crops_per_block * sequence.crop_bytes
+    block_taken = ray_internals.BlockTaken()
     with _context_lock:
         context = ray.data.DataContext.get_current().copy()
         context.execution_options.preserve_order = True
@@ -288,7 +289,7 @@ def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Gene
         )
         context.target_max_block_size = block_bytes * 3 // 4  # else Ray joins blocks up to 128 MB; it splits at 1.5 x
         context.enable_progress_bars = False
-        ray_internals.pace_dataset(context, BLOCKS_PER_TASK)
+        ray_internals.pace_dataset(context, BLOCKS_PER_TASK, block_taken)
         with ray.data.DataContext.current(context):
             dataset = ray.data.read_datasource(
                 source,
@@ -298,7 +299,9 @@ def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Gene
             )
     found = iter(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
     try:
-        yield from found
+        for block in found:
+            block_taken.set()
+            yield block
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, UserError):
             raise

@@ -6,11 +6,11 @@ from pathlib import Path
 import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 
 from egic.errors import UserError
-from jobs.cluster import shutdown
-from jobs.cluster.ray_internals import release_reserved
-from jobs.cluster.ray_train_internals import Trainer, put_broken_list_aside
+from jobs.cluster import ray_internals, shutdown
+from jobs.cluster.ray_internals import put_broken_list_aside, release_reserved
 from jobs.cluster.resources import of_worker
 from jobs.training import checkpoints
 from jobs.training.reports import Reports
@@ -34,7 +34,7 @@ def fit(job: TrainJob, reports: Reports) -> ray.train.Result:
     allowed_rollbacks = MAX_ROLLBACKS if job.config.on_nan == "rollback" else 0
     settings = load_stage(job.stage).settings(job.config)
     elastic = compute.min_workers < compute.max_workers
-    trainer = Trainer(
+    trainer = ray_internals.trainer(
         train_worker,
         train_loop_config=job,
         scaling_config=ScalingConfig(
@@ -73,7 +73,7 @@ def fit(job: TrainJob, reports: Reports) -> ray.train.Result:
     return result
 
 
-def fit_again(trainer: Trainer, max_failures: int) -> ray.train.Result:
+def fit_again(trainer: TorchTrainer, max_failures: int) -> ray.train.Result:
     """`trainer.fit()`, repeated when Ray Train's controller dies, since Ray restarts workers but not the controller."""
     for failure in range(max_failures + 1):
         try:

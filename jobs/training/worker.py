@@ -33,6 +33,9 @@ from jobs.training.stage import Components, load_stage
 
 KEPT_CHECKPOINTS = 3
 MAX_ROLLBACKS = 3
+SWITCH_INTERVAL_S = 2e-4
+"""How long another thread of the worker (Ray Data's scheduling loop) may keep the interpreter's lock while the training
+waits for it. A step on a CPU takes the lock thousands of times, and Python's default is 5 ms."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 
@@ -165,6 +168,7 @@ def sharing(config: Config, stage: str, num_workers: int) -> int:
 def train_worker(job: TrainJob) -> None:
     """The function that every train worker runs."""
     keep_freed_memory()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     torch.set_num_threads(job.threads)
     quiet_ray()
     components: Components = {}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 import ray
@@ -14,8 +15,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.placement_group import placement_group, placement_group_table
 
 from jobs.cluster import ray_internals
-from jobs.cluster.ray_internals import release_reserved
-from jobs.cluster.ray_train_internals import SNAPSHOT, Trainer, put_broken_list_aside
+from jobs.cluster.ray_internals import SNAPSHOT, put_broken_list_aside, release_reserved, trainer
 from jobs.storage.files import Folder
 from jobs.training.worker import listed
 
@@ -48,7 +48,7 @@ def test_the_trainer_leaves_out_one_callback_of_ray():
     def kinds(trainer) -> set[str]:
         return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
 
-    assert kinds(TorchTrainer(print)) - kinds(Trainer(print)) == {"PlacementGroupCleanerCallback"}
+    assert kinds(TorchTrainer(print)) - kinds(trainer(print)) == {"PlacementGroupCleanerCallback"}
 
 
 @ray.remote(num_cpus=0)
@@ -92,7 +92,7 @@ def test_a_damaged_list_of_checkpoints_is_moved_aside(short_folder, tmp_path):
     run = ray.train.RunConfig(name="stage", storage_path=str(tmp_path))
     ray.init("local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_folder))
     try:
-        Trainer(one_report, train_loop_config={"folder": str(tmp_path / "report")}, run_config=run).fit()
+        trainer(one_report, train_loop_config={"folder": str(tmp_path / "report")}, run_config=run).fit()
     finally:
         ray.shutdown()
     (name,) = listed(place)
@@ -110,16 +110,18 @@ def test_a_damaged_list_of_checkpoints_is_moved_aside(short_folder, tmp_path):
 @pytest.mark.slow
 def test_pace_dataset_limits_the_scheduling_loop(short_folder, monkeypatch):
     """Broken: the scheduling loop of a dataset keeps a core busy, or its tasks wait until their blocks are read."""
-    pauses, sleep = [], time.sleep
-    monkeypatch.setattr(ray_internals.time, "sleep", lambda time_s: pauses.append(time_s) or sleep(time_s))
+    taken, pauses = ray_internals.BlockTaken(), []
+    monkeypatch.setattr(taken, "wait", lambda time_s: pauses.append(time_s) or Event.wait(taken, time_s))
     ray.init("local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_folder))
     try:
         context = ray.data.DataContext.get_current().copy()
         assert isinstance(context._max_num_blocks_in_streaming_gen_buffer, int)
-        ray_internals.pace_dataset(context, 7)
+        ray_internals.pace_dataset(context, 7, taken)
         with ray.data.DataContext.current(context):
             assert ray.data.range(5).count() == 5
+            taken.set()
             assert sum(len(batch["id"]) for batch in ray.data.range(5).map_batches(lambda x: x).iter_batches()) == 5
     finally:
         ray.shutdown()
-    assert pauses.count(0.01) > 0
+    assert not taken.is_set()
+    assert pauses[0] == 0.01 and max(pauses) > 0.01 and pauses[-1] <= ray_internals.LONGEST_PAUSE_S
