@@ -1,6 +1,8 @@
 # Every target sets itself up: needs Python 3.11 to 3.14 with pip, make and, on Python 3.12, a C++ compiler (for compressai).
-#   make demo     train the tiny preset, all stages, on two CPU cores      (DEMO_ARGS="..." goes to pipelines/full.py)
+#   make demo     compress a photograph; then train the tiny preset, all stages, on two CPU cores
+#                 DEMO_ARGS="..." goes to pipelines/full.py
 #   make test     does it work: units, numerics, codec, one pipeline with a kill    (TEST_ARGS="..." goes to pytest)
+#                 TEST_JOBS=2: files of tests that run at a time, each with its share of the cores
 #   make test-all       everything but fault injection
 #   make test-faults    kill, cut and fill things under running stages, also on three hosts: an hour
 #   make test-numpy2    the quick unit tests with numpy 2, without compressai, as on Python 3.13 and later
@@ -13,6 +15,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO_ARGS ?=
 TEST_ARGS ?=
+TEST_JOBS ?= 2
 BENCH_ARGS ?=
 
 .PHONY: demo test test-all test-faults test-numpy2 lint bench lock clean setup help
@@ -21,13 +24,16 @@ BENCH_ARGS ?=
 setup: $(STAMP)
 
 demo: $(STAMP)
+	@mkdir -p outputs/demo
+	$(VENV)/bin/egic compress egic/demo/photographs/coffee.jpg --quality 50 --stats --force -o outputs/demo/coffee.egic
+	$(VENV)/bin/egic decompress outputs/demo/coffee.egic --force -o outputs/demo/coffee.png
 	$(PY) pipelines/full.py tiny $(DEMO_ARGS)
 
 test: $(STAMP)
-	$(PY) -m pytest -m "not slow and not faults" $(TEST_ARGS)
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile -m "not slow and not faults" $(TEST_ARGS)
 
 test-all: $(STAMP)
-	$(PY) -m pytest $(TEST_ARGS)
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(TEST_ARGS)
 
 test-faults: $(STAMP)
 	$(PY) -m pytest -m faults $(TEST_ARGS)

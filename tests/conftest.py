@@ -11,6 +11,8 @@ import torch
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "reference: needs TensorFlow, which writes checkpoints as the reference does")
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # each of the processes has its share of the cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
 
 
 def _folder(variable: str) -> Path:
