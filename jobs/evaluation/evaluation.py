@@ -104,7 +104,9 @@ def code_pictures(
         "num_threads": compute.threads or threads(compute, 1), "gpu": compute.use_gpu, "pictures": missing,
         "task": task, "parts": parts, "alphas": job.evaluate.alphas, "shown": shown, "manifest": job.manifest,
     }  # fmt: skip
-    dataset = ray.data.range(num, override_num_blocks=max(1, min(num, 32 * compute.max_workers))).map_batches(
+    # from_items needs no task, so that workers may reserve all CPUs; ray.data.range would wait for one forever
+    items = ray.data.from_items([{"id": n} for n in range(num)], override_num_blocks=min(num, 32 * compute.max_workers))
+    dataset = items.map_batches(
         Worker, fn_constructor_args=(files, ray.put(measures)), fn_constructor_kwargs=settings, batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=compute.min_workers, max_size=compute.max_workers),
         num_cpus=compute.cpus_per_worker,

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from joblib import cpu_count
 from PIL import Image
 
 from egic import artifact
@@ -41,7 +42,7 @@ def test_models_are_compared_on_folders_and_a_second_run_codes_nothing(place, ca
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(place / "pictures" / name)
     (place / "pictures" / "bad.jpg").write_bytes(b"\xff\xd8 no picture")
     args = "evaluate --model orp codec --images pictures --alphas 0,1 --metrics psnr,ms_ssim --shown 2".split()
-    args += "--compute.threads 1 --compute.cpus-per-worker 0.5".split()
+    args += f"--compute.threads 1 --compute.cpus-per-worker {cpu_count()}".split()  # no CPU is left for other tasks
     assert main.main(args) == 0
     printed = capsys.readouterr().out
     report = Path(printed.strip().splitlines()[-1])
