@@ -25,6 +25,7 @@ USED_BY_OTHERS = {
     "google-api-python-client": "Ray's autoscaler on Google Cloud",
     "pytest-timeout": "the setting `timeout`",
     "flask-cors": "the S3 server of moto",
+    "pytest-xdist": "make test runs two files of tests at a time",
     "imagecodecs": "tifffile's decompression",
     "ruff": "make lint",
     "mypy": "make lint",
