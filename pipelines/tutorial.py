@@ -1,8 +1,8 @@
 # %% [markdown]
 # # EGIC tutorial
 # Compress a picture, decompress it at three alphas, then run one training step of each of the paper's four stages.
-# The networks are small and untrained, so their pictures are grey. To use a trained model, for example from
-# `make demo`, set `EGIC_MODEL=models:/egic-orp@best` (or a folder). `EGIC_PICTURE=photo.png` uses your own picture.
+# The model is the one in the package. To use your own, for example from `make demo`, set
+# `EGIC_MODEL=models:/egic-orp@best` (or a folder). `EGIC_PICTURE=photo.png` uses your own picture.
 
 # %%
 import builtins
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 import egic
-from egic import artifact, pictures
+from egic import pictures
 from egic.cli import model_refs
 from egic.metrics.perceptual import LPIPS
-from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
 from egic.networks.orp import ResidualHead
 from egic.report import anchors, panels
@@ -44,11 +43,8 @@ def show(name, row, titles):
 # %%
 torch.manual_seed(0)
 chosen = os.environ.get("EGIC_MODEL")
-if not chosen:
-    new = {"codec": Codec(tiny().codec), "orp": ResidualHead(tiny().codec)}
-    artifact.save(FOLDER / "model", new, {"stage": "orp", "steps": 0})
-model = egic.load(model_refs.folder_of(chosen or str(FOLDER / "model")))
-print(f"{sum(p.numel() for p in model.codec.parameters()):,} parameters, {'trained' if chosen else 'untrained: grey'}")
+model = egic.load(model_refs.folder_of(chosen))
+print(f"{sum(p.numel() for p in model.codec.parameters()):,} parameters")
 
 # %% [markdown]
 # ## Compress, decompress
@@ -56,8 +52,9 @@ print(f"{sum(p.numel() for p in model.codec.parameters()):,} parameters, {'train
 # file of nearest size.
 
 # %%
-scene, ids, segments = draw_scene(np.random.default_rng(4), SceneConfig(min_side=256, max_side=256))
-x = pictures.read(Path(own).read_bytes())[0] if (own := os.environ.get("EGIC_PICTURE")) else scene
+own = os.environ.get("EGIC_PICTURE")
+photograph = Path(own) if own else Path(egic.__file__).parent / "demo" / "photographs" / "coffee.jpg"
+x = pictures.read(photograph.read_bytes())[0]
 data = model.compress(x)
 (FOLDER / "picture.egic").write_bytes(data)
 decoded = {f"alpha {alpha:g}": (model.decompress(data, alpha), len(data)) for alpha in (0.0, 0.5, 1.0)}
@@ -70,12 +67,13 @@ show("alphas", [x, *(x_hat for x_hat, _ in decoded.values())], titles)
 
 # %% [markdown]
 # ## A training step of each stage
-# Training needs labels: the class of each pixel, 1 to 133, or 0 for void.
+# Training needs labels: the class of each pixel, 1 to 133, or 0 for void. A drawn scene has them.
 # `segmentation`: the discriminator learns to label real pictures. `mse-codec`: the codec learns `mse255 + beta * bits`.
 # `gan`: trains g_s only, first with distortion and LPIPS, then also with the discriminator. `orp`: the residual head
 # learns to turn g_s's picture into the most faithful one.
 
 # %%
+scene, ids, segments = draw_scene(np.random.default_rng(4), SceneConfig(min_side=256, max_side=256))
 class_of = {category.id: number for number, category in enumerate(CATEGORIES, 1)}
 label = np.zeros(ids.shape, np.int64)
 for segment in segments:

@@ -82,9 +82,7 @@ def test_one_file_works_for_the_pipeline_and_its_stages(tmp_path):
 
 def test_a_commands_own_fields_are_written_if_not_default():
     assert "until" not in to_yaml(extended(tiny, Pipeline)())
-    assert to_yaml(replace(extended(tiny, Pipeline)(), until="gan")).endswith(
-        "\nuntil: gan  # Last stage to run\n"
-    )
+    assert to_yaml(replace(extended(tiny, Pipeline)(), until="gan")).endswith("\nuntil: gan  # Last stage to run\n")
 
 
 @pytest.mark.parametrize("kind", KINDS)
