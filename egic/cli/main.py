@@ -44,7 +44,7 @@ class _PrintCompletion(argparse.Action):
     def __call__(self, parser_: argparse.ArgumentParser, _namespace: Any, shell: Any, _option: Any = None) -> NoReturn:
         import shtab
 
-        _Parser.path_completion = shtab.FILE
+        _Parser.path_completion = shtab.FILE  # type: ignore[assignment]
         print(shtab.complete(parser(), shell))
         parser_.exit()
 

@@ -140,9 +140,9 @@ def check_output(work: Work, folder: Path) -> None:
         write(place, json.dumps(settings).encode())
         return
     if before != settings:
-        names = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+        other = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         raise UserError(
-            f"{work.output} is an archive with another {' and '.join(names)}; repeat the options of its first run, or "
+            f"{work.output} is an archive with another {' and '.join(other)}; repeat the options of its first run, or "
             "name another OUT"
         )
 

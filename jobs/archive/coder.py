@@ -6,7 +6,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyarrow as pa
 
@@ -119,7 +119,7 @@ class Coder:
 
     def row(self, picture: Picture) -> dict[str, Any]:
         """The picture's row for the index."""
-        row = {"source": identity(picture), "size": picture.size}
+        row: dict[str, Any] = {"source": identity(picture), "size": picture.size}
         if self._earlier_attempts(row["source"]) >= NUM_ATTEMPTS:
             return row | {"error": LOST}
         try:
@@ -135,4 +135,4 @@ class Coder:
     def _earlier_attempts(self, source: str) -> int:
         import ray
 
-        return ray.get(self.attempts.begin.remote(source))
+        return int(cast(Any, ray.get(self.attempts.begin.remote(source))))
