@@ -1,6 +1,6 @@
 """The README's picture: photographs, decoded at two alphas from one file each, beside JPEG and AVIF of equal bytes.
 
-    python docs/picture.py MODEL OUT.webp egic/demo/photographs/*.jpg --bpp 0.15
+python docs/picture.py MODEL OUT.webp egic/demo/photographs/*.jpg --bpp 0.15
 """
 
 from dataclasses import dataclass
