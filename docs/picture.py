@@ -42,7 +42,7 @@ class Options:
 def row(model: Model, path: Path, options: Options) -> list[tuple[str, np.ndarray]]:
     """(caption, picture) of a photograph, from the original to the other codecs."""
     x, _ = pictures.read(path.read_bytes())
-    data = model.compress(x, bpp=options.bpp) if model.codec.gains is not None else model.compress(x)
+    data = model.compress(x, bpp=options.bpp) if model.has_quality else model.compress(x)
     rate = bpp(len(data), *x.shape[:2])
     found = [("original", x)]
     for alpha in (0.0, 1.0):

@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from egic.errors import UserError, quiet, run_main
 from egic.pictures import read as read_picture
-from egic.report import curves, evaluation_folder, panels, plots
+from egic.report import evaluation_folder, page, panels, plots
 from egic.report.curves import METRICS, Metric, number
 from egic.report.evaluation_folder import CODEC, Evaluation, Shown
 from egic.report.matched_rates import file_name, matched
@@ -41,15 +41,13 @@ class Options:
 
 
 def cell(entry: dict, metric: Metric) -> str:
-    value = number(entry, metric.name)
-    if value is None:
-        return "-"
-    return f"{value:.{metric.digits}f}" + ("" if curves.is_reliable(entry, metric) else "*")
+    found = page.cell(entry, metric)
+    return found.text + ("" if found.reliable else "*")
 
 
 def means(found: Evaluation) -> str:
     """A row per codec and file size, by rising rate: means over the pictures."""
-    columns = [m for m in METRICS.values() if any(number(entry, m.name) is not None for entry in found.sets)]
+    columns = page.columns(found.sets)
     order: dict[str, int] = {}
     for entry in found.sets:
         if entry["codec"] == CODEC:
@@ -198,13 +196,13 @@ def main() -> None:
     own = [row for row in found.rows if row["codec"] == CODEC]
     names = sorted({row["name"] for row in own})
     shown = [f"{text}\n\n![{text}]({folder.name}/{file})" for file, text in crops(found, options.crops, folder)]
-    page = PAGE.format(
+    text = PAGE.format(
         num=len(names), names=f"{names[0]} to {names[-1]}", low=BPP[0], high=BPP[1],
         wins=wins(found), means=means(found),
         encode=np.mean([row["encode_s"] for row in own]), decode=np.mean([row["decode_s"] for row in own]),
         plots="\n".join(links), crops="\n\n".join(shown),
     )  # fmt: skip
-    options.out.write_text(page)
+    options.out.write_text(text)
     print(options.out)
 
 
