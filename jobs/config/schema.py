@@ -13,6 +13,9 @@ from egic.training.steps import GanLoss
 from jobs.config.flags import alias
 from jobs.storage.files import check_spelling, is_remote
 
+OPTIMIZERS = ("adam", "adamw", "muon")
+"""See `egic.training.optimizers.make_optimizer`."""
+
 
 def _check(ok: bool, message: str) -> None:
     if not ok:
@@ -41,7 +44,8 @@ class Training:
     """Course of the learning rate: `step` is lr, then last_lr; `linear` rises to lr over the first 300 steps and falls
     linearly to zero at the last one, which gives better weights in short runs. Default: the paper's."""
     optimizer: str = "adam"
-    """adam, or adamw (Adam with decoupled weight decay of 0.01). Default: the paper's."""
+    """adam; adamw (Adam with decoupled weight decay of 0.01); or muon (Muon for the weights of linear layers, adamw for
+    the rest), which reaches a lower loss in as many steps. Default: the paper's."""
     ema: float = 0.0
     """Decay of an exponential moving average of the trained weights (of g_s alone in the GAN stage) that is validated
     and published in their place (0 = off). Default: off, as in the paper."""
@@ -70,7 +74,7 @@ class Training:
         )
         _check(self.clip_norm >= 0, f"{name}.clip_norm is {self.clip_norm}; give 0 (off) or a positive norm")
         _check(self.schedule in ("step", "linear"), f"{name}.schedule is {self.schedule!r}; give step or linear")
-        _check(self.optimizer in ("adam", "adamw"), f"{name}.optimizer is {self.optimizer!r}; give adam or adamw")
+        _check(self.optimizer in OPTIMIZERS, f"{name}.optimizer is {self.optimizer!r}; give {' or '.join(OPTIMIZERS)}")
         _check(0 <= self.ema < 1, f"{name}.ema is {self.ema}; give 0 (off) or a decay below 1, such as 0.999")
         _check(self.crop_size >= 0, f"{name}.crop_size is {self.crop_size}; give 0 (crop.size) or a size in pixels")
 

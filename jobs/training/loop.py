@@ -97,9 +97,12 @@ def compile_blocks(nets: Nets) -> None:
 
 
 def queued_steps(context: Context) -> QueuedSteps | None:
-    """The stage's steps as a GPU takes them: queued, and as a CUDA graph where one worker trains; None on CPUs."""
+    """The stage's steps as a GPU takes them: queued, and as a CUDA graph where one worker trains; None on CPUs.
+
+    None with Muon, too, whose steps wait for the device.
+    """
     session, config = context.session, context.config
-    if session.device.type != "cuda":
+    if session.device.type != "cuda" or context.settings.optimizer == "muon":
         return None
     capture = cuda_graph if config.compute.cuda_graphs and session.world_size == 1 else uncaptured
     return QueuedSteps(context.stage, context.state, config, session.device, capture)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from egic.errors import UserError
+from egic.training.optimizers import make_optimizer
 from egic.training.steps import Nets
 from jobs.config.schema import Training
 from jobs.storage.files import file_sha256
 from jobs.training.session import Session
 from jobs.training.stage import Stage
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class DamagedCheckpoint(UserError):
@@ -65,16 +65,14 @@ def make_optimizers(stage: Stage, nets: Nets, settings: Training) -> dict[str, t
     """Freeze all but what the stage declares, and give that its optimizers."""
     for _, parameter in named_parameters(nets):
         parameter.requires_grad_(False)
+    modules = [module for network in nets.networks().values() for module in network.modules()]
     optimizers: dict[str, torch.optim.Optimizer] = {}
     for name, prefixes in stage.trains.items():
         chosen = [p for full, p in named_parameters(nets) if full.startswith(prefixes)]
         for parameter in chosen:
             parameter.requires_grad_(True)
-        lr: float | Tensor = settings.lr
-        on_gpu = chosen[0].device.type == "cuda"
-        if on_gpu:  # a CUDA graph of a step (jobs/training/cuda_graphs.py) reads the learning rate from a tensor
-            lr = torch.tensor(settings.lr, device=chosen[0].device)
-        optimizers[name] = OPTIMIZERS[settings.optimizer](chosen, lr, fused=True, capturable=on_gpu)
+        queued = chosen[0].device.type == "cuda"  # jobs/training/cuda_graphs.py
+        optimizers[name] = make_optimizer(settings.optimizer, chosen, modules, settings.lr, queued=queued)
     return optimizers
 
 
@@ -89,7 +87,9 @@ def set_learning_rate(opt: torch.optim.Optimizer, lr: float) -> None:
 
 def load_optimizer(opt: torch.optim.Optimizer, saved: dict) -> None:
     """Load an optimizer's state from any kind of device, but keep this device's `lr` and `capturable`."""
-    here = [{name: group[name] for name in ("lr", "capturable")} for group in opt.param_groups]
+    here: list[dict[str, Any]] = [
+        {name: group[name] for name in ("lr", "capturable") if name in group} for group in opt.param_groups
+    ]
     opt.load_state_dict(saved)
     for group, kept in zip(opt.param_groups, here, strict=True):
         group.update(kept)

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES = list(MODULES)
 
 
-@pytest.mark.parametrize("rates", [0, 6])
+@pytest.mark.parametrize("rates, optimizer", [(0, "adam"), (6, "adamw"), (6, "muon")])
 @pytest.mark.parametrize("stage", STAGES)
-def test_resuming_is_bit_identical(tmp_path, stage, rates):
+def test_resuming_is_bit_identical(tmp_path, stage, rates, optimizer):
     """With moving average, schedule, and random qualities per sample."""
-    changes = {"rates": 6, "ema": 0.9, "schedule": "linear", "optimizer": "adamw"} if rates else {}
+    changes = {"rates": 6, "ema": 0.9, "schedule": "linear", "optimizer": optimizer} if rates else {}
     config = small(stage, **changes)
     run(stage, config, LocalSession(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
