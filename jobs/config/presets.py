@@ -106,7 +106,9 @@ def small() -> Config:
             p.discriminator, down=(32, 64, 64, 128, 128, 128), up=(128, 128, 128, 64, 64, 32), latent_channels=128
         ),
         segmentation=replace(p.segmentation, steps=5_000, lr=1e-3, **rhythm),
-        mse_codec=replace(p.mse_codec, steps=25_000, lr=1e-3, crop_size=128, **rhythm | {"batch": 16}),
+        mse_codec=replace(
+            p.mse_codec, steps=25_000, lr=1e-3, crop_size=128, **rhythm | {"batch": 16, "optimizer": "muon"}
+        ),
         gan=replace(p.gan, steps=8_000, warmup_steps=6_000, lr=5e-4, adversarial_lr=1e-4, **rhythm),
         orp=replace(p.orp, steps=3_000, lr=5e-4, **rhythm),
         # On two cores, two workers of one thread take 0.8 of the time of one of two; crops need a tenth of a core.

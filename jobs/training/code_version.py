@@ -8,6 +8,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,7 @@ def _sources(places: tuple[str, ...], root: Path) -> Iterator[Path]:
     yield from sorted(found)
 
 
+@cache
 def source_digest(source: str) -> str:
     """sha256 (hex) of a Python source without comments, docstrings, texts under fields, and its layout in lines."""
     tree = ast.parse(source)

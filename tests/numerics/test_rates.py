@@ -159,10 +159,11 @@ def test_invalid_qualities_in_files_are_refused(model):
         model.decompress(bitstream.pack(replace(header, quality=None), payload))
 
 
-def test_files_have_the_requested_size(model):
-    """200 pictures of odd sizes: never larger, and at least 0.9 of the requested size if a quality allows it."""
+@pytest.mark.parametrize("pictures", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_files_have_the_requested_size(model, pictures):
+    """Pictures of odd sizes: never larger, and at least 0.9 of the requested size if a quality allows it."""
     rng = np.random.default_rng(3)
-    for i in range(200):
+    for i in range(pictures):
         height, width = (int(n) for n in rng.integers(20, 100, 2))
         x = picture(height, width, i)
         least, most = (len(model.compress(x, quality=q)) for q in (0, 100))
