@@ -27,7 +27,7 @@ class Gains(nn.Module):
 
     def __init__(self, rates: int, channels: int):
         super().__init__()
-        anchors = torch.arange(rates, dtype=torch.float32)
+        anchors = torch.arange(rates, dtype=torch.float32, device="cpu")  # has values also under torch.device("meta")
         a = torch.tensor([math.log(BETA_REF / beta) / 2 for beta in beta_of(anchors).tolist()])
         a = a[:, None].repeat(1, channels)
         self.log_gain = nn.Parameter(a)

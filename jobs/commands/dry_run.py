@@ -36,7 +36,7 @@ class Cost:
     """Of all networks on the worker, frozen ones included."""
     trained: int
     checkpoint: int
-    """resume.pt: trained weights, Adam's two moments of each, and the moving average if there is one."""
+    """resume.pt: trained weights, what the optimizers keep, and the moving average if there is one."""
     artifact: int
     memory: int
     """Largest sum of a worker's tensors at any moment of a step."""
@@ -46,7 +46,7 @@ def cost_of(name: str, config: Config, world_size: int = 1) -> Cost:
     """The cost of a stage on each of the `world_size` workers that share its batch.
 
     The memory is counted in two steps of each phase of the stage, run on torch's fake tensors (shapes without values):
-    weights, gradients, Adam's moments, activations and temporary results. For the tiny preset it agrees with the CPU
+    weights, gradients, optimizers, activations and temporary results. For the tiny preset it agrees with the CPU
     allocator to 10 % (test_dry_run.py). It does not include the program (0.6 GB on a CPU, as much again for CUDA),
     memory that libraries use inside an operation, and fragmentation; for a GPU, autocast's rules for the CPU are used.
     """
@@ -64,13 +64,15 @@ def cost_of(name: str, config: Config, world_size: int = 1) -> Cost:
     artifact = sum(_bytes(v) for part in stage.publishes for v in networks[part].state_dict().values())
     num_trained = sum(weight.numel() for weight in weights.values())
     living = fake_step.Living()
-    fake_step.take_steps(stage, config, nets, settings.batch // world_size, first_steps(stage, config), living)
+    steps = first_steps(stage, config)
+    optimizers = fake_step.take_steps(stage, config, nets, settings.batch // world_size, steps, living)
+    kept = [value for opt in optimizers.values() for state in opt.state.values() for value in state.values()]
     memory = living.most + averaged
     if world_size > 1:
         memory += sum(trained.values())  # DistributedDataParallel's buckets
     return Cost(
         steps=settings.steps, batch=settings.batch, parameters=parameters, trained=num_trained,
-        checkpoint=3 * sum(trained.values()) + averaged, artifact=artifact, memory=memory,
+        checkpoint=sum(trained.values()) + sum(map(_bytes, kept)) + averaged, artifact=artifact, memory=memory,
     )  # fmt: skip
 
 

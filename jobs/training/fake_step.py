@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,8 +46,10 @@ def networks(stage: Stage, config: Config) -> Nets:
 
 def take_steps(
     stage: Stage, config: Config, nets: Nets, batch: int, steps: Iterable[int], counter: AbstractContextManager
-) -> None:
+) -> dict[str, Optimizer]:
     """Take these steps of the stage with `batch` pictures while `counter` (a torch mode) observes each operation.
+
+    Returns the optimizers, with their state after the steps.
 
     nets: of `networks`; they are used up.
     """
@@ -61,6 +64,7 @@ def take_steps(
             x, label = torch.zeros(batch, 3, size, size), torch.zeros(batch, size, size, dtype=torch.long)
             drawn = Batch(x, label, torch.zeros(batch, size, size), list(range(batch)))
             stage.step(nets, optimizers, drawn, config, step)
+    return optimizers
 
 
 class Living(TorchDispatchMode):

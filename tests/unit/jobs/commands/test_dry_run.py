@@ -55,10 +55,17 @@ def test_memory_equals_the_allocators_peak(name):
     assert dry_run.cost_of(name, config).memory == pytest.approx(allocated(name, config), rel=0.1)
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_files_have_the_estimated_size(name, tmp_path):
+def every_rate():
+    """A codec for every rate, trained with Muon, which keeps one moment of a matrix where Adam keeps two."""
+    config = coco_tiny()
+    mse_codec = replace(config.mse_codec, optimizer="muon")
+    return replace(config, codec=replace(config.codec, rates=6), mse_codec=mse_codec)
+
+
+@pytest.mark.parametrize("name, make", [*((name, coco_tiny) for name in MODULES), ("mse-codec", every_rate)])
+def test_files_have_the_estimated_size(name, make, tmp_path):
     """A file has 300 bytes for each tensor's name and shape, which matters only for tiny networks."""
-    config, stage = coco_tiny(), load_stage(name)
+    config, stage = make(), load_stage(name)
     cost, state = dry_run.cost_of(name, config), trained(name, config, components(config, *NEEDS[name]))
     train_state.save(tmp_path, stage, state, [])
     num = len(train_state.trained_weights(stage, state.nets))
