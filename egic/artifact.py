@@ -88,7 +88,8 @@ def save(
         config: dict[str, object] = {"format": FORMAT}
         for name, module in components.items():
             tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
-            safetensors.torch.save_file(tensors, aside / f"{name}.safetensors", metadata={"component": name})
+            content = safetensors.torch.save(tensors, metadata={"component": name})
+            (aside / f"{name}.safetensors").write_bytes(content)  # `save_file` lets only the owner read it
         codec, discriminator = components.get("codec"), components.get("discriminator")
         if isinstance(codec, Codec):
             config["codec"] = dataclasses.asdict(codec.config)

@@ -1,7 +1,7 @@
 """`egic export`: an artifact with a model card, in the layout of a model repository on the Hugging Face hub.
 
 Weights and config are copied byte for byte, so that the folder keeps its digest and `egic.load` reads it; with --half
-the weights are rounded to float16.
+the weights are rounded to float16. Paths of this machine are left out of provenance.json.
 """
 
 import json
@@ -86,6 +86,15 @@ def _measured(provenance: Mapping) -> list[str]:
     return ["## Validation", "", where, "", "| metric | value |", "|---|---|", *rows, ""]
 
 
+def without_paths(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance, with parents that were local folders named by their digest alone."""
+    parents = {
+        name: {**parent, "uri": parent.get("uri", "") if parent.get("run_id") else ""}
+        for name, parent in (provenance.get("parents") or {}).items()
+    }
+    return dict(provenance) | ({"parents": parents} if parents else {})
+
+
 def run(folder: Path, output: Path, licence: str, half: bool = False) -> list[str]:
     """Copy the artifact `folder` to `output` with a model card; returns lines to print. Raises UserError.
 
@@ -96,7 +105,7 @@ def run(folder: Path, output: Path, licence: str, half: bool = False) -> list[st
         raise UserError(f"--license must be an identifier such as apache-2.0 or cc-by-4.0, got {licence!r}")
     parts = artifact.load(folder)  # raises for a damaged artifact
     record = folder / "provenance.json"
-    provenance = json.loads(record.read_text()) if record.is_file() else {}
+    provenance = without_paths(json.loads(record.read_text())) if record.is_file() else {}
     digest = artifact.digest(folder)
     aside = output.with_name(f".{output.name}.{os.getpid()}")
     aside.parent.mkdir(parents=True, exist_ok=True)
@@ -106,8 +115,10 @@ def run(folder: Path, output: Path, licence: str, half: bool = False) -> list[st
             digest = artifact.save(aside, networks, provenance | {"rounded_to_float16_from": digest}, torch.float16)
         else:
             aside.mkdir()
-            for path in sorted([*folder.glob("*.safetensors"), folder / "config.json", *([record] * record.is_file())]):
+            for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
                 shutil.copyfile(path, aside / path.name)
+            if record.is_file():
+                (aside / record.name).write_text(json.dumps(provenance, indent=2) + "\n")
         (aside / "README.md").write_text(card(parts, provenance, digest, licence))
         if artifact.digest(aside) != digest:
             raise UserError(f"{folder} changed while it was copied; try again")

@@ -37,6 +37,7 @@ def test_round_trip(folder, parts):
         "codec.safetensors", "config.json", "discriminator.safetensors", "orp.safetensors", "provenance.json",
     ]  # fmt: skip
     assert json.loads((folder / "provenance.json").read_text()) == {"stage": "test"}
+    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1, "whoever may read one file may read all"
     found = artifact.load(folder)
     assert found.keys() == parts.keys()
     for name, module in parts.items():

@@ -1,5 +1,7 @@
 """`egic export`: the same weights, a model card that the hub can parse, and other folders are not overwritten."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,17 @@ def test_the_exported_model_codes_like_the_original(folder, tmp_path, capsys):
     picture = np.random.default_rng(0).integers(0, 256, (33, 40, 3), np.uint8)
     assert egic.load(new).compress(picture) == egic.load(folder).compress(picture)
     assert [p.name for p in new.parent.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("half", [(), ("--half",)])
+def test_no_path_of_this_machine_is_exported(tmp_path, half, capsys):
+    given = {"run_id": "", "uri": "/home/me/gan", "sha256": "a" * 64}
+    tracked = {"run_id": "b" * 32, "uri": "models:/m-1", "sha256": "c" * 64}
+    model = tiny_model()
+    artifact.save(tmp_path / "orp", {"codec": model.codec}, FACTS | {"parents": {"gan": given, "mse-codec": tracked}})
+    assert run(capsys, "export", tmp_path / "orp", "-o", tmp_path / "new", *half)[0] == 0
+    parents = json.loads((tmp_path / "new" / "provenance.json").read_text())["parents"]
+    assert parents == {"gan": given | {"uri": ""}, "mse-codec": tracked}
 
 
 def test_half_precision_halves_the_files_and_codes_with_the_rounded_weights(folder, tmp_path, capsys):
