@@ -62,9 +62,10 @@ def means(found: Evaluation) -> str:
         own = entry["codec"] == CODEC
         name = f"EGIC, {entry['point']}" if own else entry["label"]
         lines.append([name, f"{entry['bpp']:.3f}", *(cell(entry, metric) for metric in columns)])
-    return tabulate(
+    table = tabulate(
         lines, ["codec", "bpp", *(metric.title for metric in columns)], tablefmt="github", disable_numparse=True
     )
+    return table + ("\n\n\\* too few patches for a reliable value." if "*" in table else "")
 
 
 def in_range(found: Evaluation) -> Iterator[tuple[dict, dict, dict]]:
@@ -165,8 +166,6 @@ mean difference (EGIC minus the other).
 ## Means
 
 {means}
-
-\\* too few patches for a reliable value.
 
 Seconds per picture on the machine of this evaluation, beside its other workers: {encode:.2f} to compress, {decode:.2f}
 to decompress.
