@@ -105,7 +105,7 @@ class Model:
             raise UserError(f"{' and '.join(given)} exclude each other; give one of them")
         if given and not self.has_quality:
             raise UserError(f"this model codes at one rate only, so {next(iter(given))} has no meaning: leave it out")
-        if quality is not None and not (quality == int(quality) and 0 <= quality <= MAX_QUALITY):
+        if quality is not None and not (0 <= quality <= MAX_QUALITY and quality == int(quality)):
             raise UserError(f"quality must be a whole number in 0..{MAX_QUALITY} (0 the smallest file), got {quality}")
         if bpp is not None and not 0 < bpp < float("inf"):
             raise UserError(f"bpp must be a positive number of bits per pixel, got {bpp}")

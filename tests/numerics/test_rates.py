@@ -185,6 +185,7 @@ def test_invalid_requests_are_one_line(model):
         ({"max_bytes": least - 1}, f"a picture of 50 x 40 takes at least {least} bytes"),
         ({"bpp": 0.001}, "takes at least"),
         ({"quality": 101}, "whole number in 0..100"),
+        ({"quality": float("nan")}, "whole number in 0..100"),
         ({"quality": 2.5}, "whole number in 0..100"),
         ({"bpp": float("nan")}, "positive number"),
         ({"max_bytes": 0}, "at least 1"),
