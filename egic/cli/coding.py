@@ -102,7 +102,7 @@ def compress(args: argparse.Namespace) -> int:
     if left := pictures.left_out(path.name for folder in folders for path in files.files_below(folder)):
         print(f"warning: left out, because their formats cannot be read: {left}", file=sys.stderr)
     tasks = files.plan(args.inputs, args.output, SUFFIX, pictures.READ_SUFFIXES)
-    return _run(args, tasks, _compressor)
+    return _run(args, tasks, pictures.READ_SUFFIXES, _compressor)
 
 
 def decompress(args: argparse.Namespace) -> int:
@@ -113,17 +113,17 @@ def decompress(args: argparse.Namespace) -> int:
     for task in tasks:
         pictures.check_suffix(task.target.suffix if task.target else ".png")
     check_alpha(args.alpha)
-    return _run(args, tasks, _decompressor)
+    return _run(args, tasks, (SUFFIX,), _decompressor)
 
 
 Work = Callable[[Task, Result], None]
 """Codes one file, and adds to the result what is to be printed. Raises UserError, OSError, MemoryError."""
 
 
-def _run(args: argparse.Namespace, tasks: list[Task], opener: Callable[..., Work]) -> int:
+def _run(args: argparse.Namespace, tasks: list[Task], takes: tuple[str, ...], opener: Callable[..., Work]) -> int:
     """Code all files: one after the other with all cores, or in processes that share the cores; the output is the
     same. `opener` loads the model and returns the work."""
-    files.check_any_free(tasks, args.force)
+    files.check_any_free(tasks, takes, args.force)
     check_threads(args.threads)
     num = num_processes(args, tasks)
     if num == 1:
@@ -200,7 +200,10 @@ def _compressor(args: argparse.Namespace, num_threads: int | None = None) -> Wor
 
     def work(task: Task, result: Result) -> None:
         files.check_free(task, args.force)
-        image, notes = pictures.read(files.read(task))
+        content = files.read(task)
+        if content.startswith(bitstream.MAGIC):
+            raise UserError("an .egic file already; egic decompress makes a picture of it")
+        image, notes = pictures.read(content)
         result.notes += notes
         start = time.perf_counter()
         data = model.compress(image, **rate)
@@ -224,8 +227,9 @@ def _decompressor(args: argparse.Namespace, num_threads: int | None = None) -> W
         model.check_alpha(args.alpha)
 
     def work(task: Task, result: Result) -> None:
-        files.check_free(task, args.force)
         data = files.read(task)
+        bitstream.unpack(data)
+        files.check_free(task, args.force)
         start = time.perf_counter()
         image = model.decompress(data, args.alpha)
         time_s = time.perf_counter() - start

@@ -102,7 +102,10 @@ def _check_distinct(tasks: list[Task]) -> None:
         if other is not task:
             raise UserError(f"{other.name} and {task.name} would both become {task.target}; code them separately")
         if task.source and task.target == task.source:
-            raise UserError(f"{task.name} would overwrite itself; name another output with -o")
+            raise UserError(
+                f"{task.name} ends as the output would; decompress makes a picture of an .egic file, compress the "
+                "reverse, and -o names another output"
+            )
 
 
 def read(task: Task) -> bytes:
@@ -118,10 +121,15 @@ def check_free(task: Task, force: bool) -> None:
         raise UserError(f"{task.target} exists; --force overwrites it")
 
 
-def check_any_free(tasks: Sequence[Task], force: bool) -> None:
-    """Raise UserError if none of the outputs may be written: a check before the model is loaded."""
+def check_any_free(tasks: Sequence[Task], takes: tuple[str, ...], force: bool) -> None:
+    """Raise UserError if none of the outputs may be written: a check before the model is loaded.
+
+    takes: suffixes of the inputs. The error of an input with another one is better found when it is read.
+    """
     problems = []
     for task in tasks:
+        if task.source is not None and task.source.suffix.lower() not in takes:
+            return
         try:
             check_free(task, force)
         except UserError as problem:

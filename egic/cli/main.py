@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"),
         help="print the completion script of a shell: source <(egic --print-completion bash)",
     )  # fmt: skip
-    commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join([*_COMMANDS, *_JOBS]))
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     compress = commands.add_parser("compress", help="pictures -> .egic files")
     decompress = commands.add_parser("decompress", help=".egic files -> pictures")
     command: argparse.ArgumentParser
@@ -162,11 +162,11 @@ def _list_models() -> None:
     except UserError:
         own = []
     try:
-        rows = extension("models", "models in MLflow need")()
+        rows = extension("models", "models that you have trained need")()
     except UserError as error:
         if not own:
             raise
-        print(f"models in MLflow are left out: {error}", file=sys.stderr)
+        print(f"only the model of this package: {error}", file=sys.stderr)
         rows = []
     listed = own + rows
     print("\n".join(f"{uri:32} {what}" for uri, what in listed) if listed else "no EGIC model is registered in MLflow")

@@ -98,7 +98,8 @@ def pack(header: Header, payload: bytes) -> bytes:
 def unpack(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes]:
     """Header and payload. Raises BitstreamError for anything that is not one undamaged file of a plausible size."""
     if len(data) < 5 or data[:4] != MAGIC:
-        raise BitstreamError("not an .egic file" if data else "not an .egic file: it is empty")
+        fix = "egic compress makes one of a picture"
+        raise BitstreamError(f"not an .egic file; {fix}" if data else f"not an .egic file, but empty; {fix}")
     if data[4] not in (1, 2):
         raise BitstreamError(f"this is .egic format {data[4]}; this version reads formats 1 and 2")
     model_at = 4 + data[4]

@@ -338,6 +338,20 @@ def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
     ]  # fmt: skip
 
 
+def test_an_input_of_the_other_command_is_named(pictures, model, tmp_path, capsys):
+    """Also where the output exists, which is not the mistake."""
+    photo = Image.open(pictures / "a.png").convert("RGB")
+    photo.save(tmp_path / "photo.jpg")
+    photo.save(tmp_path / "photo.png")
+    assert run("decompress", tmp_path / "photo.jpg", "-m", model) == 2
+    assert "photo.jpg: not an .egic file; egic compress makes one of a picture" in capsys.readouterr().err
+    assert run("compress", tmp_path / "photo.png", "-o", tmp_path / "a.egic", "-m", model) == 0
+    assert run("compress", tmp_path / "a.egic", "-o", tmp_path / "b.egic", "-m", model) == 2
+    assert "a.egic: an .egic file already; egic decompress makes a picture of it" in capsys.readouterr().err
+    assert run("compress", tmp_path / "a.egic", "-m", model) == 2
+    assert "a.egic ends as the output would" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", range(26))
 def test_mistakes_end_with_one_line_and_status_2(number, pictures, model, capsys):
     arguments, word = mistakes(pictures, model)[number]
