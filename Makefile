@@ -1,6 +1,8 @@
 # Every target sets itself up: needs Python 3.11 to 3.14 with pip, make and, on Python 3.12, a C++ compiler (for compressai).
 #   make demo     compress a photograph; then train the tiny preset, all stages, on two CPU cores
-#                 DEMO_ARGS="..." goes to pipelines/full.py
+#                 DEMO_ARGS="..." goes to pipelines/full.py; training for two minutes:
+#                 make demo DEMO_ARGS="--segmentation.steps 33 --mse-codec.steps 150 --mse-codec.last-steps 27 --gan.steps 57
+#                     --gan.warmup-steps 40 --gan.last-steps 10 --orp.steps 83 --orp.last-steps 33"
 #   make test     does it work: units, numerics, codec, one pipeline with a kill    (TEST_ARGS="..." goes to pytest)
 #                 TEST_JOBS=2: files of tests that run at a time, those that start Ray apart
 #   make test-all       everything but fault injection

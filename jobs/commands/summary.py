@@ -30,7 +30,7 @@ def stage_row(outcome: Outcome) -> dict[str, Any]:
         "headline": headline,
         "metrics": {k: v for k, v in facts["metrics"].items() if k.startswith("val/")},
         "run_id": outcome.artifact.run_id,
-        "model": f"egic-{stage.name} version {outcome.artifact.model_version}",
+        "model": f"models:/egic-{stage.name}/{outcome.artifact.model_version}",
         "sha256": outcome.artifact.sha256,
         "reused": outcome.reused,
     }
@@ -79,6 +79,11 @@ def text(summary: Mapping[str, Any], experiment: str) -> str:
             values = (f"{v:.2f} dB at {point}" if point else f"{v:.2f} dB" for point, v in row["psnr_db"].items())
             lines += ["PSNR of files: " + ", ".join(values)]
             lines += [f"picture to look at: {row['sheet']}"]
+    codecs = [
+        row["model"] for row in rows if row["stage"] != EVALUATE and "codec" in load_stage(row["stage"]).publishes
+    ]
+    if codecs:
+        lines += [f"to use the codec: egic compress photo.jpg -m {codecs[-1]}"]
     lines += [f"curves, pictures and models: {mlflow_page(experiment)}"]
     share = f"{100 * summary['between_steps']:.0f} %"
     lines += [f"took {summary['time_s']:.0f} s, {share} of it between the steps (starting, checkpoints, MLflow)"]

@@ -46,7 +46,7 @@ def test_a_row_has_the_stages_model_and_time():
     found = summary.stage_row(outcome("mse-codec", {"step": 10, "val/psnr_db": 30.25, "val/bpp": 0.5}))
     assert found["metrics"] == {"val/psnr_db": 30.25, "val/bpp": 0.5}
     assert (found["headline"], found["images_per_s"], found["busy_s"]) == ("val/psnr_db 30.25", 2.0, 25.0)
-    assert found["model"] == "egic-mse-codec version 3"
+    assert found["model"] == "models:/egic-mse-codec/3"
     assert summary.stage_row(outcome("mse-codec", {"val/psnr_db": 30.25}, reused=True))["busy_s"] == 0
 
 
@@ -58,6 +58,17 @@ def test_lpips_on_random_weights_is_marked_and_explained(monkeypatch):
     text = summary.text(summary.summarise("tiny", "run", [found], 50.0, random), "egic")
     assert f"* LPIPS used a {random}: do not compare its values" in text
     assert summary.stage_row(outcome("gan", {"val/lpips": 0.5}, "alexnet"))["headline"] == "val/lpips 0.5"
+
+
+def test_it_prints_how_to_use_the_last_codec(monkeypatch):
+    monkeypatch.setattr(summary, "mlflow_page", lambda experiment: "page")
+    rows = [
+        summary.stage_row(outcome(stage, {"val/psnr_db": 1.0, "val/miou": 1.0}))
+        for stage in ("mse-codec", "segmentation")
+    ]
+    text = summary.text(summary.summarise("tiny", "run", rows, 50.0, ""), "egic")
+    assert "egic compress photo.jpg -m models:/egic-mse-codec/3" in text
+    assert "egic compress" not in summary.text(summary.summarise("tiny", "run", rows[1:], 50.0, ""), "egic")
 
 
 def test_of_parallel_stages_the_longest_time_is_counted():
