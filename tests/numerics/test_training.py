@@ -16,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES = list(MODULES)
 
 
-@pytest.mark.parametrize("rates, optimizer", [(0, "adam"), (6, "adamw"), (6, "muon")])
+@pytest.mark.parametrize(
+    "rates, optimizer", [(0, "adam"), pytest.param(6, "adamw", marks=pytest.mark.slow), (6, "muon")]
+)
 @pytest.mark.parametrize("stage", STAGES)
 def test_resuming_is_bit_identical(tmp_path, stage, rates, optimizer):
     """With moving average, schedule, and random qualities per sample."""
@@ -156,7 +158,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path, capsys, name, harm):
     assert all(torch.equal(whole[k], halves[k]) for k in whole)
 
 
-@pytest.mark.parametrize("stage", ["mse-codec", "gan"])
+@pytest.mark.parametrize("stage", ["mse-codec", pytest.param("gan", marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_stop_loses_no_step(tmp_path, stage):
     """It writes a checkpoint and ends; the resumed run equals an unbroken one, with every step logged once."""
     config = small(stage, steps=6, checkpoint_every=4, log_every=2)

@@ -65,7 +65,9 @@ def test_networks_of_vgg16_hold_the_given_weights_and_measure(pair, vgg16):
     assert other(x_hat, x)["dists"] != large["dists"]
 
 
-@pytest.mark.parametrize("net, name", [("alex", "lpips_alex"), ("vgg", "lpips_vgg")])
+@pytest.mark.parametrize(
+    "net, name", [("alex", "lpips_alex"), pytest.param("vgg", "lpips_vgg", marks=pytest.mark.slow)]
+)
 def test_lpips_with_remembered_features_equals_the_one_of_training_bit_by_bit(pair, vgg16, net, name):
     alexnet = perceptual.LPIPS(None).net.net.state_dict()
     state = vgg16 if net == "vgg" else {k.split(".", 1)[1]: v for k, v in alexnet.items()}

@@ -48,7 +48,10 @@ def allocated(name: str, config) -> int:
     return most
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "gan" else n for n in MODULES])
+STAGES = [pytest.param(name, marks=pytest.mark.slow) if name == "gan" else name for name in MODULES]
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_memory_equals_the_allocators_peak(name):
     """Within 10 %: operations on fake tensors sometimes select other kernels, with other temporary results."""
     config = coco_tiny()
@@ -62,7 +65,16 @@ def every_rate():
     return replace(config, codec=replace(config.codec, rates=6), mse_codec=mse_codec)
 
 
-@pytest.mark.parametrize("name, make", [*((name, coco_tiny) for name in MODULES), ("mse-codec", every_rate)])
+@pytest.mark.parametrize(
+    "name, make",
+    [
+        ("segmentation", coco_tiny),
+        ("mse-codec", coco_tiny),
+        ("mse-codec", every_rate),
+        pytest.param("gan", coco_tiny, marks=pytest.mark.slow),
+        ("orp", coco_tiny),
+    ],
+)
 def test_files_have_the_estimated_size(name, make, tmp_path):
     """A file has 300 bytes for each tensor's name and shape, which matters only for tiny networks."""
     config, stage = make(), load_stage(name)
@@ -83,6 +95,7 @@ def test_parameters_are_the_published_numbers():
         assert sum(p.numel() for _, p in train_state.named_parameters(nets)) == expected
 
 
+@pytest.mark.slow
 def test_more_workers_share_the_batch_and_the_average_is_stored():
     one = dry_run.cost_of("orp", tiny())
     two = dry_run.cost_of("orp", tiny(), world_size=2)

@@ -54,7 +54,7 @@ NUMBERS = st.floats(min_value=0, allow_nan=False, exclude_min=True)
     lr=NUMBERS, lam=st.floats(allow_nan=False), seed=st.integers(min_value=0), flip=st.booleans(),
     workers=st.sampled_from([1, 2, "1", "1:4", "2:99"]), alphas=st.lists(st.floats(0, 1), min_size=1, unique=True),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_values_are_read_back(tmp_path, texts, init_from, lr, lam, seed, flip, workers, alphas):
     c = extended(tiny, StageConfig)()
     config = replace(
