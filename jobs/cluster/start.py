@@ -1,5 +1,6 @@
 """Connect to the Ray cluster that RAY_ADDRESS names, or start Ray on this machine."""
 
+import atexit
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import ray
 
 from egic.errors import UserError
 from jobs.cluster import ray_internals
+from jobs.cluster.shutdown import end_ray
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ def _start() -> None:
     for last in (False, True):
         try:
             ray.init("local", num_cpus=joblib.cpu_count(), logging_level=logging.WARNING, include_dashboard=False)
+            atexit.register(end_ray)  # runs before Ray's own
             return
         except Exception as error:  # on a machine that is too slow, Ray raises a plain Exception
             ray.shutdown()
