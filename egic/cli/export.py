@@ -88,11 +88,9 @@ def _measured(provenance: Mapping) -> list[str]:
 
 def without_paths(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The provenance, with parents that were local folders named by their digest alone."""
-    parents = {
-        name: {**parent, "uri": parent.get("uri", "") if parent.get("run_id") else ""}
-        for name, parent in (provenance.get("parents") or {}).items()
-    }
-    return dict(provenance) | ({"parents": parents} if parents else {})
+    parents = provenance.get("parents") or {}
+    public = {name: parent if parent.get("run_id") else {**parent, "uri": ""} for name, parent in parents.items()}
+    return dict(provenance) | ({"parents": public} if parents else {})
 
 
 def run(folder: Path, output: Path, licence: str, half: bool = False) -> list[str]:
