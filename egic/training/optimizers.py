@@ -7,8 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+MUON = "muon"
+ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMIZERS = (*ADAMS, MUON)
+"""The kinds that `make_optimizer` takes."""
 WEIGHT_DECAY = 0.01
-"""Decoupled weight decay of adamw and muon."""
+"""Decoupled weight decay of Muon's matrices: AdamW's default."""
 
 
 class Muon(Optimizer):
@@ -23,7 +27,7 @@ class Muon(Optimizer):
         if matrices:  # the discriminator has none: its layers are convolutions
             self.parts += [torch.optim.Muon(matrices, lr, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")]
         if others:
-            self.parts += [torch.optim.AdamW(others, lr, weight_decay=WEIGHT_DECAY, fused=True)]
+            self.parts += [torch.optim.AdamW(others, lr, fused=True)]
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
@@ -51,11 +55,9 @@ def make_optimizer(
     queued: steps are queued on a GPU, perhaps as a CUDA graph: the learning rate is a tensor there, which a captured
     step reads. Muon's steps are not.
     """
-    if kind == "muon":
+    if kind == MUON:
         linear = {id(module.weight) for module in modules if isinstance(module, nn.Linear)}
         matrices = [p for p in parameters if id(p) in linear]
         return Muon(matrices, [p for p in parameters if id(p) not in linear], lr)
     rate = torch.tensor(lr, device=parameters[0].device) if queued else lr
-    if kind == "adamw":
-        return torch.optim.AdamW(parameters, rate, weight_decay=WEIGHT_DECAY, fused=True, capturable=queued)
-    return torch.optim.Adam(parameters, rate, fused=True, capturable=queued)
+    return ADAMS[kind](parameters, rate, fused=True, capturable=queued)

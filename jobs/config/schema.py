@@ -9,12 +9,10 @@ from egic.metrics import measures
 from egic.networks.codec import CodecConfig
 from egic.networks.discriminator import DiscriminatorConfig
 from egic.training.crops import CropConfig
+from egic.training.optimizers import OPTIMIZERS
 from egic.training.steps import GanLoss
 from jobs.config.flags import alias
 from jobs.storage.files import check_spelling, is_remote
-
-OPTIMIZERS = ("adam", "adamw", "muon")
-"""See `egic.training.optimizers.make_optimizer`."""
 
 
 def _check(ok: bool, message: str) -> None:

@@ -19,6 +19,7 @@ from egic.errors import NonFiniteError
 from egic.networks.discriminator import Block
 from egic.networks.swin import SwinBlock
 from egic.networks.transforms import PatchMerging, PatchSplitting
+from egic.training.optimizers import MUON
 from egic.training.steps import Batch, Nets
 from jobs.config.schema import Config, Training
 from jobs.training import rates
@@ -102,7 +103,7 @@ def queued_steps(context: Context) -> QueuedSteps | None:
     None with Muon, too, whose steps wait for the device.
     """
     session, config = context.session, context.config
-    if session.device.type != "cuda" or context.settings.optimizer == "muon":
+    if session.device.type != "cuda" or context.settings.optimizer == MUON:
         return None
     capture = cuda_graph if config.compute.cuda_graphs and session.world_size == 1 else uncaptured
     return QueuedSteps(context.stage, context.state, config, session.device, capture)
