@@ -19,6 +19,9 @@ from torch import Tensor
 
 from egic.errors import UserError
 
+BACKBONES = {"alex": "alexnet", "vgg": "vgg16"}
+"""Networks that LPIPS can run on: its name for them, and the one in `NETWORKS`."""
+
 RANDOM = "random backbone, seed 0"
 """What `find_backbone` calls a backbone without weights."""
 
@@ -100,26 +103,29 @@ def find(kind: str, folder: str = "", url: str = "") -> tuple[str, dict[str, Ten
     return _from_file(network, path)
 
 
-def find_backbone(source: str, url: str = "") -> tuple[str, dict[str, Tensor] | None]:
-    """Name and weights of the AlexNet that LPIPS runs on in training; None means random weights of seed 0.
+def find_backbone(source: str, net: str = "alex", url: str = "") -> tuple[str, dict[str, Tensor] | None]:
+    """Name and weights of the network that LPIPS runs on in training; None means random weights of seed 0.
 
-    source: a file (torchvision's AlexNet, or its `features` alone); "" for what `find` finds; "local" for the same
-    where $EGIC_WEIGHTS is set, else random weights; "random". Raises UserError as `find` does.
+    source: a file (torchvision's network, or its `features` alone); "" for what `find` finds; "local" for the same
+    where $EGIC_WEIGHTS is set, else random weights; "random". net: a key of `BACKBONES`. Raises UserError as `find`
+    does.
     """
+    kind = BACKBONES[net]
     if source == "random" or (source == "local" and not os.environ.get("EGIC_WEIGHTS")):
         return RANDOM, None
     if source in ("", "local"):
-        return find("alexnet", url=url)
+        return find(kind, url=url)
     if not Path(source).is_file():
-        raise UserError(f"LPIPS weights {source} do not exist; name torchvision's AlexNet, or --lpips-weights random")
-    return _from_file(NETWORKS["alexnet"], Path(source))
+        what = NETWORKS[kind].what
+        raise UserError(f"LPIPS weights {source} do not exist; name torchvision's {what}, or --lpips-weights random")
+    return _from_file(NETWORKS[kind], Path(source))
 
 
-def backbone_name(source: str) -> str:
+def backbone_name(source: str, net: str = "alex") -> str:
     """The name that `find_backbone` returns, without its download."""
-    if source == "" and on_disk("alexnet") is None:
-        return Path(NETWORKS["alexnet"].url).name
-    return find_backbone(source)[0]
+    if source == "" and on_disk(BACKBONES[net]) is None:
+        return Path(NETWORKS[BACKBONES[net]].url).name
+    return find_backbone(source, net)[0]
 
 
 def _cached(url: str) -> Path:

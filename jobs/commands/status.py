@@ -78,7 +78,7 @@ def state_of_stage(
     waits = [p for p in stage.parents if p not in done]
     data = f"{manifests['train'].digest} {manifests['val'].digest}" if manifests else ""
     parents = {p: done[p].sha256 for p in stage.parents if p in done}
-    lpips = backbone_name(config.lpips_weights) if "lpips_weights" in stage.reads else ""
+    lpips = backbone_name(config.lpips_weights, config.lpips_net) if "lpips_weights" in stage.reads else ""
     facts = ingredients(stage, config, parents=parents, data=data, lpips=lpips)
     if waits:
         state.why.append(f"waits for {' and '.join(waits)}")

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from egic.errors import UserError
 from egic.metrics import measures
+from egic.metrics.pretrained import BACKBONES
 from egic.networks.codec import CodecConfig
 from egic.networks.discriminator import DiscriminatorConfig
 from egic.training.crops import CropConfig
@@ -271,10 +272,13 @@ class Config:
     on_nan: str = "stop"
     """Action after a non-finite loss: stop; or rollback, which resumes from the last checkpoint with half the learning
     rate, at most three times in a stage. Default: stop, since a non-finite loss usually is an error to examine."""
+    lpips_net: str = "alex"
+    """Backbone of LPIPS in the GAN stage: alex (AlexNet) or vgg (VGG16, whose dense filters see fine textures). Default:
+    the reference's."""
     lpips_weights: str = ""
-    """AlexNet backbone of LPIPS: a file; empty for alexnet_features.pth in $EGIC_WEIGHTS, else torchvision's download;
-    `local` for $EGIC_WEIGHTS, else a seeded random backbone; `random` for the random one (for trying things). Default:
-    the real backbone, which meaningful values need."""
+    """Weights of that backbone: a file; empty for alexnet_features.pth or vgg16_features.pth in $EGIC_WEIGHTS, else
+    torchvision's download; `local` for $EGIC_WEIGHTS, else a seeded random backbone; `random` for the random one (for
+    trying things). Default: the real backbone, which meaningful values need."""
     crop: CropConfig = field(default_factory=CropConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(num_categories=0))
@@ -301,6 +305,7 @@ class Config:
             size = self.crop_of(settings).size
             field_name = f"{name}.crop_size" if settings.crop_size else "crop.size"
             _check(size % multiple == 0, f"{field_name} is {size}; these networks need a multiple of {multiple}")
+        _check(self.lpips_net in BACKBONES, f"lpips_net is {self.lpips_net!r}; give {' or '.join(BACKBONES)}")
         _check(self.on_nan in ("stop", "rollback"), f"on_nan is {self.on_nan!r}; give stop or rollback")
         workers = self.compute.max_workers
         if self.compute.min_workers == workers:  # in an elastic group, surplus workers are idle

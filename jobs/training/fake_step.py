@@ -38,7 +38,7 @@ def networks(stage: Stage, config: Config) -> Nets:
         if "discriminator" in takes:
             components["discriminator"] = Discriminator(config.discriminator)
         if "lpips" in takes:
-            components["lpips"] = LPIPS(None)
+            components["lpips"] = LPIPS(None, config.lpips_net)
         nets = stage.build(config, components)
     nets.precision = PRECISIONS[config.precision]
     return nets

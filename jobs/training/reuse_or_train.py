@@ -55,7 +55,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Lpips:
-    """The backbone of LPIPS."""
+    """The backbone of LPIPS in a run of the GAN stage."""
 
     name: str = ""
     """Name of the backbone; empty if no stage needs one."""
@@ -67,7 +67,7 @@ def find_lpips(config: Config, stages: Sequence[str]) -> Lpips:
     """The backbone that `config` names, if one of the stages needs LPIPS; warns when its weights are random."""
     if not any("lpips_weights" in load_stage(name).reads for name in stages if name in MODULES):
         return Lpips()
-    name, backbone = find_backbone(config.lpips_weights)
+    name, backbone = find_backbone(config.lpips_weights, config.lpips_net)
     if backbone is None:
         log.warning("LPIPS uses a %s: sufficient for trying things, but its values are not a measure", name)
     return Lpips(name=name, backbone=backbone)

@@ -181,7 +181,7 @@ def train_worker(job: TrainJob) -> None:
                 Path(folder, file).write_bytes(content)
             components.update(artifact.load(Path(folder), name, encoder=encoder))
     if job.lpips is not None:
-        components["lpips"] = LPIPS(ray.get(job.lpips))
+        components["lpips"] = LPIPS(ray.get(job.lpips), job.config.lpips_net)
     loop.train(job.stage, job.config, components, RaySession(job), job.provenance)
 
 

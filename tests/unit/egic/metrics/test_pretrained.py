@@ -146,6 +146,18 @@ def test_a_missing_file_is_an_error(tmp_path):
         find_backbone(str(tmp_path / "absent.pth"))
 
 
+def test_lpips_can_run_on_vgg16(tmp_path):
+    state = {f"features.{k}": torch.full(shape, 0.01) for k, shape in NETWORKS["vgg16"].shapes.items()}
+    torch.save(state, tmp_path / "vgg.pth")
+    name, backbone = find_backbone(str(tmp_path / "vgg.pth"), "vgg")
+    assert name.startswith("vgg.pth sha256:") and backbone_name(str(tmp_path / "vgg.pth"), "vgg") == name
+    assert all((v == 0.01).all() for v in LPIPS(backbone, "vgg").net.net.state_dict().values())
+    with pytest.raises(ValueError, match="vgg.pth is not AlexNet"):
+        find_backbone(str(tmp_path / "vgg.pth"))
+    with pytest.raises(ValueError, match="name torchvision's VGG16, or --lpips-weights random"):
+        find_backbone(str(tmp_path / "absent.pth"), "vgg")
+
+
 def test_sources_are_used_in_order(tmp_path, monkeypatch, alexnet):
     assert find_backbone("random") == (RANDOM, None)
     assert find_backbone("local") == (RANDOM, None)

@@ -207,6 +207,7 @@ def test_invalid_values_are_errors_that_name_the_field(base, changes, message):
     "changes, message",
     [
         ({"on_nan": "ignore"}, "on_nan is 'ignore'; give stop or rollback"),
+        ({"lpips_net": "squeeze"}, "lpips_net is 'squeeze'; give alex or vgg"),
         ({"precision": "float16"}, "precision is 'float16'; give float32 or bfloat16"),
         ({"seed": -1}, "seed is -1"),
         ({"crop": CropConfig(size=100)}, "crop.size is 100; these networks need a multiple of 128"),
