@@ -273,8 +273,8 @@ class Config:
     """Action after a non-finite loss: stop; or rollback, which resumes from the last checkpoint with half the learning
     rate, at most three times in a stage. Default: stop, since a non-finite loss usually is an error to examine."""
     lpips_net: str = "alex"
-    """Backbone of LPIPS in the GAN stage: alex (AlexNet) or vgg (VGG16, whose dense filters see fine textures). Default:
-    the reference's."""
+    """Backbone of LPIPS in the GAN stage: alex (AlexNet) or vgg (VGG16, whose dense filters see fine textures).
+    Default: the reference's."""
     lpips_weights: str = ""
     """Weights of that backbone: a file; empty for alexnet_features.pth or vgg16_features.pth in $EGIC_WEIGHTS, else
     torchvision's download; `local` for $EGIC_WEIGHTS, else a seeded random backbone; `random` for the random one (for
