@@ -153,7 +153,7 @@ class Model:
         if header.model_id != self.identity:
             raise BitstreamError(
                 f"the file was made with model {header.model_id.hex()}, this is model {self.identity.hex()}: decode it "
-                "with the model that made it, or with one trained from that"
+                "with the model that made it, or with one trained from that (egic models FOLDER shows which)"
             )
         if (header.quality is not None) != self.has_quality:
             raise BitstreamError("damaged .egic file: its format is not that of its model")

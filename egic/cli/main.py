@@ -17,6 +17,7 @@ from egic.cli.files import Task
 from egic.coding import bitstream
 from egic.coding.bitstream import MAX_QUALITY
 from egic.errors import UserError, quiet, run_main
+from egic.file_size import is_unit
 from egic.shipped import shipped_model
 
 _REF = "artifact folder, a file in one, models:/egic-orp@best (MLflow), or hf://owner/name[@revision] (Hugging Face)"
@@ -132,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in _JOBS:  # commands of the pipeline, which parse their own options
         name, rest = argv[0], argv[1:]
         return run_main(lambda: extension(name, f"egic {name} needs")(rest)) or 0
+    for option, size, word in zip(argv, argv[1:], argv[2:], strict=False):
+        if option == "--max-bytes" and is_unit(word) and not Path(word).exists():
+            parser().error(f"--max-bytes {size} {word} has a space; write --max-bytes {size}{word}")
     args = parser().parse_args(argv)
     try:
         return run_main(lambda: _COMMANDS[args.command](args)) or 0
@@ -158,7 +162,7 @@ def _info(args: argparse.Namespace) -> int:
 def _list_models() -> None:
     """Print the model of this package and those in MLflow. Raises UserError if neither can be listed."""
     try:
-        own = [(str(shipped_model()), "of this package")]
+        own = [(str(folder := shipped_model()), f"of this package, {_described(folder)}")]
     except UserError:
         own = []
     try:
@@ -178,8 +182,18 @@ def _models(args: argparse.Namespace) -> None:
         return
     for folder in args.folders:
         for found in model_refs.local(folder):
-            orp = "codec + ORP" if (found / "orp.safetensors").is_file() else "codec"
-            print(f"{found}  {orp}")
+            print(f"{found}  {_described(found)}")
+
+
+def _described(folder: Path) -> str:
+    """The networks of the model in a folder, and its identity, which the files that it makes carry."""
+    from egic.model import load  # imports torch
+
+    try:
+        model = load(folder)
+    except UserError as error:
+        return f"cannot be loaded: {error}"
+    return f"{'codec + ORP' if model.orp else 'codec'}, its files say model {model.identity.hex()}"
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -14,6 +14,8 @@ from typing import TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from egic.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -88,10 +90,12 @@ def parse_preset(
 ) -> T:
     """Read `PRESET --field value ...`: the named preset's config with the fields that the flags change.
 
-    An unknown preset or flag, or an invalid value, ends the process with one line and status 2. `about` is shown above
-    the list of presets in the help.
+    Raises UserError for an unknown preset; an unknown flag or an invalid value ends the process with one line and
+    status 2. `about` is shown above the list of presets in the help.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] not in presets and not words[0].startswith("-"):
+        raise UserError(f"{words[0]!r} is not a preset; presets are {', '.join(presets)}")
     chosen = words[0] if words and words[0] in presets else None  # its help has the fields
     first_lines = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in presets.items()}
     if chosen and about:

@@ -16,6 +16,7 @@ import egic as egic_package
 from egic import artifact
 from egic.cli import main
 from egic.coding import bitstream
+from egic.model import load
 from tests.codec_models import full_model, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -324,6 +325,8 @@ def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
         (("compress", a, "-m", pictures / "none", "--quality", "101"), "--quality must lie in 0..100"),
         (("compress", a, "-m", pictures / "none", "--bpp", "-1"), "--bpp must be a positive number"),
         (("compress", a, "-m", pictures / "none", "--max-bytes", "much"), "'much' is not a file size"),
+        (("compress", "--max-bytes", "30", "kB", a), "write --max-bytes 30kB"),
+        (("compress", a, "--max-bytes", "30", "kB"), "write --max-bytes 30kB"),
         (("compress", a, "-m", model, "--bpp", "0.2", "--quality", "4"), "not allowed with"),
         (("compress", a, "-m", model.with_name("rates"), "--max-bytes", "10"), "at least"),
         (("decompress", a, "-m", model, "-o", "x.exe"), "cannot write"),
@@ -352,7 +355,7 @@ def test_an_input_of_the_other_command_is_named(pictures, model, tmp_path, capsy
     assert "a.egic ends as the output would" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", range(26))
+@pytest.mark.parametrize("number", range(28))
 def test_mistakes_end_with_one_line_and_status_2(number, pictures, model, capsys):
     arguments, word = mistakes(pictures, model)[number]
     assert run(*arguments) == 2
@@ -363,7 +366,7 @@ def test_mistakes_end_with_one_line_and_status_2(number, pictures, model, capsys
 def test_models_lists_folders(model, capsys):
     assert run("models", model.parent) == 0
     out = capsys.readouterr().out
-    assert "orp  codec + ORP" in out and out.count("\n") == 3
+    assert f"orp  codec + ORP, its files say model {load(model).identity.hex()}" in out and out.count("\n") == 3
 
 
 def test_mlflow_uris_are_resolved_by_the_pipelines_extension(pictures, model, monkeypatch, tmp_path):

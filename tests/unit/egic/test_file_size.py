@@ -15,7 +15,12 @@ def test_units_and_rounding(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "k", "20 kilobytes", "-5", "1e3", "20,5k", "0", "0.1", "nan", "20kBit", "5 5"])
+@pytest.mark.parametrize("text", ["", "k", "20 kilobytes", "-5", "1e3", "1,2,3", "0", "0.1", "nan", "20kBit", "5 5"])
 def test_other_text_is_a_users_mistake(text):
     with pytest.raises(UserError, match="such as 20kB|20kB, 0.1MB"):
         parse_size(text)
+
+
+def test_a_decimal_comma_is_named():
+    with pytest.raises(UserError, match="'0,1MB' has a decimal comma; write '0.1MB'"):
+        parse_size("0,1MB")

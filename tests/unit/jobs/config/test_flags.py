@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from egic.errors import UserError
 from egic.networks.codec import CodecConfig
 from egic.networks.discriminator import DiscriminatorConfig
 from egic.training.crops import CropConfig
@@ -255,7 +256,6 @@ def test_a_range_of_workers_need_not_divide_the_batch():
     "argv, words",
     [
         (["tiny", "--gan.step", "3"], "--gan.step"),
-        (["huge"], "huge"),
         ([], "tiny"),
         (["tiny", "--gan.steps", "many"], "many"),
         (["tiny", "--orp.batch", "0"], "orp.batch is 0"),
@@ -286,3 +286,8 @@ def test_the_pipelines_mistakes_end_with_one_line_and_status_2():
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "--nope" in done.stderr, done.stderr
+
+
+def test_an_unknown_preset_is_named_with_the_known_ones():
+    with pytest.raises(UserError, match="'tny' is not a preset; presets are tiny, small, workstation, paper"):
+        parse_preset(PRESETS, ["tny", "--seed", "1"])
