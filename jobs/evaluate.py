@@ -19,7 +19,7 @@ from egic.report.anchors import find
 from egic.report.evaluation_folder import slug
 from egic.shipped import shipped_model
 from jobs.config import command_line
-from jobs.config.flags import parse_config
+from jobs.config.flags import option_names, parse_config
 from jobs.config.schema import ComputeConfig, Config, EvaluateConfig
 from jobs.data.datasets import open_data
 from jobs.evaluation import tables
@@ -119,6 +119,11 @@ def main(argv: list[str] | None = None) -> None:
     raise SystemExit(
         run_main(lambda: run_alone(command_line.read(AloneConfig, argv, prog="python -m jobs.evaluate").config))
     )
+
+
+def options() -> list[str]:
+    """The options of `egic evaluate`."""
+    return option_names(FoldersConfig())
 
 
 def evaluate_folders(argv: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ Uses argparse and imports torch only to code pictures, so that `egic --help` and
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,12 +46,21 @@ class _PrintCompletion(argparse.Action):
         import shtab
 
         _Parser.path_completion = shtab.FILE  # type: ignore[assignment]
-        print(shtab.complete(parser(), shell))
+        print(shtab.complete(parser(_options_of), shell))
         parser_.exit()
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def _options_of(name: str) -> Sequence[str]:
+    """Options of a command of the pipeline; none if the pipeline is not installed."""
+    try:
+        return extension(f"{name}_options", f"egic {name} needs")()
+    except UserError:
+        return ()
+
+
+def parser(options_of: Callable[[str], Sequence[str]] = lambda name: ()) -> argparse.ArgumentParser:
+    """The parser of all commands. options_of: options of a command of the pipeline, which parses them itself; they are
+    needed only for completion."""
     top = _Parser(prog="egic", description="EGIC, a generative image codec.")
     top.add_argument("--version", action="version", version=f"egic {__version__}")
     top.add_argument(
@@ -101,8 +110,10 @@ def parser() -> argparse.ArgumentParser:
         "bmshj2018-hyperprior,mbt2018-mean,cheng2020-attn (downloaded, or files in EGIC_WEIGHTS)",
     )
     report.add_argument("--images", metavar="FOLDER", type=Path, help="folder of the evaluated pictures, for --anchors")
-    commands.add_parser("evaluate", help="measure models on folders of pictures, with real files (needs egic[train])")
-    commands.add_parser("compare", help="one report of all evaluations in MLflow (needs egic[train])")
+    for name, what in _JOBS.items():
+        command = commands.add_parser(name, help=f"{what} (needs egic[train])")
+        for option in options_of(name):
+            command.add_argument(option, metavar="FILE")  # what shells complete where they know no better
     export = commands.add_parser("export", help="a model as a folder for the Hugging Face hub, with a model card")
     export.add_argument("model", metavar="MODEL", help=_REF)
     export.add_argument("--license", default="apache-2.0", metavar="ID", help="of the weights (default: apache-2.0)")
@@ -239,8 +250,11 @@ _COMMANDS = {
     "export": _export,
     "import-reference": _import_reference,
 }
-_JOBS = ("evaluate", "compare")
-"""Commands of the training pipeline, which parse the rest of the command line themselves."""
+_JOBS = {
+    "evaluate": "measure models on folders of pictures, with real files",
+    "compare": "one report of all evaluations in MLflow",
+}
+"""Commands of the training pipeline, which parse the rest of the command line themselves, with their help."""
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -115,6 +115,18 @@ def parse_changes(config: T, argv: Sequence[str], *, prog: str | None = None, ab
     )
 
 
+def option_names(config: object) -> list[str]:
+    """The flags of a dataclass all of whose fields have defaults, as in "--evaluate.alphas"."""
+    names = []
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, name = getattr(config, field.name), field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            names += [f"--{name}.{option[2:]}" for option in option_names(value)]
+        else:
+            names += [f"--{name}", f"--no-{name}"] if isinstance(value, bool) else [f"--{name}"]
+    return names
+
+
 def alias(*names: str):
     """Annotation with further names of a field on the command line."""
     return tyro.conf.arg(aliases=names)

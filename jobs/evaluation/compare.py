@@ -19,7 +19,7 @@ from egic.errors import UserError, quiet
 from egic.report import evaluation_folder
 from egic.report.evaluation_folder import CODEC, Evaluation
 from egic.report.page import write_report
-from jobs.config.flags import parse_config
+from jobs.config.flags import option_names, parse_config
 from jobs.storage import files
 from jobs.tracking import runs, store
 from jobs.training.stage import EVALUATE
@@ -56,6 +56,11 @@ class Result:
         """An identifier of the evaluated pictures: the same for the same pictures."""
         names = sorted({row["name"] for row in self.found.rows})
         return hashlib.sha256(json.dumps([self.data, names]).encode()).hexdigest()[:12]
+
+
+def options() -> list[str]:
+    """The options of `egic compare`."""
+    return option_names(CompareConfig())
 
 
 def compare_runs(argv: Sequence[str]) -> None:

@@ -16,6 +16,9 @@ from egic.cli import main
         ("egic compress pho", "photo.png|"),
         ("egic decompress -m pho", "photo.png|"),
         ("egic decompress --precision b", "bfloat16|"),
+        ("egic evaluate --evaluate.me", "--evaluate.metrics|"),
+        ("egic evaluate --images pho", "photo.png|"),
+        ("egic compare --ex", "--experiment|"),
     ],
 )
 def test_bash_completes_words(words, expected, tmp_path, capsys, monkeypatch):
