@@ -17,9 +17,12 @@ STAGES = list(MODULES)
 
 
 @pytest.mark.parametrize(
-    "rates, optimizer", [(0, "adam"), pytest.param(6, "adamw", marks=pytest.mark.slow), (6, "muon")]
+    "stage, rates, optimizer",
+    [(stage, 0, "adam") for stage in STAGES]
+    + [("mse-codec", 6, "muon")]
+    + [pytest.param(stage, 6, "adamw", marks=pytest.mark.slow) for stage in STAGES]
+    + [pytest.param(stage, 6, "muon", marks=pytest.mark.slow) for stage in STAGES if stage != "mse-codec"],
 )
-@pytest.mark.parametrize("stage", STAGES)
 def test_resuming_is_bit_identical(tmp_path, stage, rates, optimizer):
     """With moving average, schedule, and random qualities per sample."""
     changes = {"rates": 6, "ema": 0.9, "schedule": "linear", "optimizer": optimizer} if rates else {}
