@@ -83,6 +83,7 @@ def save(
     """
     folder = Path(folder)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same number, as in containers
     aside.mkdir(parents=True)
     try:
         config: dict[str, object] = {"format": FORMAT}

@@ -96,7 +96,7 @@ class Model:
             if not self.has_quality:
                 return self._file(y, x.shape[:2], None)
             if max_bytes is None:
-                return self._file(y, x.shape[:2], DEFAULT_QUALITY if quality is None else quality)
+                return self._file(y, x.shape[:2], DEFAULT_QUALITY if quality is None else int(quality))
             return self._largest_file(y, x.shape[:2], max_bytes)
 
     def _check_rate(self, quality: int | None, bpp: float | None, max_bytes: int | None) -> None:
@@ -109,7 +109,7 @@ class Model:
             raise UserError(f"quality must be a whole number in 0..{MAX_QUALITY} (0 the smallest file), got {quality}")
         if bpp is not None and not 0 < bpp < float("inf"):
             raise UserError(f"bpp must be a positive number of bits per pixel, got {bpp}")
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and not max_bytes >= 1:  # NaN, too
             raise UserError(f"max_bytes must be at least 1, got {max_bytes}")
 
     def _q(self, quality: int | None) -> Tensor | None:

@@ -8,13 +8,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from importlib.util import find_spec
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, features
 
-from egic import heif
+from egic import cicp, heif
 from egic.errors import UserError
 
 _HEIC = (".heic", ".heif", ".hif")
@@ -98,9 +98,7 @@ def read(data: bytes, max_pixels: int | None = None, *, upright: bool = True) ->
                 if max_pixels is not None and image.width * image.height > max_pixels:
                     raise UserError(f"{image.width}x{image.height} pixels are over the limit of {max_pixels}")
                 _note_other_pictures(image, data, notes)
-                if image.format == "PNG":
-                    _mend_png_key(image, depth=data[24], kind=data[25])
-                pixels = _to_rgb(image, notes, heif.avif_colours(data) if image.format == "AVIF" else None)
+                pixels = _to_rgb(image, data, notes)
                 pixels = _upright(pixels, image, notes) if upright else pixels
                 return np.asarray(pixels), notes
     except (UserError, MemoryError):
@@ -119,10 +117,14 @@ def from_image(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     """A Pillow image of any mode -> uint8 sRGB (H, W, 3), and notes for the user, as `read` has them.
 
     The colour profile in `image.info` is applied, but not the EXIF orientation, so that the picture keeps its size.
-    Raises UserError for values whose range is not known.
+    What Pillow does not tell of a PNG or AVIF (transparent colour, colours by CICP numbers) is read from the file that
+    it was opened from by name; for an image of a stream, or a copy, it is not known.
+    Raises UserError for values whose range is not known, and as `read` does for pictures that are not read.
     """
     notes: list[str] = []
-    return np.asarray(_to_rgb(image, notes)), notes
+    name = getattr(image, "filename", "")
+    file = Path(name) if name and image.format in ("PNG", "AVIF") else None
+    return np.asarray(_to_rgb(image, file.read_bytes() if file and file.is_file() else b"", notes)), notes
 
 
 def is_turned(data: bytes) -> bool:
@@ -155,17 +157,27 @@ def _note_other_pictures(image: Image.Image, data: bytes, notes: list[str]) -> N
         notes.append(f"left out: {', '.join(kinds)}")
 
 
-def _to_rgb(image: Image.Image, notes: list[str], colours: tuple[int, int] | None = None) -> Image.Image:
-    """Any image -> RGB of 8 bits in sRGB. colours: its CICP numbers, if it is AVIF."""
+def _to_rgb(image: Image.Image, data: bytes, notes: list[str]) -> Image.Image:
+    """Any image -> RGB of 8 bits in sRGB. data: its file; empty if that is not known."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image)
-    if stated := image.info.get("nclx_profile"):  # of pillow-heif
-        colours = stated["color_primaries"], stated["transfer_characteristics"]
-    profile = image.info.get("icc_profile")
-    if profile is None and colours is not None:
-        profile = heif.icc_profile(*colours)
+    profile = _profile(image, data)
     image.load()
+    if data.startswith(b"\x89PNG"):
+        image = _with_key(image, depth=data[24], kind=data[25])
     return _to_srgb(_to_8_bits(image), profile, notes)
+
+
+def _profile(image: Image.Image, data: bytes) -> bytes | None:
+    """The ICC profile of a picture's colours; None for sRGB. Raises UserError for colours that are not read."""
+    profile = image.info.get("icc_profile")
+    if image.format == "PNG":
+        colours = cicp.of_png(data)  # has precedence over a profile (PNG, third edition, section 4.3)
+    elif profile is None and (stated := image.info.get("nclx_profile")):  # of pillow-heif
+        colours = stated["color_primaries"], stated["transfer_characteristics"]
+    else:
+        colours = cicp.of_avif(data) if profile is None and image.format == "AVIF" else None
+    return profile if colours is None else cicp.icc_profile(*colours)
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
@@ -190,16 +202,18 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         raise UserError(f"this kind of TIFF is not read: {reason}. Convert it to PNG first")
 
 
-def _mend_png_key(image: Image.Image, *, depth: int, kind: int) -> None:
-    """Scale the transparent colour (tRNS) of a grey PNG to 8 bits, as Pillow does with the pixels only.
+def _with_key(image: Image.Image, *, depth: int, kind: int) -> Image.Image:
+    """The image of a PNG; the transparent colour (tRNS) of a grey one is scaled to 8 bits, as Pillow does pixels only.
 
     Raises UserError for 16-bit RGB: Pillow keeps 8 bits, too few to distinguish the colour from similar ones.
     """
     key = image.info.get("transparency")
-    if kind == 0 and depth in (2, 4) and isinstance(key, int):
-        image.info["transparency"] = key * 255 // (2**depth - 1)
     if kind == 2 and depth == 16 and key is not None:
         raise UserError("16-bit RGB with a transparent colour is not read; convert it to 8 bits or to RGBA first")
+    if kind == 0 and depth in (2, 4) and isinstance(key, int):
+        image = image.copy()  # the other one may be the caller's
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+    return image
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -257,14 +271,20 @@ def _convert_profile(image: Image.Image, profile: bytes | None, notes: list[str]
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "srgb" in ImageCms.getProfileDescription(source).lower() and image.mode == "RGB":
+            to_srgb = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), image.mode, "RGB")
+            if image.mode == "RGB" and _changes_nothing(to_srgb):
                 return image
-            srgb = ImageCms.createProfile("sRGB")
-            # the result is None only with inPlace
-            return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")  # type: ignore[return-value]
+            return ImageCms.applyTransform(image, to_srgb)  # type: ignore[return-value]  # None only with inPlace
         except Exception as error:  # a picture with any damage to its profile is still read
             notes.append(f"its colour profile is ignored ({error})")
     return image.convert("RGB")
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether the transform of an RGB profile rounds only, as from one of the many profiles of sRGB itself."""
+    values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    changed = np.asarray(ImageCms.applyTransform(Image.fromarray(values), transform))
+    return np.abs(changed.astype(int) - values).max() <= 3
 
 
 def left_out(names: Iterable[str]) -> str:

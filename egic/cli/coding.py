@@ -185,7 +185,7 @@ def report(tasks: Sequence[Task], results: Iterable[Result], quiet: bool = False
         if result.error:
             failed += 1
             print(f"{place}error: {task.name}: {result.error}", file=sys.stderr)
-        elif result.line and not quiet and not (result.stats and sys.stdout.isatty()):  # two lines on one terminal
+        elif result.line and not quiet and not (result.stats and sys.stdout.isatty()):  # there, --stats has a line
             print(f"{place}{task.name} -> {result.line}", file=sys.stderr)
     if failed and len(tasks) > 1:
         print(f"{failed} of {len(tasks)} failed", file=sys.stderr)

@@ -93,6 +93,16 @@ def without_paths(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return dict(provenance) | ({"parents": public} if parents else {})
 
 
+def _provenance(record: Path) -> dict:
+    try:
+        found = json.loads(record.read_text())
+    except ValueError as error:
+        raise UserError(f"{record} is not JSON ({error}); copy the artifact again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{record} is not a JSON object; copy the artifact again")
+    return found
+
+
 def run(folder: Path, output: Path, licence: str, half: bool = False) -> list[str]:
     """Copy the artifact `folder` to `output` with a model card; returns lines to print. Raises UserError.
 
@@ -103,7 +113,7 @@ def run(folder: Path, output: Path, licence: str, half: bool = False) -> list[st
         raise UserError(f"--license must be an identifier such as apache-2.0 or cc-by-4.0, got {licence!r}")
     parts = artifact.load(folder)  # raises for a damaged artifact
     record = folder / "provenance.json"
-    provenance = without_paths(json.loads(record.read_text())) if record.is_file() else {}
+    provenance = without_paths(_provenance(record)) if record.is_file() else {}
     digest = artifact.digest(folder)
     aside = output.with_name(f".{output.name}.{os.getpid()}")
     aside.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +122,7 @@ def run(folder: Path, output: Path, licence: str, half: bool = False) -> list[st
             networks = cast(Mapping[str, nn.Module], parts)
             digest = artifact.save(aside, networks, provenance | {"rounded_to_float16_from": digest}, torch.float16)
         else:
+            shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same number
             aside.mkdir()
             for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
                 shutil.copyfile(path, aside / path.name)

@@ -71,8 +71,10 @@ def _sources(inputs: Iterable[str], takes: tuple[str, ...]) -> Iterator[tuple[Pa
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, sorted by path, without hidden files."""
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    """Every file below a folder, sorted by path, without hidden files and those in hidden folders."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def targets(places: Sequence[Path | None], suffix: str) -> list[Path | None]:
@@ -124,7 +126,7 @@ def check_free(task: Task, force: bool) -> None:
 def check_any_free(tasks: Sequence[Task], takes: tuple[str, ...], force: bool) -> None:
     """Raise UserError if none of the outputs may be written: a check before the model is loaded.
 
-    takes: suffixes of the inputs. The error of an input with another one is better found when it is read.
+    takes: suffixes of the inputs. If an input has another one, nothing is checked: reading it gives the better error.
     """
     problems = []
     for task in tasks:

@@ -148,11 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if option == "--max-bytes" and is_unit(word) and not Path(word).exists():
             parser().error(f"--max-bytes {size} {word} has a space; write --max-bytes {size}{word}")
     args = parser().parse_args(argv)
-    try:
-        return run_main(lambda: _COMMANDS[args.command](args)) or 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_main(lambda: _COMMANDS[args.command](args)) or 0
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -192,7 +188,10 @@ def _models(args: argparse.Namespace) -> None:
         _list_models()
         return
     for folder in args.folders:
-        for found in model_refs.local(folder):
+        found_models = model_refs.local(folder)
+        if not found_models:
+            raise UserError(f"no EGIC model in or below {folder}")
+        for found in found_models:
             print(f"{found}  {_described(found)}")
 
 
@@ -204,13 +203,15 @@ def _described(folder: Path) -> str:
         model = load(folder)
     except UserError as error:
         return f"cannot be loaded: {error}"
-    return f"{'codec + ORP' if model.orp else 'codec'}, its files say model {model.identity.hex()}"
+    return f"{'codec + ORP' if model.orp else 'codec'}, model identity {model.identity.hex()}"
 
 
 def _report(args: argparse.Namespace) -> None:
     if (args.anchors is None) != (args.images is None):
         raise UserError("--anchors (names of codecs) and --images (folder of the evaluated pictures) need each other")
     try:
+        import bjontegaard  # noqa: F401
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
         import pyarrow  # noqa: F401
 

@@ -6,6 +6,7 @@ Stream: number of groups, phases, z, then slice by slice the symbols round(y - m
 
 import hashlib
 import json
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from egic.networks.charm import Index
 from egic.networks.codec import STRIDE_Y, STRIDE_Z, Codec
 
 Z_REACH = 64
+_SWITCHES = threading.RLock()
 # What the decoder's y_hat depends on; frozen after the first stage
 _DECODING = ("h_s.", "charm.", "prior.", "gains.log_inverse", "gains.offset")
 
@@ -45,17 +47,21 @@ def identity(codec: Codec) -> bytes:
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """Disable TF32 on GPUs, where torch's convolutions use it by default: its 10-bit mantissa is far too inexact."""
+    """Disable TF32 on GPUs, where torch's convolutions use it by default: its 10-bit mantissa is far too inexact.
+
+    The switches belong to the process: one thread at a time is within this block.
+    """
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    with _SWITCHES:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class LatentCoder:

@@ -21,6 +21,7 @@ from compressai.models import CompressionModel
 from compressai.registry import register_model
 from torch import Tensor
 
+from egic.coding.bitstream import MAX_QUALITY
 from egic.errors import UserError
 from egic.model import DEFAULT_QUALITY, Model
 from egic.networks import entropy
@@ -44,6 +45,8 @@ class EGIC(CompressionModel):
         super().__init__()
         if codec.gains is None and quality is not None:
             raise UserError("this codec has one rate, so quality has no meaning; leave it out")
+        if quality is not None and not 0 <= quality <= MAX_QUALITY:
+            raise UserError(f"quality must lie in 0..{MAX_QUALITY} (0 the smallest files), got {quality}")
         self.codec = codec
         self.quality = DEFAULT_QUALITY if codec.gains is not None and quality is None else quality
         self._model: Model | None = None
@@ -82,7 +85,7 @@ class EGIC(CompressionModel):
         if self.quality is None:
             return None
         rates = self.codec.config.rates
-        return torch.full((batch,), self.quality / 100 * (rates - 1), device=next(self.parameters()).device)
+        return torch.full((batch,), self.quality / MAX_QUALITY * (rates - 1), device=next(self.parameters()).device)
 
     @property
     def model(self) -> Model:

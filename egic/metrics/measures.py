@@ -75,11 +75,14 @@ def find_measures(wanted: Sequence[str] = (), folder: str = "", strict: bool = T
             if network in reasons:
                 raise UserError(reasons[network])
             if network and network not in states:
-                sources[network], states[network] = pretrained.find(network, folder)
+                try:
+                    sources[network], states[network] = pretrained.find(network, folder)
+                except UserError as error:
+                    reasons[network] = str(error)  # one download that fails is enough
+                    raise
         except UserError as error:
             if wanted and strict:
                 raise UserError(f"{name}: {error}; or leave it out of --metrics") from error
-            reasons.setdefault(network, str(error))
             log.warning("%s is left out: %s", name, error)
         else:
             names.append(name)

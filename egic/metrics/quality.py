@@ -95,7 +95,7 @@ def _lpips(network: perceptual.LPIPS) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _remembering(features: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """The function with a memory of its last two inputs: many versions of a picture are compared with one original,
+    """Caches the results for the last two inputs: many versions of a picture are compared with one original,
     whose features are half of the work. Inputs of more than 4 million pixels are not remembered: their features take
     gigabytes."""
     last: list[tuple[Tensor, Any]] = []

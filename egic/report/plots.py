@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import cycle, zip_longest
 
 from egic.report.curves import METRICS, Metric, is_reliable, number
+from egic.report.evaluation_folder import CODEC
 from egic.report.published import POINTS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -134,7 +135,7 @@ def _realism(axes, sets: Sequence[Mapping], metric: Metric, theme: Theme) -> Non
                 (e for e in entries if _has(e, "psnr_db", metric.name)),
                 key=lambda e: (number(e, "alpha") or 0, number(e, "bpp") or 0),
             )
-            _line(axes, points, "psnr_db", metric, style | _dashed(points, "egic"), label, theme)
+            _line(axes, points, "psnr_db", metric, style | _dashed(points), label, theme)
             for e in points:
                 if number(e, "alpha") in (0, 1):
                     axes.annotate(
@@ -157,7 +158,7 @@ def _rate(axes, sets: Sequence[Mapping], metric: Metric, theme: Theme) -> None:
         rates = {e["bpp"] for e in entries}
         if not alphas or len(rates) == 1:
             points = sorted(entries, key=lambda e: (e["bpp"], number(e, "alpha") or 0))
-            _line(axes, points, "bpp", metric, style | _dashed(points, "egic"), label, theme)
+            _line(axes, points, "bpp", metric, style | _dashed(points), label, theme)
             _name_alphas(axes, points, metric, theme)
             continue
         for alpha, dashes in zip_longest(dict.fromkeys((alphas[-1], alphas[0])), ("-", ":")):
@@ -197,8 +198,8 @@ def _files(sets: Sequence[Mapping], label: str) -> list[list[Mapping]]:
     return list(groups.values())
 
 
-def _dashed(points: Sequence[Mapping], model: str) -> dict:
-    return {"ls": "-" if points and points[0]["codec"] == model else "--"}
+def _dashed(points: Sequence[Mapping]) -> dict:
+    return {"ls": "-" if points and points[0]["codec"] == CODEC else "--"}
 
 
 def _line(axes, points: Sequence[Mapping], x: str, metric: Metric, style: Mapping, label: str, theme: Theme) -> None:

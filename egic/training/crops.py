@@ -58,6 +58,9 @@ class CropConfig:
             raise UserError(f"crop.min_scale is {self.min_scale}; it must be above 0 and at most max_scale")
         if self.scale_step <= 0:
             raise UserError(f"crop.scale_step is {self.scale_step}; give a positive step")
+        steps = (self.max_scale - self.min_scale) / self.scale_step
+        if abs(steps - round(steps)) > 1e-6:
+            raise UserError(f"crop.scale_step is {self.scale_step}; from min_scale to max_scale must be whole steps")
         if not 0 <= self.colour < 1:
             raise UserError(f"crop.colour is {self.colour}; give a value from 0 (off) to below 1")
         if self.small_instance_pixels < 0:
@@ -176,7 +179,9 @@ def _open(data: bytes, kind: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
             image = Image.open(io.BytesIO(data), formats=[kind])
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever their parts do
         raise UserError(f"not a readable {kind} file ({error})") from error
     if image.width * image.height > MAX_PIXELS:
         raise UserError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS}")
@@ -186,7 +191,9 @@ def _open(data: bytes, kind: str) -> Image.Image:
 def _load(image: Image.Image) -> Image.Image:
     try:
         image.load()
-    except (OSError, SyntaxError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise UserError(f"truncated or damaged {image.format} file ({error})") from error
     return image
 

@@ -10,7 +10,7 @@ from egic.errors import NonFiniteError
 
 
 class Guard:
-    """Leaves out all updates from the first loss or gradient on that is not finite, without waiting for the device.
+    """Skips every update from the first non-finite loss or gradient on, without waiting for the device.
 
     For steps that are queued on a GPU (jobs/training/cuda_graphs.py): the answer is a tensor on the device, and
     `torch.amp.GradScaler`, with a scale of 1, hands it to optimizers that leave out an update by themselves (fused Adam

@@ -30,7 +30,7 @@ class Picture(NamedTuple):
 
 
 def listed(inputs: Sequence[str], takes: tuple[str, ...], suffix: str, ignored: Counter[str]) -> Iterator[Picture]:
-    """Every file with a suffix in `takes`, in folders and below, sorted by folder and name; hidden files are left out.
+    """Every file with a suffix in `takes`, in folders and below, sorted by folder and name, but no hidden ones.
 
     Outputs are named as `egic compress FOLDER` names them: `suffix` in place of the file's own, or after it where two
     files of a folder differ only in their suffixes. Only the names of one folder are in memory. Suffixes of other files
@@ -51,7 +51,7 @@ def listed(inputs: Sequence[str], takes: tuple[str, ...], suffix: str, ignored: 
             for place, size in single.items():
                 folder, name = files.split(place)
                 _add(found, folder, {name: size}, below)
-        rest += [below / name for name in sorted(deeper, reverse=True)]
+        rest += [below / name for name in sorted(deeper, reverse=True) if name[0] != "."]
         ignored.update(PurePosixPath(name).suffix for name in found)
         names = [name for name in sorted(found) if PurePosixPath(name).suffix.lower() in takes and name[0] != "."]
         made = targets([Path(name) for name in names], suffix)

@@ -366,7 +366,7 @@ def test_mistakes_end_with_one_line_and_status_2(number, pictures, model, capsys
 def test_models_lists_folders(model, capsys):
     assert run("models", model.parent) == 0
     out = capsys.readouterr().out
-    assert f"orp  codec + ORP, its files say model {load(model).identity.hex()}" in out and out.count("\n") == 3
+    assert f"orp  codec + ORP, model identity {load(model).identity.hex()}" in out and out.count("\n") == 3
 
 
 def test_mlflow_uris_are_resolved_by_the_pipelines_extension(pictures, model, monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from egic import heif, pictures
+from egic import cicp, pictures
 from egic.errors import UserError
 from tests.unit.egic.test_pictures import RGB, TURNED, saved
 
@@ -61,7 +61,7 @@ def test_pictures_are_read_upright(form, orientation):
 def test_display_p3_becomes_srgb(form, how):
     x = (64 + SMOOTH // 3).astype(np.uint8)  # colours that sRGB has
     if how == "icc":
-        data = written(form, x, icc_profile=heif.icc_profile(12, 13))
+        data = written(form, x, icc_profile=cicp.icc_profile(12, 13))
     else:
         data = with_colours(written(form, x), 12, 13)
     found, notes = pictures.read(data)
@@ -74,6 +74,16 @@ def test_display_p3_becomes_srgb(form, how):
 def test_colours_that_would_be_wrong_are_refused(form, primaries, transfer):
     with pytest.raises(UserError, match="colours .*are not read"):
         pictures.read(with_colours(written(form), primaries, transfer))
+
+
+def test_an_avif_that_pillow_opened_by_name_is_in_the_same_colours(tmp_path):
+    path = tmp_path / "x.avif"
+    path.write_bytes(with_colours(written("AVIF"), 12, 13))
+    with Image.open(path) as image:
+        assert np.array_equal(pictures.from_image(image)[0], pictures.read(path.read_bytes())[0])
+    path.write_bytes(with_colours(written("AVIF"), 9, 16))
+    with Image.open(path) as image, pytest.raises(UserError, match="colours .*are not read"):
+        pictures.from_image(image)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -158,6 +168,6 @@ except ValueError as error:
 
 def test_a_pillow_image_is_saved_in_srgb():
     x = (64 + SMOOTH // 3).astype(np.uint8)
-    with Image.open(io.BytesIO(written("HEIF", x, icc_profile=heif.icc_profile(12, 13)))) as image:
+    with Image.open(io.BytesIO(written("HEIF", x, icc_profile=cicp.icc_profile(12, 13)))) as image:
         found, notes = pictures.from_image(image)
     assert np.abs(found - p3_to_srgb(x)).max() <= 4 and not notes

@@ -10,7 +10,7 @@ import PIL
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from egic import pictures
+from egic import cicp, pictures
 from egic.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
@@ -177,6 +177,33 @@ def test_the_transparent_value_of_a_grey_png_becomes_white(depth):
     assert np.array_equal(x, np.repeat(wanted[..., None], 3, 2)) and "white" in notes[0]
 
 
+def test_a_png_that_pillow_opened_by_name_is_read_as_its_file(tmp_path):
+    path = tmp_path / "x.png"
+    values = np.random.default_rng(3).integers(0, 4, (24, 40))
+    path.write_bytes(png(values, 2, 0, (1,)))
+    with Image.open(path) as image:
+        for _ in range(2):  # the image stays as it is
+            assert np.array_equal(pictures.from_image(image)[0], pictures.read(path.read_bytes())[0])
+
+
+@pytest.mark.parametrize("profile", [b"", b"nonsense"])
+def test_colours_of_png_by_numbers(profile):
+    """In the chunk cICP, which has precedence over a profile."""
+    x = (64 + RGB // 3).astype(np.uint8)
+    options = {"icc_profile": profile} if profile else {}
+
+    def stated(primaries: int, transfer: int) -> bytes:
+        data, content = saved(Image.fromarray(x), "PNG", **options), b"cICP" + bytes([primaries, transfer, 0, 1])
+        return data[:33] + b"\0\0\0\4" + content + struct.pack(">I", zlib.crc32(content)) + data[33:]
+
+    assert np.array_equal(pictures.read(stated(1, 13))[0], x)
+    p3 = saved(Image.fromarray(x), "PNG", icc_profile=cicp.icc_profile(12, 13))
+    assert np.array_equal(pictures.read(stated(12, 13))[0], pictures.read(p3)[0])
+    assert not np.array_equal(pictures.read(p3)[0], x)
+    with pytest.raises(UserError, match="HDR, PQ"):
+        pictures.read(stated(9, 16))
+
+
 def test_the_transparent_colour_of_an_rgb_png_becomes_white():
     values = RGB.astype(int)
     x, _ = pictures.read(png(values, 8, 2, tuple(values[3, 3])))
@@ -192,7 +219,7 @@ def test_a_grey_profile_is_applied_with_alpha_and_without(mode):
     image = Image.fromarray(GREY // 2)
     if mode == "LA":
         image.putalpha(255)
-    x, notes = pictures.read(saved(image, "PNG", icc_profile=linear_grey_profile()))
+    x, notes = pictures.read(saved(image, "PNG", icc_profile=linear_profile(b"GRAY", "linear")))
     assert not notes and x.mean() > (GREY // 2).mean() * 1.3
 
 
@@ -242,25 +269,31 @@ def test_colour_profiles_become_srgb():
         assert np.array_equal(x, RGB) and "profile" in notes[0]
 
 
-def test_pixels_are_converted_from_the_profiles_colour_space(tmp_path):
-    """A profile with linear curves makes the sRGB values brighter."""
-    x, notes = pictures.read(saved(Image.fromarray(GREY // 2), "PNG", icc_profile=linear_grey_profile()))
-    assert not notes and x.mean() > (GREY // 2).mean() * 1.3
+def test_a_linear_profile_with_srgb_in_its_name_is_applied():
+    """As in the files that image editors export: "GIMP built-in Linear sRGB"."""
+    linear = linear_profile(b"RGB ", "built-in Linear sRGB")
+    assert "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(linear)))
+    x, notes = pictures.read(saved(Image.fromarray(RGB // 2), "PNG", icc_profile=linear))
+    assert not notes and x.mean() > (RGB // 2).mean() * 1.3
 
 
-def linear_grey_profile() -> bytes:
-    """A minimal ICC v2 grey profile with gamma 1 (ICC.1:2001-04)."""
+def linear_profile(space: bytes, name: str) -> bytes:
+    """A minimal ICC v2 profile with gamma 1 and the primaries of sRGB (ICC.1:2001-04). space: "GRAY" or "RGB "."""
 
     def xyz(*v):
         return b"XYZ " + bytes(4) + b"".join(struct.pack(">i", round(a * 65536)) for a in v)
 
-    text = b"linear"
+    text = name.encode()
+    curves = {b"kTRC": b"curv" + bytes(4) + struct.pack(">I", 0)}
+    if space == b"RGB ":
+        columns = (0.4360, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
+        curves = {letter + b"TRC": curves[b"kTRC"] for letter in (b"r", b"g", b"b")}
+        curves |= {letter + b"XYZ": xyz(*c) for letter, c in zip((b"r", b"g", b"b"), columns, strict=True)}
     tags = {
         b"desc": b"desc" + bytes(4) + struct.pack(">I", len(text) + 1) + text + bytes(1 + 8 + 3 + 67),
         b"cprt": b"text" + bytes(4) + b"none\0",
         b"wtpt": xyz(0.9642, 1.0, 0.8249),
-        b"kTRC": b"curv" + bytes(4) + struct.pack(">I", 0),
-    }
+    } | curves
     table, body, at = b"", b"", 128 + 4 + 12 * len(tags)
     for name, data in tags.items():
         data += bytes(-len(data) % 4)
@@ -268,7 +301,7 @@ def linear_grey_profile() -> bytes:
         body += data
     head = bytearray(128)
     head[8:12] = b"\x02\x10\0\0"
-    head[12:24] = b"mntrGRAYXYZ "
+    head[12:24] = b"mntr" + space + b"XYZ "
     head[36:40] = b"acsp"
     head[68:80] = xyz(0.9642, 1.0, 0.8249)[8:]
     head[:4] = struct.pack(">I", at + len(body))
