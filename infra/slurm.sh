@@ -34,11 +34,13 @@ mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 ip=${HEAD_IP:-$(srun --nodes=1 --ntasks=1 --nodelist="${hosts[0]}" hostname --all-ip-addresses | awk '{print $1}')}
 
 # The same command on every node: the head runs the pipeline, the others join it and leave when it ends.
-# When Ray itself does not start, symmetric-run exits with 0, so that the pipeline leaves a word when it has finished.
+# When Ray itself does not start, symmetric-run exits with 0, so the pipeline creates a file when it has finished.
+# RAY_ADDRESS is set for the pipeline alone: `ray start` fails with it, and without it the pipeline starts its own Ray.
 # shellcheck disable=SC2016  # the inner bash expands them
 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=0 \
     ray symmetric-run --address "$ip:${RAY_PORT:-6379}" --min-nodes "$nodes" \
     --num-cpus="${SLURM_CPUS_PER_TASK:-8}" --disable-usage-stats -- \
-    bash -c '"${@:2}" && touch "$1"' pipeline "$scratch/finished" python pipelines/full.py "$@"
+    bash -c 'RAY_ADDRESS="$2" "${@:3}" && touch "$1"' pipeline "$scratch/finished" "$ip:${RAY_PORT:-6379}" \
+    python pipelines/full.py "$@"
 
 [[ -e $scratch/finished ]] || { echo "error: the pipeline did not finish; the lines above say why" >&2; exit 1; }

@@ -20,14 +20,21 @@ log = logging.getLogger(__name__)
 
 
 def of_worker(compute: ComputeConfig) -> dict[str, float]:
-    """Resources that each train worker reserves."""
-    return {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if compute.use_gpu else {})
+    """Resources that each train worker reserves. A group of changing size takes all that is free, so its workers
+    reserve the CPUs of their data tasks as well."""
+    cpus = compute.cpus_per_worker + (compute.data_cpus if compute.is_elastic else 0.0)
+    return {"CPU": cpus} | ({"GPU": 1.0} if compute.use_gpu else {})
 
 
-def needed(compute: ComputeConfig) -> dict[str, float]:
-    """The smallest resources of one stage: those of its workers, and of one data task for each."""
-    cpus = compute.min_workers * (compute.cpus_per_worker + compute.data_cpus)
-    return {"CPU": cpus} | ({"GPU": float(compute.min_workers)} if compute.use_gpu else {})
+def of_data_task(compute: ComputeConfig) -> float:
+    """CPUs that each data task reserves."""
+    return 0.0 if compute.is_elastic else compute.data_cpus
+
+
+def needed(compute: ComputeConfig, num_workers: int) -> dict[str, float]:
+    """The resources of one stage with so many workers, and one data task for each."""
+    cpus = num_workers * (compute.cpus_per_worker + compute.data_cpus)
+    return {"CPU": cpus} | ({"GPU": float(num_workers)} if compute.use_gpu else {})
 
 
 def places(compute: ComputeConfig) -> int:
@@ -41,7 +48,7 @@ def lacking(compute: ComputeConfig) -> str:
     """A message that names the resources a stage lacks on this cluster; empty when it fits."""
     total = ray.cluster_resources()
     workers = f"{compute.min_workers} workers"
-    for name, count in needed(compute).items():
+    for name, count in needed(compute, compute.min_workers).items():
         if total.get(name, 0.0) < count:
             return (
                 f"{workers} and their data tasks need {count:g} {name}, the cluster has {total.get(name, 0.0):g}; "
@@ -62,7 +69,8 @@ def check_resources(compute: ComputeConfig) -> None:
         return
     if compute.wait_s:
         log.warning("waiting %g s for nodes: %s", compute.wait_s, lack)
-        request_resources(bundles=[of_worker(compute)] * compute.max_workers)  # for an autoscaler, if any
+        tasks = [{"CPU": of_data_task(compute)}] if of_data_task(compute) else []
+        request_resources(bundles=([of_worker(compute)] + tasks) * compute.max_workers)  # for an autoscaler, if any
         try:
             deadline = time.monotonic() + compute.wait_s
             while time.monotonic() < deadline and lacking(compute):
@@ -77,7 +85,7 @@ def check_shared(output: str, *files: str) -> None:
     """Raise UserError naming a node that cannot access a local output folder, or a local file that stages read."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     local = [absolute(file) for file in files if not is_remote(file)]
-    if len(nodes) < 2 or (is_remote(output) and not local):
+    if sum(node["Alive"] for node in ray.nodes()) < 2 or (is_remote(output) and not local):
         return
     mark = None if is_remote(output) else Path(absolute(output), f".egic-{uuid.uuid4().hex}")
     try:
@@ -113,7 +121,8 @@ def _unseen(files: list[str]) -> list[str]:
 def stages_side_by_side(compute: ComputeConfig) -> int:
     """How many stages the cluster can run at once."""
     total = ray.cluster_resources()
-    return max(1, min(int(total.get(name, 0.0) // count) for name, count in needed(compute).items()))
+    wanted = needed(compute, compute.max_workers)  # which an elastic stage takes, if they are free
+    return max(1, min(int(total.get(name, 0.0) // count) for name, count in wanted.items()))
 
 
 def threads(compute: ComputeConfig, side_by_side: int) -> int:

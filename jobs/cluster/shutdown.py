@@ -1,5 +1,6 @@
 """The end of a run: Ctrl-C, SIGTERM or a failed stage stop the running stages, and then Ray."""
 
+import logging
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from typing import TypeVar
 
 import psutil
 import ray
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -124,7 +127,10 @@ class interruptible:
 
     def _wind_down(self) -> None:
         for ask in list(_running):
-            ask()
+            try:
+                ask()
+            except Exception as error:  # the others must still be asked, and the time limit set
+                log.warning("a stage cannot be asked to stop (%s); it ends without a last checkpoint", error)
         self.at_stop()
         if not self.over.wait(self.grace_s):
             os.kill(os.getpid(), signal.SIGTERM)

@@ -70,7 +70,10 @@ def named_parents(stage: Stage, config: StageConfig) -> dict[str, Artifact]:
         artifact = model_registry.resolve(ref)
         folder = local_copy(artifact, config.output)
         read_config(folder)  # raises UserError if the folder is not an artifact
-        found[model_registry.stage_of(folder)] = artifact
+        made_by = model_registry.stage_of(folder)
+        if made_by in found:
+            raise UserError(f"--init-from names two artifacts of {made_by}; give one")
+        found[made_by] = artifact
     if not found and stage.parents:
         wanted = " ".join(f"models:/egic-{p}@best" for p in stage.parents)
         raise UserError(f"{stage.name} starts from other stages; give --init-from {wanted}, or folders")

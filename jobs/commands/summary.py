@@ -15,7 +15,8 @@ NAME = "summary.json"
 
 
 def stage_row(outcome: Outcome) -> dict[str, Any]:
-    """The entry of summary.json for a trained or reused stage. `busy_s`: seconds of this run spent in its steps."""
+    """The entry of summary.json for a trained or reused stage. `busy_s`: seconds of this run spent in its steps
+    (those of all attempts, if earlier ones were interrupted, but at most its duration)."""
     facts, stage = outcome.provenance, load_stage(outcome.stage)
     headline = f"{stage.headline} {facts['metrics'][stage.headline]:.4g}"
     if "random" in facts["lpips"] and "lpips" in stage.headline:
@@ -24,7 +25,7 @@ def stage_row(outcome: Outcome) -> dict[str, Any]:
         "stage": stage.name,
         "steps": facts["steps"],
         "time_s": facts["time_s"],
-        "busy_s": 0.0 if outcome.reused else facts["time_s"] + facts["validation_s"],
+        "busy_s": 0.0 if outcome.reused else min(facts["time_s"] + facts["validation_s"], outcome.wall_s),
         "wall_s": outcome.wall_s,
         "images_per_s": facts["steps"] * facts["batch"] / max(facts["time_s"], 1e-9),
         "headline": headline,

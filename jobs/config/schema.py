@@ -249,6 +249,11 @@ class ComputeConfig:
     def max_workers(self) -> int:
         return int(str(self.workers).rpartition(":")[2])
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers follows the nodes that are free."""
+        return self.min_workers < self.max_workers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -308,7 +313,7 @@ class Config:
         _check(self.lpips_net in BACKBONES, f"lpips_net is {self.lpips_net!r}; give {' or '.join(BACKBONES)}")
         _check(self.on_nan in ("stop", "rollback"), f"on_nan is {self.on_nan!r}; give stop or rollback")
         workers = self.compute.max_workers
-        if self.compute.min_workers == workers:  # in an elastic group, surplus workers are idle
+        if not self.compute.is_elastic:  # in an elastic group, surplus workers are idle
             for name, settings in self.training().items():
                 batch, unit = settings.batch, settings.batch_parts * workers
                 _check(batch % unit == 0, f"{name}.batch is {batch}; {workers} workers need a multiple of {unit}")

@@ -151,8 +151,12 @@ def _split(crops: Crops, size: int) -> Iterator[Crops]:
 def validation_batches(
     manifest: Manifest, crop: CropConfig, num: int, batch: int, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[Crops]:
-    """Centre crops of the first `num` samples (at most all), without Ray; each rank takes every world_size-th."""
-    samples = np.arange(min(num, manifest.num_samples), dtype=np.int64)[rank::world_size]
+    """Centre crops of the first `num` samples (at most all), without Ray; each rank takes every world_size-th.
+
+    If there are fewer samples than ranks, each rank takes all: their means stay the same.
+    """
+    samples = np.arange(min(num, manifest.num_samples), dtype=np.int64)
+    samples = samples[rank::world_size] if len(samples) >= world_size else samples
     for first in range(0, len(samples), batch):
         chosen = samples[first : first + batch]
         crops = _empty_batch(len(chosen), crop.size) | {"sample": chosen, "position": chosen.copy()}

@@ -45,11 +45,17 @@ class Coder:
     def __call__(self, picture: Picture) -> str:
         """Evaluate one picture; returns "", or the reason why it could not be read or coded.
 
-        Any other error is a fault of the program, and is raised.
+        Any other error, such as one of the storage, is raised: what is finished by then is not computed again.
         """
         shown = picture.name in self.shown
+        codecs, missing = anchors.find(self.task.anchors)
+        for name, why in missing.items():
+            raise UserError(f"this node lacks {name}, which the driver has: {why}")
         try:
             x = picture.read(self.manifest)
+        except (UserError, OSError, MemoryError) as error:
+            return reason(error) or type(error).__name__
+        try:
             original = self.parts.original(picture)
             if not parts_.has_features(original, self.task.patches):
                 parts_.write_features(original, self.features(x))
@@ -58,12 +64,9 @@ class Coder:
                     path = self.parts.model(digest, picture, quality)
                     if not parts_.is_whole(path, shown):
                         self.code(path, model, quality, x, shown)
-            codecs, missing = anchors.find(self.task.anchors)
-            for name, why in missing.items():
-                raise UserError(f"this node lacks {name}, which the driver has: {why}")
             for anchor in codecs:
                 self.match(anchor, picture, x, shown)
-        except (UserError, OSError, MemoryError, RuntimeError) as error:
+        except (UserError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not out_of_memory(error):
                 raise
             return reason(error) or type(error).__name__

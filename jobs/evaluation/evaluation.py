@@ -90,6 +90,12 @@ def code_pictures(
     from jobs.cluster.start import start_ray
 
     start_ray()
+    gpus, wanted = ray.cluster_resources().get("GPU", 0.0), job.compute.min_workers
+    if job.compute.use_gpu and gpus < wanted:  # Ray would wait for them without a message
+        raise UserError(
+            f"{wanted} workers need {wanted} GPU, the cluster has {gpus:g}; lower compute.workers, or evaluate on CPUs "
+            "with --compute.no-use-gpu"
+        )
     first = join(job.manifest.folder, MANIFEST) if job.manifest else missing[0].path
     check_shared(job.output, first)
     files = {}
@@ -154,7 +160,8 @@ def ingredients(job: EvaluationJob, measures: Measures, data: str) -> dict:
     config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
     facts = {"stage": NAME, "config": config, "code": code_digest(sources(NAME)), "data": data}
     facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
-    return facts | {"skipped": [s["name"] for s in job.skipped], "anchors": job.anchors, "report": job.report}
+    anchors = [anchor.codec for anchor in matched_rates.installed(job.anchors)]
+    return facts | {"skipped": [s["name"] for s in job.skipped], "anchors": anchors, "report": job.report}
 
 
 def evaluate(job: EvaluationJob, *, data: str, parent_run: str | None = None) -> dict:
@@ -169,7 +176,7 @@ def evaluate(job: EvaluationJob, *, data: str, parent_run: str | None = None) ->
     key = stage_key(facts)
     output = absolute(job.output)
     folder = join(output, NAME, key)
-    with lease.held(Folder(folder), NAME):
+    with lease.held(Folder(join(output, NAME, "locks", key)), NAME):
         found = reused(job, key, folder, parent_run) or measure(job, measures, facts, folder, parent_run)
     if parent_run:  # the parent's curves can be compared in MLflow's list of runs, which folds stages
         runs.log_rows(parent_run, curve_of(folder))

@@ -114,7 +114,7 @@ def absolute(place: Place) -> str:
 def exists(place: Place) -> bool:
     """Whether a file or folder exists; cheaper than reading it."""
     filesystem, path = filesystem_and_path(place)
-    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    return patiently(filesystem.get_file_info, path).type != fs.FileType.NotFound
 
 
 def is_folder(place: Place) -> bool:

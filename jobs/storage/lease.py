@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -65,10 +66,13 @@ def is_held(place: Folder) -> bool:
 
 
 class held:
-    """Context manager that holds the lease of `place`; it waits until the lease is free, and logs that once."""
+    """Context manager that holds the lease of `place`; it waits until the lease is free, and logs that once.
 
-    def __init__(self, place: Folder, what: str):
-        self.place, self.what, self.owner = place, what, uuid.uuid4().hex
+    stopped: asked while waiting; when it returns True, the wait ends with KeyboardInterrupt.
+    """
+
+    def __init__(self, place: Folder, what: str, stopped: Callable[[], bool] = lambda: False):
+        self.place, self.what, self.stopped, self.owner = place, what, stopped, uuid.uuid4().hex
         self.beat, self.done = 0, threading.Event()
 
     def _write(self) -> None:
@@ -95,6 +99,8 @@ class held:
             if not logged:
                 logged = True
                 log.info("%s: another run works on it, waiting (%s/%s)", self.what, self.place.path, NAME)
+            if self.stopped():
+                raise KeyboardInterrupt
             time.sleep(1.0)
         self.thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self.thread.start()

@@ -218,18 +218,3 @@ def log_paths(run_id: str, paths: Iterable[Path]) -> None:
             client.log_artifacts(run_id, str(path), path.name)
         else:
             client.log_artifact(run_id, str(path))
-
-
-@contextmanager
-def system_metrics(run_id: str, *, interval_s: float = 5) -> Iterator[None]:
-    """Log this machine's CPU, memory, disk, network and GPU to the run as `system/...` while the block runs."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    monitor = SystemMetricsMonitor(
-        run_id, sampling_interval=interval_s, resume_logging=True, tracking_uri=store.tracking_uri()
-    )
-    monitor.start()
-    try:
-        yield
-    finally:
-        monitor.finish()

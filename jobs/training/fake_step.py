@@ -2,8 +2,8 @@
 
 torch's fake tensors and dispatch modes are documented (docs.pytorch.org, "Fake tensor" and "torch_dispatch"), but their
 modules have private names. They are used in this file alone; tests/unit/jobs/training/test_fake_step.py says what broke
-when torch changes them. The meta device, which is public, does not do: generators, autocast and fused kernels, which
-steps use, do not exist on it.
+when torch changes them. The public meta device is not sufficient: generators, autocast and fused kernels, which steps
+use, do not exist on it.
 """
 
 import weakref
@@ -109,7 +109,7 @@ class AlwaysFinite(TorchFunctionMode):
 
 @contextmanager
 def in_few_operations() -> Iterator[None]:
-    """Attention computes more scores at a time on its way back: here the time goes by the number of operations."""
+    """Larger chunks of attention during this block: with fake tensors, the time depends on the number of operations."""
     before, swin.SCORES = swin.SCORES, 2**22
     try:
         yield

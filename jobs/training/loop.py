@@ -85,7 +85,16 @@ def train(stage_name: str, config: Config, components: Components, session: Sess
     context = Context(stage, config, session, state, provenance, Meter(session))
     context.queued = queued_steps(context)
     restore_newest(stage, state, session)
+    check_same_step(context)
     run_steps(context)
+
+
+def check_same_step(context: Context) -> None:
+    """Raise RuntimeError, so that the workers start again, if they resumed from different checkpoints."""
+    session, step = context.session, context.state.step
+    total = reduce_sum({"step": torch.tensor(float(step), device=session.device, dtype=torch.float64)}, session)["step"]
+    if not session.idle and total != step * session.world_size:
+        raise RuntimeError(f"{context.stage.name}: worker {session.rank} resumed at step {step}, others elsewhere")
 
 
 def compile_blocks(nets: Nets) -> None:

@@ -1,12 +1,13 @@
 """The number of label categories, which comes from the data; checks that stages that learn labels have some."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
 from egic import artifact
 from egic.errors import UserError
+from egic.networks.codec import CodecConfig
 from egic.networks.discriminator import DiscriminatorConfig
 from jobs.config.schema import Config
 from jobs.data.datasets import open_data
@@ -96,9 +97,18 @@ def no_labels(place: str, learners: Sequence[str]) -> str:
 
 
 def check_parent(config: Config, stage: str, ref: str, folder: Path) -> None:
-    """Raise UserError when a stage that learns labels would start from a discriminator with other categories or another
-    encoder."""
-    found = artifact.read_config(folder).get("discriminator")
+    """Raise UserError when a stage would start from a codec that is not the configuration's, or one that learns labels
+    from a discriminator with other categories or another encoder."""
+    parts = artifact.read_config(folder)
+    codec, found = parts.get("codec"), parts.get("discriminator")
+    networks = {*load_stage(stage).takes, *load_stage(stage).publishes}
+    if "codec" in networks and isinstance(codec, CodecConfig) and codec != config.codec:
+        pairs = ((f.name, getattr(codec, f.name), getattr(config.codec, f.name)) for f in fields(CodecConfig))
+        name, theirs, ours = next(pair for pair in pairs if pair[1] != pair[2])
+        raise UserError(
+            f"the codec of {ref} has codec.{name} {theirs}, this configuration {ours}; use the preset and options that "
+            "it was trained with"
+        )
     wanted = config.discriminator.num_categories
     if learning_labels((stage,)) and isinstance(found, DiscriminatorConfig) and found.num_categories != wanted:
         raise UserError(

@@ -118,7 +118,7 @@ def train_stage(inputs: StageInputs, parent_run: str | None = None, side_by_side
     check_resources(inputs.config.compute)
     check_shared(inputs.config.output, *(files.join(m.folder, MANIFEST) for m in inputs.manifests.values()))
     place = place_of(inputs.config.output, f"{inputs.stage.name}-{inputs.key}")
-    with lease.held(place, inputs.stage.name):
+    with lease.held(place, inputs.stage.name, stopping.is_set):
         if found := reuse_stage(inputs, parent_run):  # by the run that held the lease
             return found
         artifact = train_and_publish(inputs, place, parent_run, side_by_side)

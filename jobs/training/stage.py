@@ -18,7 +18,7 @@ from egic.training.steps import Batch, Nets
 from jobs.config.schema import Config, Training
 from jobs.training.code_version import LEARNING, MEASURING, code_digest, code_files
 
-MODULES = {  # the one list of stages that train; what comes before what follows from their `parents`
+MODULES = {  # the one list of stages that train; their order follows from their `parents`
     "segmentation": "jobs.segmentation",
     "mse-codec": "jobs.mse_codec",
     "gan": "jobs.gan",

@@ -155,18 +155,19 @@ def restore_newest(stage: Stage, state: TrainState, session: Session) -> None:
             print(f"{stage.name:<13} goes on from the checkpoint of step {state.step}", flush=True)
         return
     if damaged:
-        raise UserError(f"{stage.name}: {damaged[0]}, and none before it is sound; remove it to train from the start")
+        raise UserError(f"{stage.name}: {damaged[0]}, and no earlier one is intact; delete them to start again")
 
 
 def restore(folder: Path, stage: Stage, state: TrainState) -> None:
-    """Bring back what `save` wrote. Raises DamagedCheckpoint, before anything is changed, when it is not that."""
+    """Load a checkpoint written by `save`. Raises DamagedCheckpoint, before any state is changed, if its digests do not
+    match."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         if meta.pop("digest") != digest_of(meta):
             raise DamagedCheckpoint(f"checkpoint {folder} is damaged: meta.json has another digest")
         if file_sha256(folder / "resume.pt") != meta["sha256"]:
             raise DamagedCheckpoint(f"checkpoint {folder} is damaged: resume.pt has another digest")
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError) as e:
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError) as e:
         raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {type(e).__name__} {e}") from e
     content = torch.load(folder / "resume.pt", map_location="cpu", weights_only=True)
     weights = trained_weights(stage, state.nets)

@@ -33,12 +33,11 @@ def fit(job: TrainJob, reports: Reports) -> ray.train.Result:
     place.remove(checkpoints.STOP)
     allowed_rollbacks = MAX_ROLLBACKS if job.config.on_nan == "rollback" else 0
     settings = load_stage(job.stage).settings(job.config)
-    elastic = compute.min_workers < compute.max_workers
     trainer = ray_internals.trainer(
         train_worker,
         train_loop_config=job,
         scaling_config=ScalingConfig(
-            num_workers=(compute.min_workers, compute.max_workers) if elastic else compute.max_workers,
+            num_workers=(compute.min_workers, compute.max_workers) if compute.is_elastic else compute.max_workers,
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
             use_gpu=compute.use_gpu,
             resources_per_worker=of_worker(compute),

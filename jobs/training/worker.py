@@ -76,7 +76,7 @@ class RaySession:
         self.rollbacks = checkpoints.rollbacks(self.place)
         self.preemptible = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
         self.announced = None
-        self.elastic = job.config.compute.min_workers < job.config.compute.max_workers
+        self.elastic = job.config.compute.is_elastic
         self.room = self.places() if self.elastic else 0
         self.scratch = Path.cwd() / "uploads"  # below Ray's own working folder of the run
         if self.rank == 0:
@@ -88,7 +88,7 @@ class RaySession:
         return training_stream(
             self.job.train, config.crop_of(settings), seed=config.seed, global_batch=settings.batch,
             first_step=first_step, last_step=settings.steps,
-            rank=self.rank, world_size=self.world_size, num_cpus=config.compute.data_cpus,
+            rank=self.rank, world_size=self.world_size, num_cpus=resources.of_data_task(config.compute),
         )  # fmt: skip
 
     def val_batches(self, config: Config, settings: Training) -> Iterator[dict[str, np.ndarray]]:

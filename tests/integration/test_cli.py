@@ -336,6 +336,7 @@ def mistakes(pictures: Path, model: Path) -> list[tuple[tuple, str]]:
         (("decompress", a, "-o", "x.png", "-m", mse, "--alpha", "0.5"), "no ORP"),
         (("info", a), "not an .egic file"),
         (("models", pictures / "nothing"), "is not a folder"),
+        (("models", pictures), "no EGIC model in or below"),
         (("conquer",), "invalid choice"),
         ((), "required"),
     ]  # fmt: skip
@@ -355,7 +356,7 @@ def test_an_input_of_the_other_command_is_named(pictures, model, tmp_path, capsy
     assert "a.egic ends as the output would" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", range(28))
+@pytest.mark.parametrize("number", range(29))
 def test_mistakes_end_with_one_line_and_status_2(number, pictures, model, capsys):
     arguments, word = mistakes(pictures, model)[number]
     assert run(*arguments) == 2

@@ -14,10 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"egic", "jobs", "pipelines", "tests"}
-MODULES = {"pillow": {"PIL"}, "pyyaml": {"yaml"}, "nvidia-ml-py": {"pynvml"}, "compressai": {"compressai"}}
+MODULES = {"pillow": {"PIL"}, "pyyaml": {"yaml"}, "compressai": {"compressai"}}
 """Modules of distributions that may not be installed, or whose metadata does not list them."""
 USED_BY_OTHERS = {
-    "nvidia-ml-py": "MLflow's metrics of GPUs",
     "torch-fidelity": "torchmetrics' FID and KID",
     "psycopg2-binary": "MLflow on PostgreSQL",
     "boto3": "MLflow's artifacts on S3, and Ray's autoscaler on AWS",

@@ -25,9 +25,11 @@ def test_shellcheck_reports_nothing(path):
 FAKES = {
     "scontrol": 'for i in {1..20000}; do echo node$i; done',
     "srun": 'while [[ $1 == --* ]]; do shift; done; [[ $1 == hostname ]] && { echo "10.1.2.3 fe80::1"; exit; }; "$@"',
-    "ray": 'stat -c %a "$RAY_AUTH_TOKEN_PATH" > mode; wc -c < "$RAY_AUTH_TOKEN_PATH" > size; echo "$@" > said;'
+    "ray": '[[ -z $RAY_ADDRESS ]] || exit 3;'
+           ' stat -c %a "$RAY_AUTH_TOKEN_PATH" > mode; wc -c < "$RAY_AUTH_TOKEN_PATH" > size; echo "$@" > said;'
            ' [[ -z $RAY_FAILS ]] || exit 0; while [[ $1 != -- ]]; do shift; done; shift; "$@"',
-    "python": 'if [[ $1 == -c ]]; then exec "$REAL_PYTHON" "$@"; fi; echo "$@" > ran; exit "${PIPELINE_STATUS:-0}"',
+    "python": 'if [[ $1 == -c ]]; then exec "$REAL_PYTHON" "$@"; fi; echo "$@" > ran;'
+              ' echo "$RAY_ADDRESS" > address; exit "${PIPELINE_STATUS:-0}"',
 }  # fmt: skip
 
 
@@ -42,7 +44,7 @@ def slurm(tmp_path):
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         given = os.environ | {
             "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2",
-            "SLURM_JOB_NODELIST": "node[1-2]", "REAL_PYTHON": sys.executable, "RAY_FAILS": "",
+            "SLURM_JOB_NODELIST": "node[1-2]", "REAL_PYTHON": sys.executable, "RAY_FAILS": "", "RAY_ADDRESS": "",
         } | environment  # fmt: skip
         given["PATH"] = f"{tmp_path / '.venv/bin'}{os.pathsep}{given['PATH']}"
         return subprocess.run(["bash", INFRA / "slurm.sh", *arguments], env=given, capture_output=True, text=True)
@@ -56,6 +58,7 @@ def test_the_job_starts_ray_on_all_nodes_and_runs_the_pipeline(slurm, tmp_path):
     said = (tmp_path / "said").read_text()
     assert said.startswith("symmetric-run --address 10.1.2.3:6379 --min-nodes 2 ")
     assert (tmp_path / "ran").read_text() == "pipelines/full.py paper --data /a folder\n"
+    assert (tmp_path / "address").read_text() == "10.1.2.3:6379\n"
     assert (tmp_path / "mode").read_text() == "600\n" and (tmp_path / "size").read_text() == "64\n"
     assert not list(tmp_path.glob(".ray-job-*")), "the token is removed with the job"
 

@@ -34,9 +34,9 @@ def test_workers_that_fit_on_no_node_are_refused(two_cpus):
 
 
 def test_an_elastic_group_must_fit_at_its_smallest_size(two_cpus):
-    resources.check_resources(ComputeConfig(workers="1:8"))
-    with pytest.raises(ValueError, match="3 workers and their data tasks need 6 CPU"):
-        resources.check_resources(ComputeConfig(workers="3:8"))
+    resources.check_resources(ComputeConfig(workers="1:8", cpus_per_worker=0.5, data_cpus=0.5))
+    with pytest.raises(ValueError, match="3 workers and their data tasks need 3 CPU"):
+        resources.check_resources(ComputeConfig(workers="3:8", cpus_per_worker=0.5, data_cpus=0.5))
 
 
 def test_nodes_of_an_autoscaler_are_requested_and_awaited(two_cpus, monkeypatch):
@@ -45,12 +45,27 @@ def test_nodes_of_an_autoscaler_are_requested_and_awaited(two_cpus, monkeypatch)
     monkeypatch.setattr(resources.ray, "cluster_resources", lambda: nodes)
     monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": True, "Resources": nodes}])
     resources.check_resources(ComputeConfig(workers="2:4", wait_s=30))
-    assert asked == [[{"CPU": 1.0}] * 4, []]
+    assert asked == [[{"CPU": 2.0}] * 4, []]  # workers reserve the CPUs of their data tasks
+
+
+def test_nodes_are_requested_for_data_tasks_too(two_cpus, monkeypatch):
+    asked = []
+    monkeypatch.setattr(resources, "request_resources", lambda bundles: asked.append(bundles))
+    with pytest.raises(ValueError, match="need 8 CPU, the cluster has 2"):
+        resources.check_resources(ComputeConfig(workers=4, wait_s=0.01))
+    assert asked == [[{"CPU": 1.0}, {"CPU": 1.0}] * 4, []]
 
 
 @pytest.mark.parametrize("cpus, stages", [(0.5, 2), (1.0, 1), (2.0, 1)])
 def test_number_of_stages_in_parallel(two_cpus, cpus, stages):
     assert resources.stages_side_by_side(ComputeConfig(cpus_per_worker=cpus, data_cpus=0.5)) == stages
+
+
+def test_elastic_stages_in_parallel_leave_room_for_their_data_tasks(two_cpus):
+    """Ray gives an elastic group all workers that fit, at once."""
+    compute = ComputeConfig(workers="1:2", cpus_per_worker=0.5, data_cpus=0.5)
+    assert resources.stages_side_by_side(compute) == 1
+    assert resources.of_worker(compute) == {"CPU": 1.0} and resources.of_data_task(compute) == 0
 
 
 @pytest.fixture
@@ -81,7 +96,12 @@ def test_local_output_that_a_node_cannot_access_is_refused(three_nodes, tmp_path
         resources.check_shared(str(tmp_path / "out"))
     assert [node for node, _ in seen] == ["10.0.0.1", "10.0.0.2"] and not list((tmp_path / "out").iterdir())
     nodes.pop()
-    resources.check_shared(str(tmp_path / "out"))  # one node with CPUs remains
+    seen.clear()
+    resources.check_shared(str(tmp_path / "out"))
+    assert [node for node, _ in seen] == ["10.0.0.1"], "the head has no CPUs, but may be this machine"
+    del nodes[1:]
+    resources.check_shared(str(tmp_path / "out"))
+    assert len(seen) == 1, "one machine needs no check"
 
 
 def test_local_data_that_a_node_cannot_access_is_refused(three_nodes, tmp_path):

@@ -105,6 +105,12 @@ def test_validation_is_the_same_every_time_and_split_among_ranks(manifest):
     assert sum(len(batch["x"]) for batch in validation_batches(manifest, CROP, 99, 4)) == 10
 
 
+def test_every_rank_has_validation_samples_when_there_are_fewer_than_ranks(manifest):
+    for rank in range(3):
+        found = joined(validation_batches(manifest, CROP, 2, 3, rank=rank, world_size=3))
+        assert found["sample"].tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

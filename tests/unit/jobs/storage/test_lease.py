@@ -85,3 +85,8 @@ def test_a_process_whose_lease_was_taken_over_stops(place, monkeypatch):
         place.write(lease.NAME, b'{"owner": "another"}')
         assert told.wait(10)
     assert place.read(lease.NAME) == b'{"owner": "another"}', "the other's lease is kept"
+
+
+def test_a_waiting_process_stops_when_it_is_asked_to(place):
+    with lease.held(place, "gan"), pytest.raises(KeyboardInterrupt), lease.held(place, "gan", lambda: True):
+        pass

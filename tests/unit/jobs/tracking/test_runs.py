@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jobs.tracking import runs
-from tests.mlflow_store import PNG, free_port, wait_until
+from tests.mlflow_store import PNG, free_port
 
 pytestmark = pytest.mark.usefixtures("client")
 
@@ -89,8 +89,3 @@ def test_pictures_that_cannot_be_stored_do_not_stop_training(run_id, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     runs.log_pictures(run_id, 100, {"val": PNG})
     assert "pictures of step 100 did not reach MLflow" in caplog.text
-
-
-def test_system_metrics_are_logged(client, run_id):
-    with runs.system_metrics(run_id, interval_s=0.1):
-        wait_until(lambda: any(name.startswith("system/") for name in client.get_run(run_id).data.metrics))

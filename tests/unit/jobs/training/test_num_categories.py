@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from egic import artifact
+from egic.errors import UserError
+from egic.networks.codec import Codec
 from egic.networks.discriminator import Discriminator
 from jobs.commands import dry_run, one_stage
 from jobs.config.presets import extended, tiny
@@ -100,3 +102,13 @@ def test_a_single_stage_without_labels_ends_with_one_line(tmp_path, monkeypatch,
         f"error: segmentation learns from labels, and {root} has none; give a COCO tree (panoptic, instances or "
         "stuff), or label maps with a class table (classes.yaml). mse-codec and orp need no labels\n"
     )
+
+
+def test_a_codec_of_another_configuration_is_refused_as_parent(tmp_path):
+    artifact.save(tmp_path, {"codec": Codec(tiny().codec)}, {})
+    other = replace(tiny(), codec=replace(tiny().codec, rates=6))
+    check_parent(tiny(), "gan", "parent", tmp_path)
+    check_parent(other, "segmentation", "parent", tmp_path)  # it has no codec
+    for stage in ("mse-codec", "gan", "orp"):
+        with pytest.raises(UserError, match="the codec of parent has codec.rates 0, this configuration 6"):
+            check_parent(other, stage, "parent", tmp_path)
