@@ -70,8 +70,8 @@ def _page(args: argparse.Namespace, coder: "Model", folder: Path, port: int, sho
     from egic.demo import session
 
     _end_as_ctrl_c_does()  # again, since Ray replaces the handler
-    desk = session.Desk(coder, args.max_pixels)
-    page = demo.build(desk, shown, folder, args.serve or 1)
+    uploads = session.UploadCoder(coder, args.max_pixels)
+    page = demo.build(uploads, shown, folder, args.serve or 1)
     try:
         url = demo.start(page, args.host, port)
         print(f"{url} (Ctrl-C ends it)", flush=True)

@@ -16,7 +16,7 @@ import numpy as np
 import safehttpx
 from PIL import Image
 
-from egic.demo.session import MAX_BYTES, Desk, Opened
+from egic.demo.session import MAX_BYTES, Opened, UploadCoder
 from egic.errors import UserError, reason
 from egic.file_size import parse_size
 from egic.metrics import distortion
@@ -42,20 +42,20 @@ def theme() -> gr.themes.Base:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class StoredUpload:
     """An opened upload, and the folder of the files that the browser downloads."""
 
     opened: Opened
     folder: Path
 
     @classmethod
-    def of(cls, opened: Opened, below: Path) -> "Shelf":
-        shelf = cls(opened, Path(tempfile.mkdtemp(dir=below)))
-        shelf.egic.write_bytes(opened.data)
+    def of(cls, opened: Opened, below: Path) -> "StoredUpload":
+        stored = cls(opened, Path(tempfile.mkdtemp(dir=below)))
+        stored.egic.write_bytes(opened.data)
         for name, x in (("original", opened.original), ("jpeg", opened.jpeg.picture if opened.jpeg else None)):
             if x is not None:
-                _save(x, shelf.folder / f"{name}.png")
-        return shelf
+                _save(x, stored.folder / f"{name}.png")
+        return stored
 
     @property
     def egic(self) -> Path:
@@ -82,15 +82,15 @@ def _rate(opened: Opened) -> tuple:
     return row, gr.Slider(value=opened.quality or 0), gr.Textbox(value="")
 
 
-def _mine(shelf: Shelf, alpha: float) -> tuple:
+def _mine(stored: StoredUpload, alpha: float) -> tuple:
     """(pictures left and right of the divider, their names, numbers, PNG to download) at alpha."""
-    opened, shown = shelf.opened, shelf.at(alpha)
+    opened, shown = stored.opened, stored.at(alpha)
     has_alpha = opened.x_mse is not None
     right = f"EGIC, alpha {alpha:.2f}" if has_alpha else "EGIC"
     if opened.original is not None:
-        left, name = shelf.folder / "original.png", "Original"
+        left, name = stored.folder / "original.png", "Original"
     elif has_alpha:  # no original to compare with: the most faithful picture takes its place
-        left, name = shelf.at(0), "EGIC, alpha 0.00"
+        left, name = stored.at(0), "EGIC, alpha 0.00"
     else:
         left, name = shown, ""
     height, width = opened.size
@@ -102,16 +102,16 @@ def _mine(shelf: Shelf, alpha: float) -> tuple:
     return (left, shown), _sides(name, right), _caption(numbers, small), gr.DownloadButton(value=shown)
 
 
-def _jpeg(shelf: Shelf) -> tuple:
+def _jpeg(stored: StoredUpload) -> tuple:
     """(column, pictures, names, numbers) of the JPEG of nearest size; hidden without one."""
-    opened = shelf.opened
+    opened = stored.opened
     jpeg = opened.jpeg
     if jpeg is None:
         return gr.Column(visible=False), None, "", ""
     more = jpeg.num_bytes / len(opened.data)
     why = f"its smallest file, {more:.1f} times as large" if more > 1.1 else "the quality whose file is nearest in size"
     small = f"1/{_times(opened, jpeg.num_bytes)} of the raw pixels · {why}"
-    both = shelf.folder / "original.png", shelf.folder / "jpeg.png"
+    both = stored.folder / "original.png", stored.folder / "jpeg.png"
     numbers = _numbers(jpeg.num_bytes, jpeg.bpp, opened.psnr_db(jpeg.picture))
     return gr.Column(visible=True), both, _sides("Original", "JPEG"), _caption(numbers, small)
 
@@ -137,13 +137,13 @@ def _message(kind: str, text: str) -> str:
     return f'<p class="{kind}" role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</p>'
 
 
-LEFT_ALONE = _message("error", "this picture is no longer stored on the server: open the file again")
+NO_LONGER_STORED = _message("error", "this picture is no longer stored on the server: open the file again")
 
 
-def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
+def build(coder: UploadCoder, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
     """Build the page. model: name to show. folder: for its files. at_once: uploads that are coded in parallel."""
     with gr.Blocks(title="EGIC", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
-        state = gr.State(None, time_to_live=3600, delete_callback=lambda shelf: shelf and shelf.clear())
+        state = gr.State(None, time_to_live=3600, delete_callback=lambda stored: stored and stored.clear())
         gr.HTML(f"<h1>EGIC</h1><p>Generative image codec, <span>{html.escape(model)}</span></p>", elem_id="head")
         upload = gr.File(show_label=False, container=False, elem_id="drop")
         message = gr.HTML(elem_id="message")
@@ -169,71 +169,71 @@ def build(desk: Desk, model: str, folder: Path, at_once: int = 1) -> gr.Blocks:
         theirs = [beside, jpeg_pane, jpeg_sides, jpeg_caption]
         changed = [state, save_egic, *rates, *mine, *theirs]
 
-        def open_file(path: str, at: float, before: Shelf | None) -> Iterator[dict]:
+        def open_file(path: str, at: float, before: StoredUpload | None) -> Iterator[dict]:
             name = Path(path).name
             yield {upload: None, message: _message("busy", f"Compressing and decompressing {name}")}
             try:
-                opened = desk.open(name, Path(path).read_bytes())
+                opened = coder.open(name, Path(path).read_bytes())
             except (UserError, OSError, MemoryError, RuntimeError) as error:
                 yield {message: _message("error", f"{name} cannot be opened: {reason(error)}")}
                 return
-            shelf = Shelf.of(opened, folder)
+            stored = StoredUpload.of(opened, folder)
             if before is not None:
                 before.clear()
             notes = f"{name}: {'; '.join(opened.notes)}" if opened.notes else ""
             yield {
                 panes: gr.Row(visible=True), message: _message("note", notes) if notes else "",
-                alpha: gr.Slider(visible=opened.x_mse is not None), **shown(shelf, at),
+                alpha: gr.Slider(visible=opened.x_mse is not None), **shown(stored, at),
             }  # fmt: skip
 
-        def shown(shelf: Shelf, at: float) -> dict:
+        def shown(stored: StoredUpload, at: float) -> dict:
             """Updates of all components that depend on the file."""
             return {
-                state: shelf, save_egic: gr.DownloadButton(value=shelf.egic),
-                **dict(zip(rates, _rate(shelf.opened), strict=True)),
-                **dict(zip(mine, _mine(shelf, at), strict=True)), **dict(zip(theirs, _jpeg(shelf), strict=True)),
+                state: stored, save_egic: gr.DownloadButton(value=stored.egic),
+                **dict(zip(rates, _rate(stored.opened), strict=True)),
+                **dict(zip(mine, _mine(stored, at), strict=True)), **dict(zip(theirs, _jpeg(stored), strict=True)),
             }  # fmt: skip
 
-        def slide(shelf: Shelf | None, at: float) -> dict:
-            if shelf is None:
-                return {message: LEFT_ALONE}
-            return dict(zip(mine, _mine(shelf, at), strict=True))
+        def slide(stored: StoredUpload | None, at: float) -> dict:
+            if stored is None:
+                return {message: NO_LONGER_STORED}
+            return dict(zip(mine, _mine(stored, at), strict=True))
 
-        def code_again(shelf: Shelf | None, at: float, **asked: int) -> Iterator[dict]:
+        def code_again(stored: StoredUpload | None, at: float, **asked: int) -> Iterator[dict]:
             """Code the picture again: yields the new file's size, then its pictures. asked: quality or max_bytes."""
-            if shelf is None or shelf.opened.original is None:
-                yield {message: LEFT_ALONE}
+            if stored is None or stored.opened.original is None:
+                yield {message: NO_LONGER_STORED}
                 return
             try:
-                file = desk.compress(shelf.opened.original, **asked)
-                bpp = distortion.bpp(len(file.data), *shelf.opened.size)
+                file = coder.compress(stored.opened.original, **asked)
+                bpp = distortion.bpp(len(file.data), *stored.opened.size)
                 yield {caption: _caption(_numbers(len(file.data), bpp, None), "decompressing"), message: ""}
-                new = Shelf.of(desk.replaced(shelf.opened, file), folder)
+                new = StoredUpload.of(coder.replaced(stored.opened, file), folder)
             except (UserError, OSError, MemoryError, RuntimeError) as error:
                 yield {message: _message("error", reason(error))}
                 return
-            shelf.clear()
+            stored.clear()
             yield shown(new, at)
 
-        def at_quality(shelf: Shelf | None, at: float, chosen: float) -> Iterator[dict]:
-            yield from code_again(shelf, at, quality=int(chosen))
+        def at_quality(stored: StoredUpload | None, at: float, chosen: float) -> Iterator[dict]:
+            yield from code_again(stored, at, quality=int(chosen))
 
-        def of_size(shelf: Shelf | None, at: float, text: str) -> Iterator[dict]:
+        def of_size(stored: StoredUpload | None, at: float, text: str) -> Iterator[dict]:
             try:
                 max_bytes = parse_size(text)
             except UserError as error:
                 yield {message: _message("error", str(error))}
                 return
-            yield from code_again(shelf, at, max_bytes=max_bytes)
+            yield from code_again(stored, at, max_bytes=max_bytes)
 
         upload.upload(
             open_file, [upload, alpha, state], [upload, panes, alpha, message, *changed],
-            show_progress="hidden", concurrency_limit=at_once,
+            show_progress="hidden", concurrency_id="coding", concurrency_limit=at_once,
         )  # fmt: skip
         for event, again, chosen in ((quality.input, at_quality, quality), (size.submit, of_size, size)):
             event(
                 again, [state, alpha, chosen], [message, *changed],
-                show_progress="hidden", concurrency_limit=at_once, trigger_mode="always_last",
+                show_progress="hidden", concurrency_id="coding", concurrency_limit=at_once, trigger_mode="always_last",
             )  # fmt: skip
         alpha.input(
             slide, [state, alpha], [message, *mine], show_progress="hidden", queue=False, trigger_mode="always_last"

@@ -93,7 +93,7 @@ class File:
     compress_s: float | None
 
 
-class Desk:
+class UploadCoder:
     """Opens uploads with a coder, and compresses them again at another rate."""
 
     def __init__(self, coder: Coder, max_pixels: int):

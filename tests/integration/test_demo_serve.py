@@ -5,7 +5,7 @@ import pytest
 
 from egic import artifact, pictures
 from egic.coding.bitstream import BitstreamError
-from egic.demo.session import Desk
+from egic.demo.session import UploadCoder
 from tests.codec_models import tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -34,7 +34,7 @@ def model(tmp_path_factory):
 def test_replicas_equal_the_model(serve, model, one_thread):
     here, x = tiny_model(), np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     with serve.replicas(model, 2, "cpu", "float32", 1) as coder:
-        opened = Desk(coder, 256 * 256).open("a.png", pictures.write(x))
+        opened = UploadCoder(coder, 256 * 256).open("a.png", pictures.write(x))
         assert opened.data == here.compress(x)
         for alpha in (0, 0.3, 1):
             assert np.array_equal(opened.at(alpha), here.decompress(opened.data, alpha))

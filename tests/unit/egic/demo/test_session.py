@@ -8,7 +8,7 @@ from PIL import Image
 
 from egic import pictures
 from egic.demo import session
-from egic.demo.session import Desk
+from egic.demo.session import UploadCoder
 from egic.errors import UserError
 from egic.metrics import distortion
 from tests.codec_models import tiny_model
@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def opened(model):
-    return Desk(model, LIMIT).open("a.png", pictures.write(X))
+    return UploadCoder(model, LIMIT).open("a.png", pictures.write(X))
 
 
 @pytest.mark.parametrize("alpha", [0, 0.01, 0.3, 0.5, 0.77, 1])
@@ -49,24 +49,24 @@ def test_every_alpha_equals_decompress_bit_for_bit(model, opened, alpha):
 
 def test_alpha_runs_no_network(model):
     counted = Counted(model)
-    opened = Desk(counted, LIMIT).open("a.png", pictures.write(X))
+    opened = UploadCoder(counted, LIMIT).open("a.png", pictures.write(X))
     assert counted.calls == ["compress", "decode"]
     assert not np.array_equal(opened.at(0), opened.at(1)) and counted.calls == ["compress", "decode"]
 
 
 def test_another_rate_makes_another_file_of_the_same_picture():
     model = tiny_model(rates=6)
-    desk = Desk(model, LIMIT)
-    opened = desk.open("a.png", pictures.write(X))
+    coder = UploadCoder(model, LIMIT)
+    opened = coder.open("a.png", pictures.write(X))
     assert opened.quality == 50
     for rate in ({"quality": 3}, {"max_bytes": len(opened.data) - 1}):
-        again = desk.replaced(opened, desk.compress(X, **rate))
+        again = coder.replaced(opened, coder.compress(X, **rate))
         assert again.data == model.compress(X, **rate) and again.quality == rate.get("quality", again.quality) < 50
         assert np.array_equal(again.at(0.4), model.decompress(again.data, 0.4)) and again.compress_s > 0
         assert again.original is opened.original and again.name == opened.name
         assert again.jpeg.num_bytes < opened.jpeg.num_bytes or len(again.data) > len(opened.data) - 2
     with pytest.raises(UserError, match="at least"):
-        desk.compress(X, max_bytes=10)
+        coder.compress(X, max_bytes=10)
 
 
 def test_a_model_of_one_rate_has_no_quality(opened):
@@ -82,21 +82,21 @@ def test_a_picture_is_shown_with_its_file_and_a_jpeg_of_that_size(model, opened)
 
 
 def test_an_egic_file_is_decoded_and_has_no_original(model, opened):
-    again = Desk(model, LIMIT).open("b.egic", opened.data)
+    again = UploadCoder(model, LIMIT).open("b.egic", opened.data)
     assert again.original is None and again.jpeg is None and again.psnr_db(again.at(0)) is None
     assert again.compress_s is None and np.array_equal(again.at(0.4), opened.at(0.4))
 
 
 def test_without_orp_there_is_one_picture():
     model = tiny_model(orp=False)
-    opened = Desk(model, LIMIT).open("a.png", pictures.write(X))
+    opened = UploadCoder(model, LIMIT).open("a.png", pictures.write(X))
     assert opened.x_mse is None and np.array_equal(opened.at(0.2), model.decompress(opened.data))
 
 
 def test_notes_of_the_conversion_are_returned(model):
     out = io.BytesIO()
     Image.fromarray(np.dstack([X, X[..., 0]]), "RGBA").save(out, "PNG")
-    assert "white" in Desk(model, LIMIT).open("a.png", out.getvalue()).notes[0]
+    assert "white" in UploadCoder(model, LIMIT).open("a.png", out.getvalue()).notes[0]
 
 
 @pytest.mark.parametrize("form", ["png", "egic"])
@@ -104,13 +104,13 @@ def test_too_large_pictures_are_refused_before_decoding(model, opened, form, mon
     monkeypatch.setattr(pictures, "read", lambda data: pytest.fail("decoded"))
     data = pictures.write(X) if form == "png" else opened.data
     with pytest.raises(ValueError, match="72 × 48 pixels.*--max-pixels"):
-        Desk(Counted(None), LIMIT - 1).open("a", data)
+        UploadCoder(Counted(None), LIMIT - 1).open("a", data)
 
 
 def test_the_size_limit_counts_padded_pixels(model):
     thin = np.zeros((1, 300, 3), np.uint8)
     with pytest.raises(ValueError, match="300 × 1 pixels"):
-        Desk(Counted(None), LIMIT).open("thin.png", pictures.write(thin))
+        UploadCoder(Counted(None), LIMIT).open("thin.png", pictures.write(thin))
 
 
 def test_files_that_cannot_be_opened_are_one_line(model, opened):
@@ -121,7 +121,7 @@ def test_files_that_cannot_be_opened_are_one_line(model, opened):
         (opened.data[:-3], "checksum"), (opened.data[:4], "not an .egic file"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=word) as error:
-            Desk(model, LIMIT).open("a", data)
+            UploadCoder(model, LIMIT).open("a", data)
         assert "\n" not in str(error.value)
 
 
@@ -133,4 +133,4 @@ def test_alphas_out_of_range_are_errors(opened, alpha):
 
 @pytest.mark.parametrize("name, plain", [("../a b/ü 1.tar.png", "ü_1.tar"), ("..", "picture"), ("x" * 99, "x" * 60)])
 def test_upload_names_become_safe_file_names(name, plain, model):
-    assert Desk(model, LIMIT).open(name, pictures.write(X)).name == plain
+    assert UploadCoder(model, LIMIT).open(name, pictures.write(X)).name == plain
