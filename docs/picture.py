@@ -13,7 +13,7 @@ import egic
 from egic import pictures
 from egic.cli import model_refs
 from egic.errors import UserError, quiet, run_main
-from egic.metrics.distortion import bpp
+from egic.file_size import bpp
 from egic.model import Model
 from egic.report import anchors
 from jobs.config.flags import parse_config

@@ -1,4 +1,4 @@
-"""Sizes of files as people write them: 20kB, 0.1MB, 48KiB."""
+"""Sizes of files as people write them (20kB, 0.1MB, 48KiB), and bits per pixel."""
 
 import re
 
@@ -26,3 +26,8 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise UserError(f"{text!r} is less than one byte; give the largest size that a file may have, such as 20kB")
     return size
+
+
+def bpp(num_bytes: int, height: int, width: int) -> float:
+    """Bits per pixel of a file: 8 * bytes / (H * W) of the picture itself, never of a padded one."""
+    return 8 * num_bytes / (height * width)

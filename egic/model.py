@@ -13,6 +13,7 @@ from egic.coding import bitstream
 from egic.coding.bitstream import MAX_QUALITY, BitstreamError, Header
 from egic.coding.latent_coder import LatentCoder, identity
 from egic.errors import UserError
+from egic.file_size import bpp
 from egic.metrics.distortion import to_uint8
 from egic.networks.codec import Codec
 from egic.networks.orp import ResidualHead, blend
@@ -131,7 +132,7 @@ class Model:
         if len(best) > max_bytes:
             raise UserError(
                 f"a picture of {size[1]} x {size[0]} takes at least {len(best)} bytes "
-                f"({8 * len(best) / size[0] / size[1]:.4f} bpp) with this model, more than the {max_bytes} asked for"
+                f"({bpp(len(best), *size):.4f} bpp) with this model, more than the {max_bytes} asked for"
             )
         low, high = 0, MAX_QUALITY + 1  # the file of `low` fits
         while high - low > 1:

@@ -14,7 +14,7 @@ from egic.cli.files import Task
 from egic.coding import bitstream
 from egic.coding.bitstream import MAX_QUALITY
 from egic.errors import UserError, out_of_memory, reason
-from egic.file_size import parse_size
+from egic.file_size import bpp, parse_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,8 +213,8 @@ def _compressor(args: argparse.Namespace, num_threads: int | None = None) -> Wor
             result.stats = _quality(model, image, data, time_s)
         quality = bitstream.unpack(data)[0].quality
         at = "" if quality is None else f" at quality {quality}"
-        bpp = 8 * len(data) / image[..., 0].size
-        result.line = f"{task.made}: {len(data)} bytes, {bpp:.4f} bpp{at}, {time_s:.2f} s"
+        rate_bpp = bpp(len(data), *image.shape[:2])
+        result.line = f"{task.made}: {len(data)} bytes, {rate_bpp:.4f} bpp{at}, {time_s:.2f} s"
 
     return work
 
@@ -235,7 +235,7 @@ def _decompressor(args: argparse.Namespace, num_threads: int | None = None) -> W
         time_s = time.perf_counter() - start
         files.write(task, pictures.write(image, task.target.suffix if task.target else ".png"))
         if args.stats:
-            result.stats = f"{8 * len(data) / image[..., 0].size:.4f} bpp, {time_s:.2f} s decompress"
+            result.stats = f"{bpp(len(data), *image.shape[:2]):.4f} bpp, {time_s:.2f} s decompress"
         result.line = f"{task.made}: {image.shape[1]} x {image.shape[0]}, {time_s:.2f} s"
 
     return work
@@ -243,19 +243,14 @@ def _decompressor(args: argparse.Namespace, num_threads: int | None = None) -> W
 
 def _quality(model: "Model", image: "np.ndarray", data: bytes, compress_s: float) -> str:
     """Rate, PSNR, MS-SSIM (for sides of at least 161 pixels) and times of a picture, decoded at the default alpha."""
-    import torch
-
-    from egic.metrics import distortion
+    from egic.metrics.quality import Quality
 
     start = time.perf_counter()
     decoded = model.decompress(data)
     decompress_s = time.perf_counter() - start
-    x, x_hat = (torch.from_numpy(a.copy()).permute(2, 0, 1)[None] for a in (image, decoded))
-    quality = f"{distortion.psnr_db(x_hat, x).item():.2f} dB PSNR"
-    if min(x.shape[2:]) > 160:
-        from pytorch_msssim import ms_ssim
-
-        quality += f", {ms_ssim(x_hat.float(), x.float(), data_range=255).item():.4f} MS-SSIM"
-    bpp = distortion.bpp(len(data), *image.shape[:2])
+    found = Quality(("psnr_db", "ms_ssim"), {})(decoded, image)
+    quality = f"{found['psnr_db']:.2f} dB PSNR"
+    quality += "" if found["ms_ssim"] is None else f", {found['ms_ssim']:.4f} MS-SSIM"
     quality += " at alpha 1" if model.orp else ""
-    return f"{bpp:.4f} bpp, {quality}, {compress_s:.2f} s compress, {decompress_s:.2f} s decompress"
+    times = f"{compress_s:.2f} s compress, {decompress_s:.2f} s decompress"
+    return f"{bpp(len(data), *image.shape[:2]):.4f} bpp, {quality}, {times}"

@@ -17,7 +17,7 @@ from egic.cli.files import Task
 from egic.coding import bitstream
 from egic.coding.bitstream import MAX_QUALITY
 from egic.errors import UserError, quiet, run_main
-from egic.file_size import is_unit
+from egic.file_size import bpp, is_unit
 from egic.shipped import shipped_model
 
 _REF = "artifact folder, a file in one, models:/egic-orp@best (MLflow), or hf://owner/name[@revision] (Hugging Face)"
@@ -155,11 +155,11 @@ def _info(args: argparse.Namespace) -> int:
     def work(task: Task, _: coding.Result) -> None:
         data = files.read(task)
         header, payload = bitstream.unpack(data)
-        pixels = header.height * header.width
         quality = "" if header.quality is None else f"quality {header.quality}, "
+        rate = bpp(len(data), header.height, header.width)
         print(
             f"{task.name}: {header.width} x {header.height}, {len(data)} bytes ({len(payload)} payload), "
-            f"{8 * len(data) / pixels:.4f} bpp, {quality}format {header.version}, model {header.model_id.hex()}"
+            f"{rate:.4f} bpp, {quality}format {header.version}, model {header.model_id.hex()}"
         )
 
     tasks = [Task(source=None if f == files.STD else Path(f), target=None) for f in args.files]

@@ -18,8 +18,7 @@ from PIL import Image
 
 from egic.demo.session import MAX_BYTES, Opened, UploadCoder
 from egic.errors import UserError, reason
-from egic.file_size import parse_size
-from egic.metrics import distortion
+from egic.file_size import bpp, parse_size
 
 CSS = Path(__file__).with_suffix(".css")
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
@@ -206,8 +205,8 @@ def build(coder: UploadCoder, model: str, folder: Path, at_once: int = 1) -> gr.
                 return
             try:
                 file = coder.compress(stored.opened.original, **asked)
-                bpp = distortion.bpp(len(file.data), *stored.opened.size)
-                yield {caption: _caption(_numbers(len(file.data), bpp, None), "decompressing"), message: ""}
+                rate = bpp(len(file.data), *stored.opened.size)
+                yield {caption: _caption(_numbers(len(file.data), rate, None), "decompressing"), message: ""}
                 new = StoredUpload.of(coder.replaced(stored.opened, file), folder)
             except (UserError, OSError, MemoryError, RuntimeError) as error:
                 yield {message: _message("error", reason(error))}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egic import pictures
+from egic import file_size, pictures
 from egic.coding import bitstream
 from egic.errors import UserError
 from egic.metrics import distortion
@@ -65,7 +65,7 @@ class Opened:
 
     @property
     def bpp(self) -> float:
-        return distortion.bpp(len(self.data), *self.size)
+        return file_size.bpp(len(self.data), *self.size)
 
     def at(self, alpha: float) -> np.ndarray:
         """uint8 (H, W, 3), equal to `Model.decompress(data, alpha)`. Raises UserError for alpha outside [0, 1]."""

@@ -15,11 +15,6 @@ def psnr_db(x_hat: Tensor, x: Tensor) -> Tensor:
     return (10 * torch.log10(255**2 / mse.clamp_min(255**2 * 1e-10))).float()
 
 
-def bpp(num_bytes: int, height: int, width: int) -> float:
-    """Bits per pixel of a file: 8 * bytes / (H * W) of the picture itself, never of a padded one."""
-    return 8 * num_bytes / (height * width)
-
-
 def overlap(predicted: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Intersection and union in pixels of every class, (num_classes,) int64 each, over pixels that are not void (0).
 

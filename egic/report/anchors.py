@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from egic.errors import UserError, reason
+from egic.file_size import bpp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Coded:
 
     @property
     def bpp(self) -> float:
-        return 8 * self.num_bytes / self.picture[..., 0].size
+        return bpp(self.num_bytes, *self.picture.shape[:2])
 
 
 @dataclass(frozen=True, kw_only=True)

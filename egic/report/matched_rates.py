@@ -8,7 +8,7 @@ import numpy as np
 
 from egic import pictures
 from egic.errors import UserError
-from egic.metrics import distortion
+from egic.file_size import bpp
 from egic.metrics.measures import Measures, find_measures
 from egic.report import anchors, evaluation_folder, panels
 from egic.report.curves import METRICS
@@ -50,7 +50,7 @@ def row(
     return {
         "label": anchor.label, "codec": anchor.codec, "point": point, "name": name, "height": height, "width": width,
         "quality": None, "interpolated": None, "alpha": None, "bytes": num_bytes,
-        "bpp": distortion.bpp(num_bytes, height, width),
+        "bpp": bpp(num_bytes, height, width),
         **{metric.name: None for metric in METRICS.values() if not metric.patch}, **measured,
         "encode_s": encode_s, "decode_s": decode_s, "model_digest": None,
     }  # fmt: skip

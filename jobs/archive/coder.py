@@ -14,7 +14,7 @@ from egic import pictures
 from egic.coding import bitstream
 from egic.coding.bitstream import BitstreamError
 from egic.errors import UserError, reason
-from egic.metrics.distortion import bpp
+from egic.file_size import bpp
 from jobs.archive.index import SCHEMA
 from jobs.archive.listing import Picture, identity, unpacked
 from jobs.storage import files

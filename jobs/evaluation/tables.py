@@ -8,7 +8,8 @@ import pyarrow as pa
 from tabulate import tabulate
 
 from egic import pictures
-from egic.metrics import distortion, fid_kid, measures, quality
+from egic.file_size import bpp
+from egic.metrics import fid_kid, measures, quality
 from egic.report import evaluation_folder, matched_rates, panels
 from egic.report.anchors import Anchor
 from egic.report.curves import METRICS, is_reliable
@@ -50,7 +51,7 @@ def rows(parts: Parts, task: Task, rates: Mapping[str, int], anchors: Sequence[A
                 path = parts.model(digest, picture, q)
                 part = _finished(path)
                 size = {name: part[name] for name in ("height", "width", "bytes", "encode_s", "decode_s")}
-                size["bpp"] = distortion.bpp(part["bytes"], part["height"], part["width"])
+                size["bpp"] = bpp(part["bytes"], part["height"], part["width"])
                 size |= {"quality": q, "interpolated": is_interpolated(q, rates[digest]), "model_digest": digest}
                 for at in part["points"]:
                     what = {"label": label, "codec": CODEC, "name": picture.name}

@@ -3,7 +3,7 @@
 import pytest
 
 from egic.errors import UserError
-from egic.file_size import parse_size
+from egic.file_size import bpp, parse_size
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,7 @@ def test_other_text_is_a_users_mistake(text):
 def test_a_decimal_comma_is_named():
     with pytest.raises(UserError, match="'0,1MB' has a decimal comma; write '0.1MB'"):
         parse_size("0,1MB")
+
+
+def test_bpp_is_file_bits_per_original_pixel():
+    assert bpp(1000, 50, 40) == 4.0

@@ -10,7 +10,7 @@ from egic import pictures
 from egic.demo import session
 from egic.demo.session import UploadCoder
 from egic.errors import UserError
-from egic.metrics import distortion
+from egic.file_size import bpp
 from tests.codec_models import tiny_model
 
 X = np.random.default_rng(0).integers(0, 256, (48, 72, 3), np.uint8)
@@ -75,7 +75,7 @@ def test_a_model_of_one_rate_has_no_quality(opened):
 
 def test_a_picture_is_shown_with_its_file_and_a_jpeg_of_that_size(model, opened):
     assert opened.data == model.compress(X) and np.array_equal(opened.original, X)
-    assert opened.size == (48, 72) and opened.bpp == distortion.bpp(len(opened.data), 48, 72)
+    assert opened.size == (48, 72) and opened.bpp == bpp(len(opened.data), 48, 72)
     other = [session.anchors.find(("jpeg",))[0][0].code(X, q).num_bytes for q in range(1, 101)]
     assert abs(opened.jpeg.num_bytes - len(opened.data)) == min(abs(n - len(opened.data)) for n in other)
     assert opened.psnr_db(X) == 100 and opened.psnr_db(opened.jpeg.picture) < 60

@@ -23,10 +23,6 @@ def test_psnr_is_computed_per_picture():
     assert found[2] == 100
 
 
-def test_bpp_is_file_bits_per_original_pixel():
-    assert distortion.bpp(1000, 50, 40) == 4.0
-
-
 def test_miou_of_a_small_example():
     label = torch.tensor([[1, 1, 2], [2, 0, 3]])
     predicted = torch.tensor([[1, 2, 2], [1, 3, 3]])
