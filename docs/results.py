@@ -1,7 +1,7 @@
 """docs/results.md and its pictures, from an evaluation of the model in the package.
 
-    egic evaluate --images KODAK --alphas 0,1 --qualities 10,30,50,70,90 --anchors jpeg,webp,avif \
-        --metrics psnr,ms_ssim,lpips_alex,lpips_vgg,dists --shown 24
+    egic evaluate --images KODAK --alphas 0,1 --qualities 10,40,70 --anchors jpeg,webp,avif \
+        --metrics psnr,lpips_alex,lpips_vgg,dists --shown 8
     python docs/results.py outputs/evaluate/KEY
 """
 
@@ -153,8 +153,8 @@ Made by `docs/results.py`, which names its command, from {num} pictures ({names}
 model was trained on and for how long: [its card](../egic/models/small/README.md).
 
 Each picture was written to a file at every quality and decoded from it at two alphas. Other codecs have the setting
-whose file is nearest in size. LPIPS (AlexNet) is a training loss of the model, so compare codecs by LPIPS (VGG) and
-DISTS.
+whose file is nearest in size. LPIPS (VGG) is a training loss of the model, and DISTS uses the same network, with other
+weights and statistics: LPIPS (AlexNet) is the independent one.
 
 ## Where it wins, and where not
 
@@ -187,6 +187,8 @@ def main() -> None:
         raise UserError(f"{options.folder} has no EGIC model")
     folder = options.out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.webp"):  # crops of other pictures
+        old.unlink()
     links = []
     for plot in plots.all_plots(found.sets):
         if plot.name in PLOTS:

@@ -128,7 +128,7 @@ def workers_line(config: Config) -> str:
 
     compute = config.compute
     each = f"{compute.cpus_per_worker:g} CPU" + (" and 1 GPU" if compute.use_gpu else "")
-    wanted = ", ".join(f"{count:g} {name}" for name, count in needed(compute).items())
+    wanted = ", ".join(f"{count:g} {name}" for name, count in needed(compute, compute.min_workers).items())
     return f"{compute.workers} of {each} per stage; data tasks of {compute.data_cpus:g} CPU; at least {wanted} in all"
 
 
