@@ -160,8 +160,8 @@ def ingredients(job: EvaluationJob, measures: Measures, data: str) -> dict:
     config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
     facts = {"stage": NAME, "config": config, "code": code_digest(sources(NAME)), "data": data}
     facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
-    anchors = [anchor.codec for anchor in matched_rates.installed(job.anchors)]
-    return facts | {"skipped": [s["name"] for s in job.skipped], "anchors": anchors, "report": job.report}
+    codecs = [anchor.codec for anchor in anchors.find(job.anchors)[0]]
+    return facts | {"skipped": [s["name"] for s in job.skipped], "anchors": codecs, "report": job.report}
 
 
 def evaluate(job: EvaluationJob, *, data: str, parent_run: str | None = None) -> dict:
