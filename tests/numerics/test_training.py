@@ -141,7 +141,7 @@ def test_a_damaged_only_checkpoint_is_an_error(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run("orp", config, LocalSession(tmp_path, stop_after=1))
     damage(tmp_path / "step_000002", "resume.pt")
-    with pytest.raises(ValueError, match="damaged: resume.pt has another digest, and none before it is sound"):
+    with pytest.raises(ValueError, match="damaged: resume.pt has another digest, and no earlier one is intact"):
         run("orp", config, LocalSession(tmp_path))
 
 

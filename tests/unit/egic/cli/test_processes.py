@@ -67,10 +67,10 @@ def test_exceptions_are_raised_with_the_traceback_of_the_process(start, kind, te
 
 
 SLOW = """
-import sys, time
-from functools import partial
+import signal, sys
 from egic.cli.processes import in_processes
 from tests.unit.egic.cli.test_processes import died, doubling
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell script, it is ignored
 print("started", flush=True)
 if __name__ == "__main__":
     print(list(in_processes(doubling, [0] * 1000, 2, died)))
