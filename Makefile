@@ -51,7 +51,7 @@ test-numpy2: $(STAMP)
 	sed '/"compressai/d' pyproject.toml > $(VENV)-numpy2/pyproject.toml
 	$(VENV)/bin/uv venv --quiet --allow-existing --python $(PY) $(VENV)-numpy2
 	$(VENV)/bin/uv pip install --system-certs --python $(VENV)-numpy2/bin/python -r $(VENV)-numpy2/pyproject.toml \
-	    --extra train --extra demo --extra hub --extra dev "numpy>=2"
+	    --extra train --extra cloud --extra demo --extra hub --extra dev "numpy>=2"
 	$(VENV)-numpy2/bin/python -m pytest tests/unit -m "not slow and not ray and not faults" $(TEST_ARGS)
 
 lint: $(STAMP)
