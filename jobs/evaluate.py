@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from egic.artifact import read_config
 from egic.errors import UserError, quiet, run_main
-from egic.report.anchors import find
 from egic.report.evaluation_folder import slug
+from egic.report.matched_rates import installed
 from egic.shipped import shipped_model
 from jobs.config import command_line
 from jobs.config.flags import option_names, parse_config
@@ -159,9 +159,8 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
         assert isinstance(config, AloneConfig)  # `egic evaluate` asks for pictures
         manifest = open_data(config.data, output)["val"]
         job, data = data_job(replace(config, evaluate=settings), models, manifest), manifest.digest
-    anchors = tuple(listed(config.anchors))
-    find(anchors)  # an unknown name is an error now, not after hours
-    job = replace(job, anchors=anchors, report=True)
+    codecs = installed(listed(config.anchors))  # an unknown name is an error now, not after hours
+    job = replace(job, anchors=[each.codec for each in codecs], report=True)
     with interruptible(at_stop=runs.interrupt):
         found = evaluate(job, data=data)
     folder = found["folder"]

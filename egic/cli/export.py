@@ -117,12 +117,12 @@ def run(folder: Path, output: Path, licence: str, half: bool = False) -> list[st
     digest = artifact.digest(folder)
     aside = output.with_name(f".{output.name}.{os.getpid()}")
     aside.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same number
     try:
         if half:
             networks = cast(Mapping[str, nn.Module], parts)
             digest = artifact.save(aside, networks, provenance | {"rounded_to_float16_from": digest}, torch.float16)
         else:
-            shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same number
             aside.mkdir()
             for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
                 shutil.copyfile(path, aside / path.name)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from egic.metrics import distortion, perceptual
+from egic.metrics.pretrained import BACKBONES
 
 NAMES = ("psnr_db", "ms_ssim", "lpips_alex", "lpips_vgg", "dists")
 """Columns of the measures, in order."""
-NETWORK_OF = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "dists": "vgg16"}
+NETWORK_OF = {f"lpips_{net}": network for net, network in BACKBONES.items()} | {"dists": "vgg16"}
 """Measure -> the network of `egic.metrics.pretrained` it runs on."""
 MS_SSIM_SIDE = 161
 """Shortest side for MS-SSIM: five scales of its 11-pixel window."""
@@ -74,7 +75,7 @@ def _on(network: Callable[[Tensor, Tensor], Tensor], name: str) -> Measure:
 def _network(name: str, backbone: dict[str, Tensor], device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """The network of a measure, as a function of two pictures."""
     if name != "dists":
-        return _lpips(perceptual.LPIPS(backbone, "alex" if name == "lpips_alex" else "vgg").to(device))
+        return _lpips(perceptual.LPIPS(backbone, name.removeprefix("lpips_")).to(device))
     network: Any = perceptual.dists(backbone).to(device)
     network.forward_once = _remembering(network.forward_once)
     return network

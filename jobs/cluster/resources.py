@@ -33,8 +33,9 @@ def of_data_task(compute: ComputeConfig) -> float:
 
 def needed(compute: ComputeConfig, num_workers: int) -> dict[str, float]:
     """The resources of one stage with so many workers, and one data task for each."""
-    cpus = num_workers * (compute.cpus_per_worker + compute.data_cpus)
-    return {"CPU": cpus} | ({"GPU": float(num_workers)} if compute.use_gpu else {})
+    each = of_worker(compute)
+    each["CPU"] += of_data_task(compute)
+    return {name: num_workers * count for name, count in each.items()}
 
 
 def places(compute: ComputeConfig) -> int:
@@ -83,9 +84,10 @@ def check_resources(compute: ComputeConfig) -> None:
 
 def check_shared(output: str, *files: str) -> None:
     """Raise UserError naming a node that cannot access a local output folder, or a local file that stages read."""
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in alive if node["Resources"].get("CPU")]
     local = [absolute(file) for file in files if not is_remote(file)]
-    if sum(node["Alive"] for node in ray.nodes()) < 2 or (is_remote(output) and not local):
+    if len(alive) < 2 or (is_remote(output) and not local):
         return
     mark = None if is_remote(output) else Path(absolute(output), f".egic-{uuid.uuid4().hex}")
     try:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from egic.artifact import read_config
 from egic.errors import UserError
 from egic.metrics.measures import Measures, find_measures
-from egic.report import anchors, matched_rates
+from egic.report import anchors
 from egic.report.evaluation_folder import slug
 from egic.report.page import write_report
 from jobs.config.schema import ComputeConfig, Config, EvaluateConfig
@@ -53,7 +53,7 @@ class EvaluationJob:
     """Pictures that could not be opened: name and reason."""
     manifest: Manifest | None = None
     anchors: Sequence[str] = ()
-    """Other codecs to compare the models with, at the sizes of their files."""
+    """Other codecs to compare the models with, at the sizes of their files. All are installed."""
     report: bool = False
     """Whether to write report.html as well."""
 
@@ -65,7 +65,7 @@ def task_of(job: EvaluationJob, measures: Measures) -> tuple[Task, dict[str, int
     task = Task(
         labels={label: a.sha256 for label, a in job.models.items()},
         qualities={digest: job.evaluate.qualities if num else (None,) for digest, num in rates.items()},
-        anchors=[anchor.codec for anchor in matched_rates.installed(job.anchors)],
+        anchors=job.anchors,
         patches=measures.patches,
     )
     return task, rates
@@ -160,8 +160,7 @@ def ingredients(job: EvaluationJob, measures: Measures, data: str) -> dict:
     config = dataclasses.asdict(job.evaluate) | {"metrics": measures.names, "weights": measures.sources}
     facts = {"stage": NAME, "config": config, "code": code_digest(sources(NAME)), "data": data}
     facts |= {"parents": {label: a.sha256 for label, a in job.models.items()}}
-    codecs = [anchor.codec for anchor in anchors.find(job.anchors)[0]]
-    return facts | {"skipped": [s["name"] for s in job.skipped], "anchors": codecs, "report": job.report}
+    return facts | {"skipped": [s["name"] for s in job.skipped], "anchors": job.anchors, "report": job.report}
 
 
 def evaluate(job: EvaluationJob, *, data: str, parent_run: str | None = None) -> dict:

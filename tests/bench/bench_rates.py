@@ -91,8 +91,10 @@ def main() -> None:
     pictures = [np.asarray(Image.open(f).convert("RGB")) for f in picture_files(args.pictures)]
     pictures = [x for x in pictures if min(x.shape[:2]) >= base.crop.size]
     held_back = [np.asarray(Image.open(f).convert("RGB")) for f in picture_files(args.held_back)]
-    every, once = args.steps, {"schedule": "linear", "last_steps": 0, "lr": 1e-3, "ema": 0.999, "val_samples": 4}
-    settings = replace(base.mse_codec, steps=every, batch=args.batch, log_every=100, checkpoint_every=every, **once)
+    settings = replace(
+        base.mse_codec, steps=args.steps, batch=args.batch, schedule="linear", last_steps=0, lr=1e-3, ema=0.999,
+        log_every=100, checkpoint_every=args.steps, val_samples=4,
+    )  # fmt: skip
     base = replace(base, mse_codec=settings)
 
     codec = trained(replace(base, codec=replace(base.codec, rates=ANCHORS)), pictures)
