@@ -90,19 +90,20 @@ class LatentCoder:
         """y (1, M, H/16, W/16) of the padded picture -> payload, CRC-32 of the symbols, y_hat."""
         (h, w), (hz, wz) = self._areas(height, width)
         z = torch.round(self.codec.h_a(y).float())[:, :, :hz, :wz]
-        coded: list[tuple[np.ndarray, np.ndarray]] = []
+        slices: list[Tensor] = []
 
         def code(k: int, mu: Tensor, index: Index) -> Tensor:
             part = slice(k * self.codec.charm.width, (k + 1) * self.codec.charm.width)
             symbols = torch.zeros_like(mu)
             symbols[..., :h, :w] = torch.round(y[:, part] - mu)[..., :h, :w]
-            coded.append((_integers(symbols[..., :h, :w]), index()[..., :h, :w].cpu().numpy().ravel()))
+            slices.append(torch.stack([symbols, index()])[..., :h, :w])
             return symbols + mu
 
         with exact_float32(y.device):
             y_hat = self.codec.decode_latents(self._z_hat(z, height, width), code)
         z_symbols = _integers(z)
-        index = np.concatenate([i for _, i in coded])
+        symbols, index = torch.stack(slices, 1).cpu()  # one copy: a GPU does not wait within the loop
+        index = index.numpy().ravel()
         if not np.isfinite(index).all():
             raise UserError("the entropy model gives non-finite scales; the model is broken")
         stream = Encoder()
@@ -111,11 +112,12 @@ class LatentCoder:
         stream.encode_plain(phase, self._phase)
         stream.encode(z_symbols, _channels(self.codec.config.hyper_dims[-1], hz * wz), self._z)
         phase = np.resize(phase, len(index))  # symbol j belongs to group j modulo their number
-        start, crc = 0, zlib.crc32(z_symbols.astype("<i4").data)
-        for symbols, index_k in coded:
-            table = robust_rounding.table_of(index_k, phase[start : start + len(symbols)])
-            stream.encode(symbols, table, self._y)
-            start, crc = start + len(symbols), zlib.crc32(symbols.astype("<i4").data, crc)
+        tables = robust_rounding.table_of(index, phase)
+        crc = zlib.crc32(z_symbols.astype("<i4").data)
+        for symbols_k, table in zip(symbols, np.split(tables, len(symbols)), strict=True):
+            values = _integers(symbols_k)
+            stream.encode(values, table, self._y)
+            crc = zlib.crc32(values.astype("<i4").data, crc)
         return stream.bytes(), crc, y_hat
 
     def decode(self, payload: bytes, height: int, width: int, symbols_crc: int) -> Tensor:

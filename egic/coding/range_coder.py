@@ -34,7 +34,7 @@ class Tables:
 
 def _runs(table: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
     """The permutation that sorts by table, and (table, start, end) of each table in it."""
-    order = np.argsort(table, kind="stable")
+    order = np.argsort(table.astype(np.int16), kind="stable")  # numpy has a radix sort for 16 bits: ten times as fast
     number = np.bincount(table)
     ends = np.cumsum(number)
     return order, [(int(t), int(ends[t] - number[t]), int(ends[t])) for t in np.flatnonzero(number)]

@@ -85,9 +85,9 @@ def _bad_phases(u: np.ndarray, drift: np.ndarray, groups: int) -> np.ndarray:
     """(groups, PHASES) bool: shifts for which some u of the group can cross an edge; edges are at phase + 1/2 + k."""
     bad = np.zeros((groups, PHASES), bool)
     center, reach = (u - 0.5) * PHASES, drift * PHASES
-    first, last = np.ceil(center - reach).astype(np.int64), np.floor(center + reach).astype(np.int64)
-    last[drift == 0] = -(2**40)  # clamped: the same number everywhere
-    group = np.arange(len(u)) % groups
+    first, last = np.ceil(center - reach), np.floor(center + reach)
+    near = np.flatnonzero((first <= last) & (drift > 0))  # without drift it is clamped: the same number everywhere
+    first, last, group = first[near].astype(np.int64), last[near].astype(np.int64), near % groups
     for step in range(int((last - first).max(initial=-1)) + 1):
         hit = first + step <= last
         bad[group[hit], (first[hit] + step) % PHASES] = True
