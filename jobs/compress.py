@@ -30,8 +30,8 @@ class Compression:
     """Artifact folder, models:/egic-orp@best (needs egic[train]), or hf://owner/name (needs egic[hub]). Default: the
     model of this package."""
     workers: int = 0
-    """Processes that compress, each with one core and, on a cluster with GPUs, one GPU. Default: as many as the cluster
-    has cores or GPUs now."""
+    """Processes that compress, each with one core; on a cluster with GPUs they share these. Default: as many as the
+    cluster has cores now, at most four per GPU."""
 
 
 def main() -> None:

@@ -33,6 +33,8 @@ SETTINGS = "archive.json"
 SUFFIXES = {"compress": (pictures.READ_SUFFIXES, ".egic"), "decompress": ((".egic",), ".png")}
 """Suffixes of the inputs, and of the outputs."""
 PROGRESS_S = 5.0
+PER_GPU = 4
+"""Actors that share a GPU: while some decode PNGs and code symbols on their cores, another one uses the GPU."""
 TASKS_PER_WORKER, CHUNKS_PER_TASK = 32, 8
 """A task has one chunk while a run has at most this many tasks per worker, then more, up to this many: a task costs
 some milliseconds, and about 10 kB of the driver's memory."""
@@ -48,7 +50,7 @@ class Archive:
     model: str | None
     """Reference of the model, as `egic --model` takes it."""
     workers: int
-    """Number of actors; 0: one per GPU that the cluster has, or per core if it has none."""
+    """Number of actors; 0: one per core, at most PER_GPU per GPU on a cluster with GPUs."""
 
     def missing(self, done: Names, ignored: Counter[str] | None = None) -> Iterator[Picture]:
         """The pictures that are not in the index. Suffixes of other files are counted in `ignored`."""
@@ -175,16 +177,22 @@ def coded(archive: Archive, folder: Path, plan: list[bytes]) -> Iterator[pa.Tabl
     model = ray.put({p.name: p.read_bytes() for p in folder.iterdir() if p.stem in ("codec", "orp", "config")})
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    workers = min(len(plan), archive.workers or max(1, gpus or int(resources.get("CPU", 0))))
+    workers, num_gpus = shares(archive.workers, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+    workers = min(len(plan), workers)
     num_tasks = min(len(plan), max(TASKS_PER_WORKER * workers, len(plan) // CHUNKS_PER_TASK))
     ray.data.DataContext.get_current().enable_progress_bars = False
     dataset = ray.data.from_items([{"chunk": chunk} for chunk in plan], override_num_blocks=num_tasks).map_batches(
-        Coder, fn_constructor_args=(model, attempts, archive.work, gpus > 0), batch_size=1, batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers), num_cpus=1,
-        num_gpus=1 if gpus else None,
+        Coder, fn_constructor_args=(model, attempts, archive.work, num_gpus is not None), batch_size=1,
+        batch_format="pyarrow", num_cpus=1, num_gpus=num_gpus,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
     )  # fmt: skip
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def shares(workers: int, cpus: int, gpus: int) -> tuple[int, float | None]:
+    """Number of actors, and the part of a GPU that each reserves, or None without GPUs. workers: 0 for all."""
+    workers = workers or max(1, min(cpus, PER_GPU * gpus) if gpus else cpus)
+    return workers, 1 / -(-workers // gpus) if gpus else None
 
 
 def summary(totals: Totals, progress: Progress) -> str:

@@ -56,6 +56,20 @@ def test_options_without_meaning_are_refused(tmp_path, model):
         archives.check_options(work(tmp_path, "decompress", alpha=0.5), model)
 
 
+@pytest.mark.parametrize(
+    "workers, cpus, gpus, expected",
+    [
+        (0, 8, 0, (8, None)),
+        (3, 8, 0, (3, None)),
+        (0, 16, 2, (8, 1 / 4)),
+        (0, 2, 8, (2, 1.0)),  # fewer cores than GPUs
+        (3, 16, 2, (3, 1 / 2)),  # not 2/3, of which a GPU serves one
+    ],
+)
+def test_workers_share_cores_and_gpus(workers, cpus, gpus, expected):
+    assert archives.shares(workers, cpus, gpus) == expected
+
+
 @pytest.mark.parametrize("places, workers, text", [(("out",), 0, "at least one IN"), (("in", "out"), -1, "--workers")])
 def test_wrong_command_lines_are_refused(places, workers, text):
     with pytest.raises(UserError, match=text):
