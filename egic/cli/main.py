@@ -68,6 +68,18 @@ def parser(options_of: Callable[[str], Sequence[str]] = lambda name: ()) -> argp
         help="print the completion script of a shell: source <(egic --print-completion bash)",
     )  # fmt: skip
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_coding(commands)
+    _add_reports(commands)
+    for name, what in _JOBS.items():
+        command = commands.add_parser(name, help=f"{what} (needs egic[train])")
+        for option in options_of(name):
+            command.add_argument(option, metavar="FILE")  # what shells complete where they know no better
+    _add_models(commands)
+    return top
+
+
+def _add_coding(commands: Any) -> None:
+    """compress, decompress, demo, info."""
     compress = commands.add_parser("compress", help="pictures -> .egic files")
     decompress = commands.add_parser("decompress", help=".egic files -> pictures")
     command: argparse.ArgumentParser
@@ -97,10 +109,10 @@ def parser(options_of: Callable[[str], Sequence[str]] = lambda name: ()) -> argp
     )
     info = commands.add_parser("info", help="size, rate and model of .egic files, and whether they are complete")
     info.add_argument("files", nargs="+", metavar="FILE", help=".egic files, or - for stdin")
-    models = commands.add_parser(
-        "models", help="the model of this package and those in MLflow's registry, or models in folders"
-    )
-    models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="list models in these folders instead")
+
+
+def _add_reports(commands: Any) -> None:
+    """report; evaluate and compare are commands of the pipeline."""
     report = commands.add_parser("report", help="write the report of an evaluation, optionally with other codecs")
     report.add_argument("folder", metavar="FOLDER", type=Path, help="folder that egic evaluate wrote")
     report.add_argument(
@@ -110,10 +122,14 @@ def parser(options_of: Callable[[str], Sequence[str]] = lambda name: ()) -> argp
         "bmshj2018-hyperprior,mbt2018-mean,cheng2020-attn (downloaded, or files in EGIC_WEIGHTS)",
     )
     report.add_argument("--images", metavar="FOLDER", type=Path, help="folder of the evaluated pictures, for --anchors")
-    for name, what in _JOBS.items():
-        command = commands.add_parser(name, help=f"{what} (needs egic[train])")
-        for option in options_of(name):
-            command.add_argument(option, metavar="FILE")  # what shells complete where they know no better
+
+
+def _add_models(commands: Any) -> None:
+    """models, export, import-reference."""
+    models = commands.add_parser(
+        "models", help="the model of this package and those in MLflow's registry, or models in folders"
+    )
+    models.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="list models in these folders instead")
     export = commands.add_parser("export", help="a model as a folder for the Hugging Face hub, with a model card")
     export.add_argument("model", metavar="MODEL", help=_REF)
     export.add_argument("--license", default="apache-2.0", metavar="ID", help="of the weights (default: apache-2.0)")
@@ -135,7 +151,6 @@ def parser(options_of: Callable[[str], Sequence[str]] = lambda name: ()) -> argp
     for command in (export, reference):
         command.add_argument("-o", "--output", required=True, metavar="FOLDER", type=Path, help="a new folder")
         command.add_argument("-f", "--force", action="store_true", help="overwrite an existing model")
-    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
