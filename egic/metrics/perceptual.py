@@ -36,7 +36,7 @@ class LPIPS(nn.Module):
             self.net = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
         if backbone is not None:
             _fill(self.net.net, backbone)
-        self.requires_grad_(False).eval()
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # VGG16 takes 0.5 to 0.8 of the time
 
     def distances(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..255, twice -> the distance of each pair, (B,)."""
@@ -59,7 +59,7 @@ def dists(backbone: Mapping[str, Tensor]) -> nn.Module:
     with torch.random.fork_rng(devices=[]), _small_vgg16(library):
         network = library.DISTSNetwork()
     _fill(network, backbone)
-    return network.requires_grad_(False).eval()
+    return network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
 
 @contextmanager
