@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -18,7 +19,7 @@ from egic.errors import UserError
 from jobs.archive import index
 from jobs.archive.attempts import Attempts
 from jobs.archive.coder import Coder, Command, Work
-from jobs.archive.index import Names, Totals
+from jobs.archive.index import Index, Totals
 from jobs.archive.listing import Picture, chunks, identity, listed, unpacked
 from jobs.cluster.resources import check_shared
 from jobs.cluster.shutdown import interruptible
@@ -52,11 +53,16 @@ class Archive:
     workers: int
     """Number of actors; 0: one per core, at most PER_GPU per GPU on a cluster with GPUs."""
 
-    def missing(self, done: Names, ignored: Counter[str] | None = None) -> Iterator[Picture]:
+    def missing(self, done: Index, ignored: Counter[str] | None = None) -> Iterator[Picture]:
         """The pictures that are not in the index. Suffixes of other files are counted in `ignored`."""
         takes, suffix = SUFFIXES[self.work.command]
-        found = listed(self.inputs, takes, suffix, Counter() if ignored is None else ignored)
-        return (picture for picture in found if identity(picture) not in done)
+        ignored = Counter() if ignored is None else ignored
+        for picture in listed(self.inputs, takes, suffix, ignored, without=self.work.output):
+            if identity(picture) in done.sources:
+                continue
+            if pictures.printable(picture.target) in done.files:  # of a picture that was removed, or has the same stem
+                picture = picture._replace(target=picture.source + suffix)
+            yield picture
 
 
 @dataclass(kw_only=True)
@@ -110,7 +116,7 @@ def run(archive: Archive) -> int:
     ):
         check_output(archive.work, folder)
         progress = code_missing(archive, folder)
-        totals = index.read(index.place_of(output))[1]
+        totals = index.read(index.place_of(output)).totals
     print(summary(totals, progress))
     if totals.failed:
         print(f"{totals.failed} failed; their rows in {index.place_of(output).place} have the errors")
@@ -129,20 +135,23 @@ def check_options(work: Work, folder: Path) -> None:
         model.check_alpha(work.options["alpha"])
 
 
+def settings(work: Work, folder: Path) -> dict[str, Any]:
+    """Content of SETTINGS. folder: of the model."""
+    return {"command": work.command, "model": artifact.digest(folder), **work.options}
+
+
 def check_output(work: Work, folder: Path) -> None:
     """Raise UserError unless the output is a new or empty folder, or an archive with the same options."""
-    settings = {"command": work.command, "model": artifact.digest(folder), **work.options}
-    place = join(work.output, SETTINGS)
+    now = settings(work, folder)
     try:
-        before = json.loads(read(place))
+        before = json.loads(read(join(work.output, SETTINGS)))
     except FileNotFoundError:
         names, folders = list_folder(work.output)
         if folders or any(name != lease.NAME and not name.startswith(".") for name in names):
             raise UserError(f"{work.output} has files, and is no archive; name a new or empty folder as OUT") from None
-        write(place, json.dumps(settings).encode())
         return
-    if before != settings:
-        other = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+    if before != now:
+        other = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         raise UserError(
             f"{work.output} is an archive with another {' and '.join(other)}; repeat the options of its first run, or "
             "name another OUT"
@@ -153,13 +162,14 @@ def code_missing(archive: Archive, folder: Path) -> Progress:
     """Code what is missing, and write its rows."""
     place, ignored = index.place_of(archive.work.output), Counter[str]()
     index.forget_failed(place)
-    done, before = index.read(place)
+    done = index.read(place)
     plan = list(chunks(archive.missing(done, ignored)))
     if left := pictures.left_out(ignored.elements()):
         log.warning("left out, because their formats cannot be read: %s", left)
     progress = Progress(num=sum(len(unpacked(chunk)) for chunk in plan))
-    log.info("%d pictures, %d of them to code", before.pictures + progress.num, progress.num)
+    log.info("%d pictures, %d of them to code", done.totals.pictures + progress.num, progress.num)
     if plan:
+        write(join(archive.work.output, SETTINGS), json.dumps(settings(archive.work, folder)).encode())
         start_ray()
         check_shared(archive.work.output, *archive.inputs)
         progress.began = time.monotonic()
@@ -167,7 +177,7 @@ def code_missing(archive: Archive, folder: Path) -> Progress:
             for rows in coded(archive, folder, plan):
                 writer.add(rows)
                 progress.add(rows)
-    elif not before.pictures:
+    elif not done.totals.pictures:
         raise UserError(f"no {', '.join(SUFFIXES[archive.work.command][0])} files in {', '.join(archive.inputs)}")
     return progress
 

@@ -83,13 +83,23 @@ def parts(place: Folder) -> Iterator[tuple[str, pa.Table]]:
             yield name, pq.read_table(io.BytesIO(place.read(name) or b""))
 
 
-def read(place: Folder) -> tuple[Names, Totals]:
-    """The names in the index, and its totals."""
-    hashes, totals = [np.empty(0, np.uint64)], Totals()
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What an index has."""
+
+    sources: Names
+    files: Names
+    totals: Totals
+
+
+def read(place: Folder) -> Index:
+    """The names of inputs and outputs in the index, and its totals."""
+    sources, made, totals = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], Totals()
     for _, rows in parts(place):
-        hashes.append(hashes_of(rows["source"].to_pylist()))
+        sources.append(hashes_of(rows["source"].to_pylist()))
+        made.append(hashes_of(rows["file"].drop_null().to_pylist()))
         totals.add(rows)
-    return Names(np.concatenate(hashes)), totals
+    return Index(sources=Names(np.concatenate(sources)), files=Names(np.concatenate(made)), totals=totals)
 
 
 def forget_failed(place: Folder) -> None:

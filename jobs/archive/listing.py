@@ -29,8 +29,12 @@ class Picture(NamedTuple):
     """Bytes of the input."""
 
 
-def listed(inputs: Sequence[str], takes: tuple[str, ...], suffix: str, ignored: Counter[str]) -> Iterator[Picture]:
+def listed(
+    inputs: Sequence[str], takes: tuple[str, ...], suffix: str, ignored: Counter[str], *, without: str = ""
+) -> Iterator[Picture]:
     """Every file with a suffix in `takes`, in folders and below, sorted by folder and name, but no hidden ones.
+
+    without: a folder to leave out, such as that of the outputs.
 
     Outputs are named as `egic compress FOLDER` names them: `suffix` in place of the file's own, or after it where two
     files of a folder differ only in their suffixes. Only the names of one folder are in memory. Suffixes of other files
@@ -44,7 +48,10 @@ def listed(inputs: Sequence[str], takes: tuple[str, ...], suffix: str, ignored: 
         below = rest.pop()
         found, deeper = dict[str, tuple[str, int]](), set[str]()
         for folder in folders:
-            sizes, names = files.list_folder(files.join(folder, *below.parts))
+            place = files.join(folder, *below.parts)
+            if place == without:
+                continue
+            sizes, names = files.list_folder(place)
             deeper |= set(names)
             _add(found, folder, sizes, below)
         if below == PurePosixPath():
@@ -70,10 +77,10 @@ def _add(found: dict[str, tuple[str, int]], folder: str, sizes: dict[str, int], 
         found[name] = folder, size
 
 
-def chunks(listed: Iterable[Picture], num: int = CHUNK_PICTURES) -> Iterator[bytes]:
+def chunks(pictures_: Iterable[Picture], num: int = CHUNK_PICTURES) -> Iterator[bytes]:
     """The pictures in chunks of at most `num` and of limited size, each packed into about 30 bytes per picture."""
     chunk: list[Picture] = []
-    for picture in listed:
+    for picture in pictures_:
         if chunk and (len(chunk) == num or sum(p.size for p in chunk) + picture.size > CHUNK_BYTES):
             yield _packed(chunk)
             chunk = []

@@ -100,7 +100,7 @@ def check_shared(output: str, *files: str) -> None:
                 folder = os.path.dirname(unseen[0])
                 raise UserError(
                     f"node {node['NodeManagerAddress']} cannot access {folder} of this machine; use storage "
-                    "that every node reaches for --data and --output: a shared folder, s3://bucket/folder or gs://..."
+                    "that every node reaches for inputs and outputs: a shared folder, s3://bucket/folder or gs://..."
                 )
     finally:
         if mark:

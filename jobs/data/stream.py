@@ -27,6 +27,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from egic.errors import UserError
 from egic.training.crops import CropConfig, Sample, apply_plan, plan_center_crop, plan_training_crop
+from jobs.cluster.task_errors import raised_as_in_the_task
 from jobs.data.shards import Manifest, read_index, read_samples
 
 Crops = dict[str, np.ndarray]
@@ -303,12 +304,9 @@ def _segment(sequence: TrainingSequence, blocks: range, num_cpus: float) -> Gene
             )
     found = iter(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
     try:
-        for block in found:
-            block_taken.set()
-            yield block
-    except ray.exceptions.RayTaskError as error:
-        if not isinstance(error.cause, UserError):
-            raise
-        raise UserError(str(error.cause).splitlines()[0]) from error  # without the lines that Ray appends
+        with raised_as_in_the_task():
+            for block in found:
+                block_taken.set()
+                yield block
     finally:
         found.close()

@@ -88,6 +88,7 @@ def code_pictures(
 
     from jobs.cluster.resources import check_shared, threads
     from jobs.cluster.start import start_ray
+    from jobs.cluster.task_errors import raised_as_in_the_task
 
     start_ray()
     gpus, wanted = ray.cluster_resources().get("GPU", 0.0), job.compute.min_workers
@@ -104,7 +105,7 @@ def code_pictures(
         content = {p.name: p.read_bytes() for p in folder.iterdir() if p.stem in ("codec", "orp", "config")}
         files[digest] = ray.put(content)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
     compute, num = job.compute, len(missing)
     settings = {
         "num_threads": compute.threads or threads(compute, 1), "gpu": compute.use_gpu, "pictures": missing,
@@ -119,13 +120,14 @@ def code_pictures(
         num_gpus=1 if compute.use_gpu else None,
     )  # fmt: skip
     failed, busy_s, logged = [], 0.0, time.monotonic()
-    for done, row in enumerate(dataset.iter_rows(), 1):
-        busy_s += row["time_s"] / compute.max_workers
-        if row["reason"]:
-            failed.append({"name": row["name"], "reason": row["reason"]})
-        if time.monotonic() - logged > 30 and done < num:
-            logged = time.monotonic()
-            log.info("%d of %d pictures", done, num)
+    with raised_as_in_the_task():
+        for done, row in enumerate(dataset.iter_rows(), 1):
+            busy_s += row["time_s"] / compute.max_workers
+            if row["reason"]:
+                failed.append({"name": row["name"], "reason": row["reason"]})
+            if time.monotonic() - logged > 30 and done < num:
+                logged = time.monotonic()
+                log.info("%d of %d pictures", done, num)
     return failed, busy_s
 
 

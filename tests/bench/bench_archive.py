@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from egic import artifact  # noqa: E402
 from egic.model import load  # noqa: E402
 from egic.networks.codec import Codec  # noqa: E402
+from jobs.archive import index  # noqa: E402
 from jobs.archive.archive import SUFFIXES, archive_of, coded  # noqa: E402
-from jobs.archive.index import Names, hashes_of  # noqa: E402
 from jobs.archive.listing import chunks, listed  # noqa: E402
 from jobs.cluster.start import start_ray  # noqa: E402
 from jobs.config.presets import PRESETS  # noqa: E402
@@ -65,7 +65,7 @@ def all_cores(folder: str) -> float:
     done, times = [], []
     with tempfile.TemporaryDirectory() as out:
         archive = archive_of("compress", (f"{folder}/in", out), {}, None, 0)
-        plan = list(chunks(archive.missing(Names(hashes_of([])))))
+        plan = list(chunks(archive.missing(index.read(index.place_of(out)))))
         for rows in coded(archive, Path(folder, "model"), plan):
             assert rows["error"].null_count == len(rows)
             done.append(len(rows))

@@ -8,6 +8,7 @@ import pytest
 from egic import artifact
 from egic.errors import UserError
 from jobs.archive import archive as archives
+from jobs.archive import index
 from jobs.archive.coder import Work
 from jobs.archive.index import SCHEMA
 from tests.codec_models import tiny_model
@@ -27,6 +28,9 @@ def work(output, command="compress", **options) -> Work:
 
 def test_an_archive_is_continued_with_the_same_options_only(tmp_path, model):
     archives.check_output(work(tmp_path / "out", quality=40), model)
+    first = archives.settings(work(tmp_path / "out", quality=40), model)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "archive.json").write_text(json.dumps(first))
     archives.check_output(work(tmp_path / "out", quality=40), model)
     for other, what in (
         (work(tmp_path / "out", quality=50), "another quality"),
@@ -35,7 +39,6 @@ def test_an_archive_is_continued_with_the_same_options_only(tmp_path, model):
     ):
         with pytest.raises(UserError, match=what):
             archives.check_output(other, model)
-    assert json.loads((tmp_path / "out" / "archive.json").read_text())["quality"] == 40
 
 
 @pytest.mark.parametrize("name", ["photo.png", "deep/photo.png"])
@@ -80,6 +83,20 @@ def test_an_archive_without_pictures_is_an_error(tmp_path, model):
     (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match="no .png.* files in .*in$"):
         archives.run(archives.archive_of("compress", (f"{tmp_path}/in", f"{tmp_path}/out"), {}, str(model), 0))
+    assert not (tmp_path / "out" / "archive.json").exists()  # other options may follow
+
+
+def test_no_output_replaces_that_of_another_picture(tmp_path):
+    """a.png was coded and removed, and a.jpg came; the outputs themselves, below the inputs, are no inputs."""
+    (tmp_path / "out").mkdir()
+    for name in ("a.jpg", "b.png", "out/c.png"):
+        (tmp_path / name).touch()
+    rows = [{"source": "a.png", "file": "a.egic"}, {"source": "d.png", "file": "d.egic"}]
+    with index.Writer(index.place_of(str(tmp_path / "out"))) as writer:
+        writer.add(pa.Table.from_pylist(rows, schema=SCHEMA))
+    archive = archives.archive_of("compress", (str(tmp_path), str(tmp_path / "out")), {}, None, 0)
+    found = archive.missing(index.read(index.place_of(archive.work.output)))
+    assert {p.source: p.target for p in found} == {"a.jpg": "a.jpg.egic", "b.png": "b.egic"}
 
 
 def test_the_rate_and_the_time_left_leave_out_the_start_of_the_workers(monkeypatch, caplog):
