@@ -42,7 +42,7 @@ def run_main(main: Callable[[], object]) -> int | None:
     """Run a tool's main function and return its exit status: `raise SystemExit(run_main(lambda: main(config)))`.
 
     - UserError and OSError (missing file, no permission, disk full): one line `error: ...` on stderr, status 2. The
-      environment variable EGIC_TRACEBACK=1 adds the traceback.
+      environment variable EGIC_TRACEBACK=1 adds the traceback, here and for each file that cannot be coded.
     - Ctrl-C: one line, status 130.
     - Any other exception is a fault of the program: its traceback and a line that asks for a report, status 1.
     - The reader of stdout, such as `head`, has ended: no output, status 141, the usual status of SIGPIPE.
@@ -59,8 +59,7 @@ def run_main(main: Callable[[], object]) -> int | None:
     except (UserError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _reader_ended():
             return 128 + signal.SIGPIPE
-        if os.environ.get("EGIC_TRACEBACK", "0") != "0":
-            traceback.print_exc()
+        _show_traceback(error)
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
@@ -71,6 +70,11 @@ def run_main(main: Callable[[], object]) -> int | None:
         print(REPORT, file=sys.stderr)
         return 1
     return status if isinstance(status, int) else None
+
+
+def _show_traceback(error: Exception) -> None:
+    if os.environ.get("EGIC_TRACEBACK", "0") != "0":
+        traceback.print_exception(error)
 
 
 def _reader_ended() -> bool:
@@ -93,6 +97,7 @@ def out_of_memory(error: Exception) -> bool:
 
 def reason(error: Exception) -> str:
     """An error as one line, without the file name, which callers print before it."""
+    _show_traceback(error)
     if out_of_memory(error):
         return "not enough memory"
     if isinstance(error, OSError) and error.strerror:

@@ -8,7 +8,7 @@ FOLDER = Path(__file__).with_name("models") / "small"
 
 
 def shipped_model() -> Path:
-    """Its artifact folder. Raises UserError where the package was built without one."""
+    """The artifact folder of the model in this package. Raises UserError where the package was built without one."""
     if not (FOLDER / "config.json").is_file():
         raise UserError(
             "this package was built without a model; name one with --model: a folder, "

@@ -26,7 +26,7 @@ from jobs.evaluation import tables
 from jobs.evaluation.evaluation import EvaluationJob, data_job, evaluate, short_name
 from jobs.evaluation.listing import of_folders
 from jobs.storage.files import check, check_spelling, join, read
-from jobs.tracking import model_registry
+from jobs.tracking import model_registry, runs
 from jobs.tracking.model_registry import local_copy
 
 T = TypeVar("T", int, float)
@@ -138,7 +138,6 @@ def evaluate_folders(argv: Sequence[str]) -> None:
 def run_alone(config: AloneConfig | FoldersConfig) -> None:
     """Evaluate `config.model`, and print the table, the pictures left out, and the path of the rows."""
     from jobs.cluster.shutdown import interruptible
-    from jobs.tracking import runs
 
     check_spelling("output", config.output)
     refs = named_models(config.model or (f"small={shipped_model()}",))
@@ -161,7 +160,7 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
         job, data = data_job(replace(config, evaluate=settings), models, manifest), manifest.digest
     codecs = installed(listed(config.anchors))  # an unknown name is an error now, not after hours
     job = replace(job, anchors=[each.codec for each in codecs], report=True)
-    with interruptible(at_stop=runs.interrupt):
+    with interruptible(at_stop=runs.interrupt, after="the same command measures what is missing"):
         found = evaluate(job, data=data)
     folder = found["folder"]
     print(tables.text(json.loads(read(join(folder, "sets.json")))))

@@ -10,7 +10,6 @@ from egic.report import panels
 from egic.training import losses, steps
 from egic.training.steps import Batch, GanNets
 from jobs.config.schema import Config
-from jobs.segmentation import as_image
 from jobs.training import rates
 from jobs.training.stage import Components, Stage, means
 
@@ -56,7 +55,7 @@ def pictures(nets: GanNets, batch: Batch, config: Config, names: Sequence[str]) 
         predicted = nets.discriminator(coded.x_hat, coded.y_hat).argmax(1)
     label = torch.stack((batch.label, predicted)).cpu().numpy()
     rows = [
-        [as_image(a), as_image(b), panels.label_colours(c), panels.label_colours(d)]
+        [panels.as_image(a), panels.as_image(b), panels.label_colours(c), panels.label_colours(d)]
         for a, b, c, d in zip(batch.x, coded.x_hat, *label, strict=True)
     ]
     titles = ["original", "reconstruction", "labels", "D on reconstruction"]

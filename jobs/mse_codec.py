@@ -11,7 +11,6 @@ from egic.report import panels
 from egic.training import steps
 from egic.training.steps import Batch, CodecNets
 from jobs.config.schema import Config
-from jobs.segmentation import as_image
 from jobs.training import rates
 from jobs.training.stage import Components, Stage, means
 
@@ -49,7 +48,7 @@ def pictures(nets: CodecNets, batch: Batch, config: Config, names: Sequence[str]
     shown = [grid[0], grid[len(grid) // 2], grid[-1]] if len(grid) > 1 else grid
     with nets.autocast(batch.x.device):
         x_hat = [nets.codec(batch.x, q=rates.quality_of(q, batch.x)).x_hat for q in shown]
-    rows = [[as_image(picture) for picture in row] for row in zip(batch.x, *x_hat, strict=True)]
+    rows = [[panels.as_image(picture) for picture in row] for row in zip(batch.x, *x_hat, strict=True)]
     titles = ["original", *("reconstruction" if q is None else f"q = {q:g}" for q in shown)]
     return {"reconstruction": panels.png(panels.panel(rows, titles))}
 

@@ -11,7 +11,6 @@ from egic.report import panels
 from egic.training import steps
 from egic.training.steps import Batch, OrpNets
 from jobs.config.schema import Config
-from jobs.segmentation import as_image
 from jobs.training import rates
 from jobs.training.stage import Components, Stage, means
 
@@ -57,7 +56,7 @@ def pictures(nets: OrpNets, batch: Batch, config: Config, names: Sequence[str]) 
     grid = rates.anchors(nets.codec)
     x_gan, x_mse = both(nets, batch.x, rates.quality_of(grid[len(grid) // 2], batch.x))
     rows = [
-        [as_image(x), *(as_image(blend(g, m, alpha)) for alpha in ALPHAS)]
+        [panels.as_image(x), *(panels.as_image(blend(g, m, alpha)) for alpha in ALPHAS)]
         for x, g, m in zip(batch.x, x_gan, x_mse, strict=True)
     ]
     return {"alpha": panels.png(panels.panel(rows, ["original", *(f"alpha {a:g}" for a in ALPHAS)]))}

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,16 +47,11 @@ def pictures(nets: SegmentationNets, batch: Batch, config: Config, names: Sequen
         predicted = nets.discriminator(batch.x).argmax(1)
     label = torch.stack((batch.label, predicted)).cpu().numpy()
     rows = [
-        [as_image(x), panels.label_colours(wanted), panels.label_colours(found)]
+        [panels.as_image(x), panels.label_colours(wanted), panels.label_colours(found)]
         for x, wanted, found in zip(batch.x, *label, strict=True)
     ]
     titles = ["original", "labels", "D's prediction"]
     return {"segmentation": panels.png(panels.panel(rows, titles, key=panels.key_of(label, names)))}
-
-
-def as_image(x: Tensor) -> np.ndarray:
-    """Float picture (3, H, W) in 0..255 -> uint8 (H, W, 3)."""
-    return distortion.to_uint8(x).permute(1, 2, 0).cpu().numpy()
 
 
 STAGE = Stage(

@@ -34,17 +34,17 @@ class Measures:
 
     @property
     def of_pictures(self) -> tuple[str, ...]:
-        """Those of a picture."""
+        """Names of the measures of single pictures."""
         return tuple(name for name in quality.NAMES if name in self.names)
 
     @property
     def of_sets(self) -> tuple[str, ...]:
-        """Those of a set of pictures."""
+        """Names of the measures of sets of pictures: FID and KID."""
         return tuple(name for name in fid_kid.NAMES if name in self.names)
 
     @property
     def patches(self) -> tuple[int, ...]:
-        """Sides of the patches that the latter take."""
+        """Sides of the patches that `of_sets` needs, in pixels."""
         return tuple(dict.fromkeys(fid_kid.PATCH_OF[name] for name in self.of_sets))
 
     def quality(self, device: str | torch.device = "cpu") -> quality.Quality:

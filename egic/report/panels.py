@@ -5,6 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
+from torch import Tensor
+
+from egic.metrics.distortion import to_uint8
+
+
+def as_image(x: Tensor) -> np.ndarray:
+    """Float picture (3, H, W) in 0..255 -> uint8 (H, W, 3)."""
+    return to_uint8(x).permute(1, 2, 0).cpu().numpy()
 
 
 def label_colours(label: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyarrow as pa
+import ray
 
 from egic import pictures
 from egic.coding import bitstream
@@ -20,8 +21,6 @@ from jobs.archive.listing import Picture, identity, unpacked
 from jobs.storage import files
 
 if TYPE_CHECKING:
-    import ray
-
     from egic.model import Model
 
 log = logging.getLogger(__name__)
@@ -100,8 +99,7 @@ class Coder:
     A picture that cannot be coded is a row with the error; no exception leaves a call.
     """
 
-    def __init__(self, model: "ray.ObjectRef", attempts: "ray.actor.ActorHandle", work: Work, gpu: bool):
-        import ray
+    def __init__(self, model: ray.ObjectRef, attempts: ray.actor.ActorHandle, work: Work, gpu: bool):
         import torch
 
         from egic.model import load
@@ -133,6 +131,4 @@ class Coder:
         return row
 
     def _earlier_attempts(self, source: str) -> int:
-        import ray
-
         return int(cast(Any, ray.get(self.attempts.begin.remote(source))))

@@ -77,7 +77,7 @@ def tiny() -> Config:
 
 
 def small() -> Config:
-    """The model in the package: 3.3 million parameters, any rate. A day on two CPU cores, or half an hour of a GPU."""
+    """The model in the package: 3.3 million parameters, any rate. A day on two CPU cores."""
     p = paper()
     rhythm: dict[str, Any] = {
         "optimizer": "adamw",

@@ -21,6 +21,10 @@ def _check(ok: bool, message: str) -> None:
         raise UserError(message)
 
 
+TRAINED = ("segmentation", "mse-codec", "gan", "orp")
+"""Names of the stages that train, each after the stages that it starts from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """Length, learning rate, and intervals between metrics and checkpoints of one stage."""

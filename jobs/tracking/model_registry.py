@@ -20,12 +20,11 @@ from typing import Any
 from egic.artifact import digest
 from egic.cache import cache_folder
 from egic.errors import UserError
+from jobs.config.schema import TRAINED
 from jobs.storage import files
 from jobs.tracking import runs, store
 
 log = logging.getLogger(__name__)
-
-STAGES = ("segmentation", "mse-codec", "gan", "orp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +86,8 @@ def stage_of(folder: Path) -> str:
         stage = json.loads((folder / "provenance.json").read_text())["stage"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: provenance.json does not say which stage made it ({error!r})") from error
-    if stage not in STAGES:
-        raise UserError(f"{folder}: provenance.json names the stage {stage!r}; the stages are {', '.join(STAGES)}")
+    if stage not in TRAINED:
+        raise UserError(f"{folder}: provenance.json names the stage {stage!r}; the stages are {', '.join(TRAINED)}")
     return stage
 
 

@@ -40,7 +40,7 @@ from jobs.training.train_state import (
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROGRESS_EVERY_S = 5.0
 LOOK_EVERY_S = 2.0
-"""How often the workers look whether a checkpoint is wanted now: a spot node that goes gives 30 s."""
+"""How often the workers ask whether a checkpoint is wanted now: a spot node is announced 30 s before it ends."""
 COMPILER = "inductor"
 SMALLER = 0.5
 """Factor on the learning rate for each time that training went back from a non-finite loss."""

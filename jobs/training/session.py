@@ -1,4 +1,4 @@
-"""What surrounds the worker loop: jobs/training/trainer.py implements it on Ray Train, tests in one process."""
+"""What surrounds the worker loop, on Ray Train (jobs/training/worker.py) or in one process (tests/local_session.py)."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

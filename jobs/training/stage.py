@@ -15,15 +15,10 @@ from torch.optim import Optimizer
 from egic import artifact
 from egic.metrics.perceptual import LPIPS
 from egic.training.steps import Batch, Nets
-from jobs.config.schema import Config, Training
+from jobs.config.schema import TRAINED, Config, Training
 from jobs.training.code_version import LEARNING, MEASURING, code_digest, code_files
 
-MODULES = {  # the one list of stages that train; their order follows from their `parents`
-    "segmentation": "jobs.segmentation",
-    "mse-codec": "jobs.mse_codec",
-    "gan": "jobs.gan",
-    "orp": "jobs.orp",
-}
+MODULES = {name: f"jobs.{name.replace('-', '_')}" for name in TRAINED}
 EVALUATE = "evaluate"
 """The stage that measures; it trains nothing, and so it is no `Stage`."""
 MEASURED = "orp"

@@ -66,23 +66,32 @@ def modules_of() -> dict[str, set[str]]:
     return found | MODULES
 
 
-def imported(*folders: str) -> Iterator[tuple[str, Path]]:
-    """Top-level modules that the files of some folders import, also in functions, but not for type hints only."""
-    for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
-        tree = ast.parse(path.read_text())
-        hints = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
-        skipped = {id(inner) for node in hints for inner in ast.walk(node)}
-        for node in ast.walk(tree):
-            if id(node) in skipped:
-                continue
-            if isinstance(node, ast.Import):
-                yield from ((alias.name.partition(".")[0], path) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-                yield node.module.partition(".")[0], path
-            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("import_module", "importorskip"):
-                name = node.args[0]
-                if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                    yield name.value.partition(".")[0], path
+def imported(*folders: str) -> list[tuple[str, Path]]:
+    """Top-level modules that the files of some folders import, and the files."""
+    return [(name, path) for folder in folders for path in (ROOT / folder).rglob("*.py") for name in modules_in(path)]
+
+
+@cache
+def modules_in(path: Path) -> set[str]:
+    """Top-level modules that a file imports, also in functions, but not for type hints only."""
+    return set(_modules_in(path))
+
+
+def _modules_in(path: Path) -> Iterator[str]:
+    tree = ast.parse(path.read_text())
+    hints = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    skipped = {id(inner) for node in hints for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("import_module", "importorskip"):
+            name = node.args[0]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                yield name.value.partition(".")[0]
 
 
 @pytest.mark.parametrize(

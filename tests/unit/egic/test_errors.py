@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from egic.coding.bitstream import BitstreamError
-from egic.errors import UserError, run_main
+from egic.errors import UserError, reason, run_main
 from egic.networks.codec import CodecConfig
 
 
@@ -38,6 +38,8 @@ def test_an_environment_variable_shows_the_traceback_of_a_mistake(capsys, monkey
     assert run_main(failing(UserError("size is 0; give 1"))) == 2
     err = capsys.readouterr().err
     assert "Traceback" in err and err.splitlines()[-1] == "error: size is 0; give 1"
+    assert reason(UserError("damaged")) == "damaged"  # of one file of many
+    assert "UserError: damaged" in capsys.readouterr().err
 
 
 def test_the_status_of_main_is_returned():

@@ -151,7 +151,7 @@ OUTSIDE = {
     "egic/cache.py": "names the cache",
     "egic/metrics/measures.py": "measures what was learned",
     "jobs/cluster/ray_internals.py": "how Ray runs the data tasks, not what they make",
-    "jobs/segmentation.py": "lends others a function for pictures",
+    "jobs/cluster/task_errors.py": "says what went wrong",
 }
 
 
