@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import egic
+from egic.errors import UserError
 from jobs.commands.summary import NAME
 from jobs.tracking import model_registry
 from jobs.tracking.store import client
+from pipelines import full
 from tests.faults.injected import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,11 +130,13 @@ def test_the_second_run_trains_nothing(finished):
     assert [r.get("sha256") for r in rows] == [r.get("sha256") for r in first]
 
 
-def test_from_without_finished_parents_names_the_missing_stage(finished):
+def test_from_without_finished_parents_names_the_missing_stage(finished, monkeypatch):
     folder, args, _ = finished
-    done = run(folder, *args, "--orp.lr", "0.5", "--until", "orp", "--from", "orp", "--gan.lr", "0.5")
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: gan is not finished with this configuration")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    asked = "--orp.lr", "0.5", "--until", "orp", "--from", "orp", "--gan.lr", "0.5"
+    with pytest.raises(UserError, match="^gan is not finished with this configuration"):
+        full.start(["tiny", *args, *asked])
 
 
 def test_missing_data_is_one_clear_line(tmp_path):

@@ -24,6 +24,7 @@ def uploaded() -> dict[str, int]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_upload_of_a_checkout_with_outputs_is_small(tmp_path, short_folder, monkeypatch):
     """Tested with `ray.init`, which uploads the same files of a working folder as `ray job submit`."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
