@@ -21,7 +21,7 @@ LEARNING = (
 )  # fmt: skip
 """Folders and files that decide what a stage learns, beside the stage's own module."""
 MEASURING = (
-    *LEARNING, "egic/coding", "egic/metrics", "egic/model.py", "egic/pictures.py", "egic/cicp.py", "egic/heif.py",
+    *LEARNING, "egic/coding", "egic/metrics", "egic/model.py", "egic/pictures",
     "egic/file_size.py", "egic/report/anchors.py", "egic/report/curves.py", "egic/report/evaluation_folder.py",
     "egic/report/matched_rates.py", "jobs/evaluate.py", "jobs/evaluation",
 )  # fmt: skip

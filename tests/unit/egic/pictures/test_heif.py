@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from egic import cicp, pictures
+from egic import pictures
 from egic.errors import UserError
-from tests.unit.egic.test_pictures import RGB, TURNED, saved
+from egic.pictures import cicp, reading
+from tests.unit.egic.pictures.test_reading import RGB, TURNED, saved
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 SMOOTH = RGB[::4, ::4].repeat(4, 0).repeat(4, 1)
 FORMS = {"HEIF": {"quality": -1, "chroma": 444}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
 """Formats, with the options that keep colours exact to about one level."""
@@ -107,7 +108,7 @@ def test_gain_maps_are_noted(form):
     data, notes = written(form), []
     assert pictures.read(data)[1] == []
     with pictures.open_file(data) as image:
-        pictures._note_other_pictures(image, data.replace(b"miaf", b"tmap", 1), notes)
+        reading._note_other_pictures(image, data.replace(b"miaf", b"tmap", 1), notes)
     assert notes == ["left out: gain map"]
 
 
@@ -122,9 +123,9 @@ def test_depth_maps_and_apples_gain_maps_are_noted():
     """As pillow-heif lists them, which cannot write them."""
     image, notes = Image.fromarray(SMOOTH), []
     image.info |= {"depth_images": ["a depth map"], "aux": {"urn:com:apple:photo:2020:aux:hdrgainmap": [3]}}
-    pictures._note_other_pictures(image, b"", notes)
+    reading._note_other_pictures(image, b"", notes)
     image.info["aux"] |= {"urn:com:apple:photo:2018:aux:portraiteffectsmatte": [4]}
-    pictures._note_other_pictures(image, b"", notes)
+    reading._note_other_pictures(image, b"", notes)
     assert notes == ["left out: depth map, gain map", "left out: depth map, gain map, auxiliary pictures"]
 
 

@@ -10,8 +10,9 @@ import PIL
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from egic import cicp, pictures
+from egic import pictures
 from egic.errors import UserError
+from egic.pictures import cicp
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
 GREY = RGB[..., 0]

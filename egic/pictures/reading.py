@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, features
 
-from egic import cicp, heif
 from egic.errors import UserError
+from egic.pictures import cicp, heif
 
 _HEIC = (".heic", ".heif", ".hif")
 
