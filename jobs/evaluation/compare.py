@@ -101,8 +101,9 @@ def compare(config: CompareConfig) -> list[Path]:
 def results(experiment: str, scratch: Path) -> Iterator[Result]:
     """Finished evaluations, newest first; one whose files are missing is left out with a warning."""
     client, names = store.client(), {}
-    if client.get_experiment_by_name(experiment) is None:
-        return
+    with store.requests_accepted():
+        if client.get_experiment_by_name(experiment) is None:
+            return
     for run in runs.finished_runs(EVALUATE, experiment=experiment):
         folder = scratch / run.info.run_id
         folder.mkdir()

@@ -47,7 +47,8 @@ def find_artifacts(database: Path) -> None:
     """Replace the old folder by the one beside `database`, for every experiment that was moved or copied with it.
 
     Those are the experiments with the tag BESIDE. One without it, created before the tag existed, must have a folder of
-    the same name elsewhere, and files of its runs or models beside the database.
+    the same name elsewhere, and files of its runs or models beside the database. Nothing is replaced while the old
+    folder exists and the new one does not: the database was copied alone.
     """
     here = artifacts_beside(database)
     with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
@@ -56,7 +57,7 @@ def find_artifacts(database: Path) -> None:
             return
         for location, tagged in connection.execute(EXPERIMENTS, (BESIDE,)).fetchall():
             there = local_folder(location or "")
-            if there is None or _same(there, here):
+            if there is None or _same(there, here) or (there.exists() and not here.exists()):
                 continue
             if tagged or (there.name == here.name and _holds(here, connection, location)):
                 _replace(connection, location, here.as_uri())

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from egic.errors import UserError, reason
 from jobs.tracking import store
 from jobs.tracking.store import EXPERIMENT
 
@@ -23,10 +24,13 @@ PARAM_LIMIT = 6000  # characters of a value, MLflow's limit
 def start_pipeline(
     name: str, params: Mapping[str, Any], tags: Mapping[str, str], *, experiment: str = EXPERIMENT
 ) -> str:
-    """Start the parent run of a pipeline called `name` (the preset); returns its run id."""
-    where, tags = store.writable_experiment(experiment), {"egic.kind": "pipeline", **tags}
+    """Start the parent run of a pipeline called `name` (the preset); returns its run id.
+
+    Raises UserError when its artifacts could not be stored.
+    """
+    where, tags = store.experiment_id(experiment), {"egic.kind": "pipeline", **tags}
     run = store.client().create_run(where, run_name=name, tags=tags)
-    log_params(run.info.run_id, params)
+    log_config(run.info.run_id, params)
     return run.info.run_id
 
 
@@ -42,9 +46,9 @@ def start_stage(
     """Start the run of `stage` as a child of its pipeline's run (None: without a parent); returns its run id.
 
     An unfinished run of the same key, such as a killed one, is reopened and moved below the new parent, and its curves
-    continue; so an interrupted stage stays one run.
+    continue; so an interrupted stage stays one run. Raises UserError when its artifacts could not be stored.
     """
-    client, where = store.client(), store.writable_experiment(experiment)
+    client, where = store.client(), store.experiment_id(experiment)
     tags = {"egic.kind": "stage", "egic.stage": stage, "egic.key": key, **tags}
     if parent_run_id:
         tags["mlflow.parentRunId"] = parent_run_id
@@ -57,7 +61,7 @@ def start_stage(
     else:
         run_id = client.create_run(where, run_name=stage, tags=tags).info.run_id
         log.info("%s starts in MLflow run %s", stage, run_id)
-    log_params(run_id, params)
+    log_config(run_id, params)
     if parent_run_id:
         set_tags(parent_run_id, {f"egic.stage.{stage}": run_id})
     return run_id
@@ -149,6 +153,26 @@ def flatten(params: Any, prefix: str = "") -> dict[str, str]:
     if isinstance(params, (list, tuple)):
         return {prefix: json.dumps(params, default=str)}
     return {prefix: str(params)}
+
+
+def log_config(run_id: str, params: Mapping[str, Any]) -> None:
+    """Log a config as parameters, and as the artifact config.json, with whole values.
+
+    The artifact also shows that artifacts can be stored, so that a stage does not fail when it publishes its own after
+    days of training. Otherwise the run ends as FAILED. Raises UserError.
+    """
+    client = store.client()
+    try:
+        client.log_dict(run_id, flatten(params), "config.json")
+    except Exception as error:  # each kind of artifact store raises its own errors
+        finish(run_id, "FAILED")
+        experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+        raise UserError(
+            f"MLflow's experiment {experiment.name!r} keeps its artifacts in {experiment.artifact_location}, where "
+            f"nothing can be written ({reason(error)}); choose another experiment with --experiment NAME, or another "
+            "store with MLFLOW_TRACKING_URI"
+        ) from error
+    log_params(run_id, params)
 
 
 def log_params(run_id: str, params: Mapping[str, Any] | Any) -> None:

@@ -71,10 +71,10 @@ def shown_uri() -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The absolute path of the database file that `uri` names; None for a server and other stores."""
+    """The absolute path, without links, of the database file that `uri` names; None for a server and other stores."""
     if not uri.startswith("sqlite:///"):
         return None
-    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).absolute()
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).resolve()
 
 
 def _quoted(path: Path) -> str:
@@ -142,20 +142,43 @@ def check_server(uri: str) -> None:
 
 @cache
 def check_abilities(uri: str) -> None:
-    """Raise UserError when the server at `uri` has no logged models, as MLflow 2 has none. Asked once per process.
+    """Raise UserError unless the server at `uri` is an MLflow that has logged models. Asked once per process.
 
     A stage publishes its artifact as a logged model, at its end: this must not fail after days of training.
     """
+    client = mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with requests_accepted():
+        try:
+            client.search_logged_models(["0"], max_results=1)
+        except mlflow().MlflowException as error:
+            if error.error_code == "PERMISSION_DENIED":  # for experiment 0; the one that is used may be accessible
+                return
+            if error.error_code != "ENDPOINT_NOT_FOUND":
+                raise
+            status, version = _get(f"{uri.rstrip('/')}/version")
+            if status != 200:
+                raise UserError(
+                    f"{shown_uri()} is not the address of an MLflow server (its page /version has status {status}); "
+                    "correct MLFLOW_TRACKING_URI"
+                ) from error
+            raise UserError(
+                f"the MLflow server {shown_uri()} runs MLflow {version}, which has no logged models; update it to "
+                "MLflow 3, or unset MLFLOW_TRACKING_URI to track into ./mlflow.db"
+            ) from error
+
+
+@contextmanager
+def requests_accepted() -> Iterator[None]:
+    """Raise UserError in place of MLflow's own error: for a missing login or permission, a fault of the server, and an
+    answer that is not MLflow's."""
     try:
-        mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri).search_logged_models(["0"], max_results=1)
+        yield
     except mlflow().MlflowException as error:
-        if error.error_code != "ENDPOINT_NOT_FOUND":  # permissions, say: the call that needs them names them
-            return
-        status, version = _get(f"{uri.rstrip('/')}/version")
-        runs = f"runs MLflow {version}" if status == 200 else "runs a version of MLflow"
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"the MLflow server {shown_uri()} {runs}, which has no logged models; update it to MLflow 3, or unset "
-            "MLFLOW_TRACKING_URI to track into ./mlflow.db"
+            f"MLflow at {shown_uri()} refuses a request ({reason[:300]}). If it needs a login, set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; otherwise see its log, "
+            "or correct MLFLOW_TRACKING_URI"
         ) from error
 
 
@@ -169,8 +192,12 @@ def _get(url: str) -> tuple[int, str]:
     return answer.status_code, answer.text.partition("\n")[0].strip()
 
 
+@requests_accepted()
 def experiment_id(name: str = EXPERIMENT) -> str:
-    """Id of experiment `name`, created when missing; artifacts of an sqlite store are in `mlartifacts` beside it."""
+    """Id of experiment `name`, created when missing; artifacts of an sqlite store are in `mlartifacts` beside it.
+
+    Raises UserError for a deleted experiment, and for one that this user may not use.
+    """
     store, path = client(), sqlite_path(tracking_uri())
     experiment = store.get_experiment_by_name(name)
     if experiment is None:
@@ -189,20 +216,6 @@ def experiment_id(name: str = EXPERIMENT) -> str:
             f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
         )
     return experiment.experiment_id
-
-
-def writable_experiment(name: str = EXPERIMENT) -> str:
-    """`experiment_id`, for a run that will store artifacts. Raises UserError when its folder cannot be written to."""
-    found = experiment_id(name)
-    place = moved_folder.local_folder(client().get_experiment(found).artifact_location)
-    if place is not None:
-        existing = next(folder for folder in (place, *place.parents) if folder.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(
-                f"MLflow's experiment {name!r} keeps its artifacts in {place}, where nothing can be written; choose "
-                "another experiment with --experiment NAME, or another store with MLFLOW_TRACKING_URI"
-            )
-    return found
 
 
 def patiently(action: Callable[[], T], what: str) -> T:

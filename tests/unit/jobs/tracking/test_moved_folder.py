@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from egic.errors import UserError
 from jobs.tracking import model_registry, runs, store
-from tests.mlflow_store import PNG, published
+from tests.mlflow_store import PNG, free_port, published
 
 
 @pytest.fixture
@@ -71,9 +72,10 @@ def test_artifacts_are_read_and_written_in_the_new_place(working_folder, folder,
 
 def test_a_folder_that_moves_before_it_has_artifacts(working_folder, experiment, tmp_path):
     one, use = working_folder
-    run_id = runs.start_stage(None, "gan", "key1", {}, {}, experiment=experiment)
+    where = store.experiment_id(experiment)
     use(one.rename(tmp_path / "two"))
-    assert runs.start_stage(None, "gan", "key1", {}, {}, experiment=experiment) == run_id
+    assert store.experiment_id(experiment) == where
+    run_id = runs.start_stage(None, "gan", "key1", {}, {}, experiment=experiment)
     runs.log_pictures(run_id, 1, {"val": PNG})
     assert pictures(tmp_path / "two") == [PNG] and not one.exists()
 
@@ -91,13 +93,43 @@ def test_artifacts_outside_the_folder_stay_there(working_folder, experiment, fol
     assert len(list(elsewhere.glob("models/*"))) == 2 and not list((tmp_path / "two").glob("mlartifacts/*"))
 
 
-def test_an_unwritable_artifact_folder_is_an_error_before_a_stage_starts(working_folder, experiment, tmp_path):
+@pytest.mark.parametrize("copy", [shutil.copy, lambda there, here: Path(here).symlink_to(there)])
+def test_a_database_without_its_artifacts_uses_those_of_the_first_place(
+    working_folder, experiment, folder, tmp_path, copy
+):
+    """A backup of the database alone, and a link to it."""
+    one, use = working_folder
+
+    def first() -> None:
+        runs.log_pictures(published(folder, experiment, name="alone").run_id, 1, {"val": PNG})
+
+    in_a_process_of_its_own(first)
+    two = tmp_path / "two"
+    two.mkdir()
+    copy(one / "mlflow.db", two / "mlflow.db")
+    for number, place in enumerate((two, one)):
+        use(place)
+        assert model_registry.fetch("models:/egic-alone/1", tmp_path / f"fetched{number}").is_dir()
+        assert model_registry.find_finished("alone", "key1", experiment=experiment).model_version == 1
+    assert not (two / "mlartifacts").exists() and pictures(one) == [PNG]
+
+
+@pytest.mark.parametrize("place", ["{tmp_path}/file/results", "s3://none/x", "dbfs:/x", "mlflow-artifacts:/x"])
+def test_a_place_that_cannot_store_artifacts_is_an_error_before_a_stage_starts(
+    working_folder, experiment, tmp_path, monkeypatch, place
+):
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x"), ("MAX_ATTEMPTS", "1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
     (tmp_path / "file").write_text("")
-    place = tmp_path / "file" / "results"
-    store.client().create_experiment(experiment, artifact_location=str(place))
+    place = place.format(tmp_path=tmp_path)
+    where = store.client().create_experiment(experiment, artifact_location=place)
     for start in (runs.start_pipeline, lambda *args, **kw: runs.start_stage(None, "gan", *args, **kw)):
-        with pytest.raises(UserError, match=f"{experiment}' keeps its artifacts in {place}, where nothing can be"):
+        with pytest.raises(
+            UserError, match=f"'{re.escape(experiment)}' keeps its artifacts in {place}, where nothing can be"
+        ):
             start("name", {}, {}, experiment=experiment)
+    assert [run.info.status for run in store.client().search_runs([where])] == ["FAILED"] * 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")

@@ -4,11 +4,13 @@ import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from tenacity import wait_fixed, wait_none
 
 from egic.errors import UserError
+from jobs.evaluation.compare import results
 from jobs.tracking import model_registry, runs, store
 from tests.mlflow_store import PNG, free_port, published
 
@@ -38,27 +40,49 @@ def test_server_that_is_down_is_one_clear_error_without_the_password(monkeypatch
     assert "secret" not in str(caught.value)
 
 
-class Mlflow2(BaseHTTPRequestHandler):
-    """Answers the first requests like MLflow 2.22."""
-
-    def do_GET(self) -> None:
-        known = {"/health": b"OK", "/version": b"2.22.5"}.get(self.path)
-        self.send_response(200 if known else 404)
-        self.end_headers()
-        self.wfile.write(known or b"Not Found")
-
-    do_POST = do_GET
-
-    def log_message(self, *args) -> None:
-        pass
+PAGES = {"/health": (200, b"OK"), "/version": (200, b"2.22.5")}
+DENIED = b'{"error_code": "PERMISSION_DENIED", "message": "not yours"}'
+LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
-def test_a_server_without_logged_models_is_refused_with_its_version(monkeypatch):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Mlflow2) as server:
+@pytest.mark.parametrize(
+    "pages, others, message",
+    [
+        (PAGES, (404, b"Not Found"), r"runs MLflow 2\.22\.5, which has no logged models; update it to MLflow 3"),
+        (PAGES, (401, b"You are not authenticated"), f"401.*{LOGIN}"),
+        (PAGES, (403, b"<html>denied</html>"), f"403.*{LOGIN}"),
+        (PAGES, (403, DENIED), f"not yours.*{LOGIN}"),
+        (PAGES, (302, b""), f"302.*{LOGIN}"),
+        (PAGES, (500, b"no database"), "500.*see its log"),
+        (
+            {},
+            (404, b"Not Found"),
+            "http://127.0.0.1:.* is not the address of an MLflow server.*correct MLFLOW_TRACKING",
+        ),
+        ({}, (200, b"<html>another page</html>"), "another page.*correct MLFLOW_TRACKING_URI"),
+    ],
+    ids="mlflow-2 login forbidden denied redirect fault not-mlflow another-page".split(),
+)
+def test_a_server_that_does_not_serve_mlflow_to_this_user_is_one_error(pages, others, message, monkeypatch):
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, text = pages.get(self.path, others)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_POST = do_GET
+
+        def log_message(self, *args) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(UserError, match=r"runs MLflow 2\.22\.5, which has no logged models; update it to MLflow 3"):
-            store.experiment_id()
+        for ask in (store.experiment_id, lambda: next(results("egic", Path("unused")))):
+            with pytest.raises(UserError, match=message):
+                ask()
         server.shutdown()
 
 
