@@ -47,7 +47,7 @@ def start_ray() -> None:
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no colours in files and `ray job logs`
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS", "").strip()
     with handlers_kept():
         if address and address != "local":
             _connect(address)
@@ -93,12 +93,16 @@ def _connect(address: str) -> None:
             "address, such as 127.0.0.1:6379, or use `ray job submit`"
         )
     start_own = "unset RAY_ADDRESS to have the command start a Ray of its own"
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
+    if address != "auto":  # Ray's name for the Ray on this machine
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdecimal() and int(port) < 65536):
+            raise UserError(
+                f"RAY_ADDRESS={address} is not HOST:PORT, such as 127.0.0.1:6379; correct it, or {start_own}"
+            )
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a part of the host's name is empty or too long
+            reason = getattr(error, "strerror", "") or str(error)
             raise UserError(f"no Ray runs at RAY_ADDRESS={address} ({reason}); start it, or {start_own}") from error
     if token := _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

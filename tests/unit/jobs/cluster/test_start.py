@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -87,6 +88,36 @@ def test_an_address_without_ray_is_one_line(no_ray, monkeypatch):
     with pytest.raises(UserError, match=f"no Ray runs at RAY_ADDRESS={address} .*refused.*unset RAY_ADDRESS"):
         start.start_ray()
     assert not no_ray
+
+
+@pytest.mark.parametrize(
+    "address, message",
+    [
+        ("127.0.0.1", "is not HOST:PORT, such as 127.0.0.1:6379"),
+        (":6379", "is not HOST:PORT"),
+        ("127.0.0.1:", "is not HOST:PORT"),
+        ("127.0.0.1:70000", "is not HOST:PORT"),
+        ("head node", "is not HOST:PORT"),
+        ("a..b:6379", "no Ray runs at RAY_ADDRESS=a..b:6379"),
+        (f"{'x' * 64}.org:6379", "no Ray runs at"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line(no_ray, monkeypatch, address, message):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={re.escape(address)}") as caught:
+        start.start_ray()
+    assert message in str(caught.value) and "token" not in str(caught.value) and not no_ray
+
+
+def test_blanks_around_an_address_do_not_matter(no_ray, monkeypatch):
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        for written, used in ((f" {address} ", address), (" ", "local")):
+            monkeypatch.setenv("RAY_ADDRESS", written)
+            start.start_ray()
+            assert no_ray[-1][0] == (used,)
 
 
 def test_a_cluster_that_never_answers_is_one_line():
