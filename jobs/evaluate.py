@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from egic.artifact import read_config
 from egic.errors import UserError, quiet, run_main
+from egic.report import anchors
 from egic.report.evaluation_folder import slug
 from egic.report.matched_rates import installed
 from egic.shipped import shipped_model
@@ -84,12 +85,20 @@ def numbers(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
 
 
 def named_models(refs: Sequence[str]) -> dict[str, str]:
-    """Models by the names they have in tables, from NAME=REF or REF. Raises UserError for two of one name."""
+    """Models by the names they have in tables, from NAME=REF or REF.
+
+    Raises UserError for two of one name, and for the name of another codec.
+    """
     models: dict[str, str] = {}
+    codecs = {slug(label) for label in anchors.LABELS.values()}
     for ref in refs:
         name, separator, rest = ref.partition("=")
         if not separator or "/" in name or Path(ref).exists():  # a path may contain a =
             name, rest = short_name(ref), ref
+        if slug(name) in codecs:
+            raise UserError(
+                f"a model cannot be called {name}, as a codec is: --model another={rest} gives another name"
+            )
         if slug(name) in map(slug, models):
             raise UserError(f"two models are called {name}: give them names, --model first={rest} second=...")
         models[name] = rest

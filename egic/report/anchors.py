@@ -53,11 +53,15 @@ class Encoded:
 class Anchor:
     """A codec: its rate rises from quality `low` to quality `high` (for quantisers, `high` is the smaller number)."""
 
-    label: str
     codec: str
     low: int
     high: int
     run: Callable[[np.ndarray, int], Encoded]
+
+    @property
+    def label(self) -> str:
+        """The codec's name in tables and plots."""
+        return LABELS[self.codec]
 
     def encode(self, x: np.ndarray, quality: int) -> Encoded:
         """uint8 (H, W, 3) at a quality -> its file.
@@ -130,11 +134,11 @@ def _compressai(name: str, arguments: list[str]) -> Callable[[np.ndarray, int], 
 
 def _jpeg() -> Anchor:
     run = _pillow("JPEG", optimize=True, progressive=True)
-    return Anchor(label="JPEG", codec="jpeg", low=1, high=100, run=run)
+    return Anchor(codec="jpeg", low=1, high=100, run=run)
 
 
 def _webp() -> Anchor:
-    return Anchor(label="WebP", codec="webp", low=0, high=100, run=_pillow("WEBP", method=6))
+    return Anchor(codec="webp", low=0, high=100, run=_pillow("WEBP", method=6))
 
 
 def _avif() -> Anchor:
@@ -142,7 +146,7 @@ def _avif() -> Anchor:
 
     if not features.check("avif"):
         raise LookupError("this Pillow is built without AVIF")
-    return Anchor(label="AVIF", codec="avif", low=0, high=100, run=_pillow("AVIF", speed=6))
+    return Anchor(codec="avif", low=0, high=100, run=_pillow("AVIF", speed=6))
 
 
 def _jxl() -> Anchor:
@@ -150,7 +154,7 @@ def _jxl() -> Anchor:
         import pillow_jxl  # noqa: F401  (registers the format with Pillow)
     except ImportError as error:
         raise LookupError("the package pillow-jxl-plugin is not installed") from error
-    return Anchor(label="JPEG XL", codec="jxl", low=0, high=99, run=_pillow("JXL", effort=7))  # 100 is lossless
+    return Anchor(codec="jxl", low=0, high=99, run=_pillow("JXL", effort=7))  # 100 is lossless
 
 
 def _binary(name: str) -> Path:
@@ -162,7 +166,7 @@ def _binary(name: str) -> Path:
 
 def _bpg() -> Anchor:
     arguments = ["--encoder-path", str(_binary("bpgenc")), "--decoder-path", str(_binary("bpgdec"))]
-    return Anchor(label="BPG", codec="bpg", low=51, high=0, run=_compressai("BPG", arguments))
+    return Anchor(codec="bpg", low=51, high=0, run=_compressai("BPG", arguments))
 
 
 def _vtm() -> Anchor:
@@ -171,7 +175,7 @@ def _vtm() -> Anchor:
     if not (folder / "DecoderAppStatic").is_file() or not settings.is_file():
         raise LookupError(f"EncoderAppStatic needs DecoderAppStatic in the same folder, and {settings}")
     run = _compressai("VTM", ["--build-dir", str(folder), "--config", str(settings)])
-    return Anchor(label="VTM", codec="vtm", low=63, high=0, run=run)
+    return Anchor(codec="vtm", low=63, high=0, run=run)
 
 
 def _learned(name: str) -> Anchor:
@@ -186,7 +190,7 @@ def _learned(name: str) -> Anchor:
         _zoo_model(name, low)
     except UserError as error:
         raise LookupError(str(error)) from error
-    return Anchor(label=name, codec=name, low=low, high=high, run=lambda x, quality: _learned_file(name, x, quality))
+    return Anchor(codec=name, low=low, high=high, run=lambda x, quality: _learned_file(name, x, quality))
 
 
 def _zoo_files(name: str) -> dict[int, Path]:
@@ -246,15 +250,17 @@ def _learned_file(name: str, x: np.ndarray, quality: int) -> Encoded:
 _FIND = {"jpeg": _jpeg, "webp": _webp, "avif": _avif, "jxl": _jxl, "bpg": _bpg, "vtm": _vtm}
 NAMES = tuple(_FIND)
 LEARNED = ("bmshj2018-hyperprior", "mbt2018-mean", "cheng2020-attn")
+LABELS = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL", "bpg": "BPG", "vtm": "VTM"}
+LABELS |= {name: name for name in LEARNED}
 
 
 def find(names: Sequence[str] = NAMES) -> tuple[list[Anchor], dict[str, str]]:
     """(codecs of these names that are installed, by name the reason why each other one is not available).
 
-    Raises UserError for a name that is neither in NAMES nor in LEARNED.
+    A name that is given twice counts once. Raises UserError for a name that is neither in NAMES nor in LEARNED.
     """
     found, missing = [], {}
-    for name in names:
+    for name in dict.fromkeys(names):
         if name not in (*NAMES, *LEARNED):
             raise UserError(f"--anchors has {name!r}, which is not one of {', '.join((*NAMES, *LEARNED))}")
         try:

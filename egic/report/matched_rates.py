@@ -69,10 +69,16 @@ def add(
 
     read: returns the picture of a name, uint8 (H, W, 3). measures: by default those of the evaluation. Earlier rows of
     these codecs are replaced. Codecs that are not installed, and measures whose weights are not available, are left out
-    with a warning. Raises UserError for a folder without rows of an EGIC model, and for a picture that is missing or
-    has another size.
+    with a warning. Raises UserError for a folder without rows of an EGIC model, for a model that has the name of a
+    codec, and for a picture that is missing or has another size.
     """
     found, codecs = evaluation_folder.read(folder), installed(names)
+    models = {each["label"] for each in found.rows if each["codec"] == CODEC}
+    if same := models & {codec.label for codec in codecs}:
+        raise UserError(
+            f"{folder} has a model that is called {min(same)}, as a codec is; evaluate it under another name, with "
+            "egic evaluate --model NAME=REF"
+        )
     measures = measures or find_measures(measured_by(found), strict=False)
     files: dict[str, dict[str, int]] = {}
     for each in found.rows:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from egic.errors import UserError
 from egic.metrics.quality import Quality
 from egic.report import anchors, evaluation_folder, matched_rates
 from tests import evaluation_folders
@@ -66,7 +67,7 @@ def counted(request):
         encoded.append(quality)
         return anchors.Encoded(num_bytes=round(10 * 1.1 ** abs(quality - low)), encode_s=0, decode=decode)
 
-    return anchors.Anchor(label="fake", codec="fake", low=low, high=high, run=run), encoded
+    return anchors.Anchor(codec="jpeg", low=low, high=high, run=run), encoded
 
 
 @pytest.mark.parametrize("wanted", [0, 10, 10.4, 11, 57, 333, 334, 1200, 10**6])
@@ -175,6 +176,20 @@ def test_rows_at_the_models_rates_are_added_to_the_folder(folder):
     _, decoded = evaluation_folder.shown(found)["0.png"]
     assert [s.row["point"] for s in decoded if s.row["codec"] == "jpeg"] == ["rate of small", "rate of large", *more]
     assert len(decoded) == 14
+
+
+def test_a_codec_that_is_given_twice_is_used_once(folder):
+    found = matched_rates.add(folder, matched_rates.below(folder.parent / "images"), ["jpeg", "jpeg"])
+    assert {entry["num_pictures"] for entry in found.sets} == {2}
+
+
+def test_a_model_with_a_codecs_name_is_not_replaced(tmp_path):
+    x = evaluation_folders.photograph(0, 64, 96)
+    folder = evaluation_folders.make(tmp_path / "named", {"0.png": x}, labels=("JPEG",))
+    before = (folder / "rows.parquet").read_bytes()
+    with pytest.raises(UserError, match="model that is called JPEG, as a codec is.*--model NAME=REF"):
+        matched_rates.add(folder, lambda name: x, ["webp", "jpeg"])
+    assert (folder / "rows.parquet").read_bytes() == before
 
 
 def test_other_pictures_are_refused(folder):

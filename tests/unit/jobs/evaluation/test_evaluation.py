@@ -339,6 +339,9 @@ def test_a_path_may_have_an_equals_sign(tmp_path, monkeypatch):
         (["--images", "x"], "built without a model"),
         (["--images", "x", "--model", "nowhere"], "nowhere is not a folder"),
         (["--images", "x", "--model", "a", "a"], "two models are called a: give them names, --model first="),
+        (["--images", "x", "--model", "JPEG=a"], "a model cannot be called JPEG, as a codec is: --model another=a"),
+        (["--images", "x", "--model", "b", "runs/mbt2018-mean"], "a model cannot be called mbt2018-mean"),
+        (["--images", "x", "--model", "a/JPEG_XL"], "a model cannot be called JPEG_XL"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(args, message, capsys, monkeypatch, tmp_path):
