@@ -19,6 +19,7 @@ from egic.pictures import READ_SUFFIXES, left_out
 from jobs.data.shards import MANIFEST
 from jobs.data.sources import class_table, coco, coco_instances, label_maps, photographs
 from jobs.data.sources.source import SourceSplit, digest
+from jobs.data.sources.splits import split_of
 
 SPLITS = ("train", "val")
 PREPARED, LABEL_MAPS, COCO, PHOTOGRAPHS = "prepared data", "label maps", "a COCO tree", "photographs"
@@ -78,6 +79,7 @@ def read_splits(
     names = _names(folders)
     if classes and len(folders) > 1:
         raise UserError(f"--classes takes one folder; put {class_table.NAME} into each folder of label maps")
+    _refuse_parts(folders)
     if background and not any(kind_of(folder) == INSTANCES for folder in folders):
         raise UserError(f"--background {background} is for COCO instances and stuff; leave it out for other labels")
     each = [_read_folder(folder, splits, classes, val_share, allow_unlabelled, background) for folder in folders]
@@ -109,6 +111,19 @@ def _names(folders: Sequence[Path]) -> list[str]:
     if len({place.name for place in places}) == len(places):
         return [place.name for place in places]
     return [place.relative_to(os.path.commonpath(places)).as_posix() for place in places]
+
+
+def _refuse_parts(folders: Sequence[Path]) -> None:
+    """Raise UserError for two folders that are the parts of an official split, since each would be split again."""
+    for kind in (PHOTOGRAPHS, LABEL_MAPS):
+        named = {}
+        for folder in folders if len(folders) > 1 else ():
+            if (found := split_of(f"{folder.resolve().name}/", words=True)) and kind_of(folder) == kind:
+                named[found[0]] = folder
+        if len(named) > 1:
+            one, two = list(named.values())[:2]
+            raise UserError(f"{one} and {two} are named after two splits, and each would be split again; give the one "
+                            f"for training alone, or a folder with train/ and val/ (such as {one.parent})")  # fmt: skip
 
 
 def _difference(a: tuple[dict, ...], b: tuple[dict, ...]) -> str:

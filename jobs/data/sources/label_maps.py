@@ -13,7 +13,7 @@ a partly hidden object counts as several. The alternative, weight 1 everywhere, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -26,40 +26,42 @@ from egic.training.crops import Sample, decode_label_png
 from jobs.data.sources.class_table import ClassTable, Pattern
 from jobs.data.sources.photographs import read_unlabelled
 from jobs.data.sources.picture_files import list_files, read_bytes, read_picture, warn_of_unread
-from jobs.data.sources.source import MAX_SEGMENTS, Bad, SourceSample, SourceSplit, digest, index_ids
-from jobs.data.sources.splits import LISTS, choose, choose_listed, counts_for, read_lists
+from jobs.data.sources.source import MAX_SEGMENTS, SourceSample, SourceSplit, digest, index_ids
+from jobs.data.sources.splits import LISTS, choose, choose_listed, official, read_lists, split_in
 
 log = logging.getLogger(__name__)
 MAPS = (".png",)
+Unusable = list[tuple[str, str, str]]
+"""(name, file, reason) of files that are not usable; the name decides the split for which they count."""
 
 
 def read_split(
     folder: Path, split: str, table: ClassTable, *, val_share: float, allow_unlabelled: bool = False
 ) -> SourceSplit:
     """List one split ("train" or "val") and pair pictures with maps. Raises UserError if it is empty."""
-    files, bad = _list(folder, table, split)
-    labels = _by_name(files, table.labels, MAPS, split, bad)
-    instances = _by_name(files, table.instances, MAPS, split, bad) if table.instances else {}
+    files, unusable = _list(folder, table)
+    labels = _by_name(files, table.labels, MAPS, unusable)
+    instances = _by_name(files, table.instances, MAPS, unusable) if table.instances else {}
     used = {*labels.values(), *instances.values()}
-    found = _by_name([f for f in files if f not in used], table.pictures, pictures.READ_SUFFIXES, split, bad)
-    bad += [
-        (labels[name], "label map without picture") for name in sorted(labels.keys() - found) if counts_for(split, name)
-    ]
+    found = _by_name([f for f in files if f not in used], table.pictures, pictures.READ_SUFFIXES, unusable)
+    unusable += [(name, labels[name], "label map without picture") for name in sorted(labels.keys() - found)]
+    folders = official(found)
+    bad = [(file, reason) for name, file, reason in unusable if split_in(folders, name) == split]
     if split == "train":  # once
         warn_of_unread(folder, files)
-    lists = read_lists(folder)
+    lists = read_lists(folder, found, table.pictures)
     if lists:
         chosen = choose_listed(found, labels, lists, split)
         bad += [(name, f"{LISTS}/{split}.txt lists it, but it has no picture") for name in lists[split] - found.keys()]
     else:
-        chosen = choose(found, split, val_share, folder / table.pictures.folder)
+        chosen = choose(found, split, val_share, folder, table.pictures.folder)
     samples: list[SourceSample] = []
     for name in chosen:
         unlisted = bool(lists) and name not in lists[split]  # Pascal VOC labels a part of its pictures
         if name not in labels and not allow_unlabelled and not unlisted:
-            bad.append((found[name], f"no label map {table.labels.map_of(name)}"))
+            bad.append((found[name], _missing("label map", table.labels, name, files, found[name])))
         elif table.instances and name in labels and name not in instances:
-            bad.append((found[name], f"no instance map {table.instances.map_of(name)}"))
+            bad.append((found[name], _missing("instance map", table.instances, name, files, found[name])))
         else:
             own, separate = (folder / maps[name] if name in maps else None for maps in (labels, instances))
             read = partial(_read, folder / found[name], own, separate, table)
@@ -76,11 +78,11 @@ def read_split(
     )
 
 
-def _list(folder: Path, table: ClassTable, split: str) -> tuple[dict[str, tuple[int, int]], Bad]:
-    """Files of the folders that the table names, and (name, reason) of bad ones that count for this split."""
+def _list(folder: Path, table: ClassTable) -> tuple[dict[str, tuple[int, int]], Unusable]:
+    """Files of the folders that the table names, and those that cannot be used."""
     patterns = {key: p for key in ("pictures", "labels", "instances") if (p := getattr(table, key))}
     files: dict[str, tuple[int, int]] = {}
-    bad: dict[str, str] = {}
+    bad: dict[str, tuple[str, str, str]] = {}
     for key, pattern in patterns.items():
         place = folder / pattern.folder
         if not place.is_dir():
@@ -90,22 +92,31 @@ def _list(folder: Path, table: ClassTable, split: str) -> tuple[dict[str, tuple[
             raise UserError(f"{place} is a link to a place outside {folder}; put the {key} inside it")
         more, worse = list_files(folder, pattern.folder)
         files |= more
-        bad |= {name: why for name, why in worse if counts_for(split, name.removeprefix(pattern.folder))}
-    return files, list(bad.items())
+        bad |= {file: (file.removeprefix(pattern.folder), file, reason) for file, reason in worse}
+    return files, list(bad.values())
 
 
-def _by_name(files: Iterable[str], pattern: Pattern, endings: tuple[str, ...], split: str, bad: Bad) -> dict[str, str]:
-    """The files that match the pattern, by name; a second file with the same name is bad."""
-    found: dict[str, str] = {}
+def _by_name(files: Iterable[str], pattern: Pattern, endings: tuple[str, ...], bad: Unusable) -> dict[str, str]:
+    """The files that match the pattern, by name; files that share a name are bad, since one label map fits one."""
+    found: dict[str, list[str]] = {}
     for file in sorted(files):
-        name = pattern.name_of(file, endings)
-        if name is None:
-            continue
-        if name not in found:
-            found[name] = file
-        elif counts_for(split, name):
-            bad.append((file, f"has the same name as {found[name]}"))
-    return found
+        if (name := pattern.name_of(file, endings)) is not None:
+            found.setdefault(name, []).append(file)
+    for name, (first, *more) in found.items():
+        bad += [(name, file, f"has the same name as {first}") for file in more]
+        bad += [(name, first, f"has the same name as {file}") for file in more[:1]]
+    return {name: alike[0] for name, alike in found.items() if len(alike) == 1}
+
+
+def _missing(what: str, pattern: Pattern, name: str, files: Container[str], picture: str) -> str:
+    """The reason why a picture has no map."""
+    path = pattern.map_of(name)
+    stem = path.removesuffix(".png")
+    for ending in ("", *pictures.READ_SUFFIXES):
+        for other in {stem + ending, stem + ending.upper()} - {path, picture}:
+            if other in files:
+                return f"its {what} {other} is not a PNG file; convert it, without loss"
+    return f"no {what} {path}"
 
 
 def _read(picture: Path, labels: Path | None, instances: Path | None, table: ClassTable) -> Sample:

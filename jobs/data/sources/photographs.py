@@ -13,7 +13,7 @@ from egic import pictures
 from egic.training.crops import Sample
 from jobs.data.sources.picture_files import list_files, read_picture, warn_of_unread
 from jobs.data.sources.source import SourceSample, SourceSplit, digest
-from jobs.data.sources.splits import choose, counts_for
+from jobs.data.sources.splits import choose, official, split_in
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def read_splits(folder: Path, splits: tuple[str, ...], *, val_share: float) -> l
         kinds = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
         shown = ", ".join(f"{num} {suffix}" for suffix, num in kinds[:5])
         log.info("%s: %d files of other kinds are left out (%s)", folder, others.total(), shown)
+    own = official(found)
     return [
         SourceSplit(
             split=split,
@@ -35,7 +36,7 @@ def read_splits(folder: Path, splits: tuple[str, ...], *, val_share: float) -> l
                 SourceSample(number=number, name=name, read=partial(read_unlabelled, folder / name))
                 for number, name in enumerate(choose(found, split, val_share, folder))
             ),
-            bad=tuple((name, reason) for name, reason in bad if counts_for(split, name)),
+            bad=tuple((name, reason) for name, reason in bad if split_in(own, name) == split),
             source=digest(["photographs", val_share, sorted(found.items())]),
         )
         for split in splits

@@ -137,3 +137,14 @@ def test_all_void_validation_pictures_do_not_hide_the_labels(tmp_path):
     found = prepared([coco, photos], tmp_path / "out")
     content = json.loads((tmp_path / "out/val/manifest.json").read_text())
     assert content["num_all_void"] == 1 and np.sum(found["val"].class_pixels[1:]) > 0
+
+
+@pytest.mark.parametrize(("one", "two"), [("train", "val"), ("DIV2K_train_HR", "DIV2K_valid_HR"), ("Training", "test")])
+def test_folders_of_two_splits_are_not_split_again(tmp_path, one, two):
+    folders = [write_photographs(tmp_path / "data" / name, 4) for name in (one, two)]
+    with pytest.raises(ValueError, match=rf"{one} and .*{two} are named after two splits, .*such as .*data.$"):
+        prepared(folders, tmp_path / "out")
+    other = write_photographs(tmp_path / "holidays", 4)
+    assert prepared([folders[0], other], tmp_path / "out")["train"].num_samples == 6
+    if two != "test":
+        assert {n.split("/")[0] for n in names(prepared([tmp_path / "data"], tmp_path / "out2")["train"])} == {one}

@@ -169,6 +169,9 @@ def damage(root: Path, what: str) -> None:
     elif what == "twice":
         Image.new("RGB", (9, 9)).save(picture.with_suffix(".jpg"))
         picture.with_suffix(".jpg").rename(picture.parent / "0.bmp")
+    elif what == "tiff map":
+        Image.fromarray(index_values(classes_of(0))).save(labels.with_suffix(".TIF"), "TIFF")
+        labels.unlink()
     elif what == "map outside":
         labels.rename(root.parent / "labels.png")
         labels.symlink_to(root.parent / "labels.png")
@@ -186,6 +189,7 @@ def damage(root: Path, what: str) -> None:
         ("colours", "pictures/train/0.png", "0.png: label map has mode RGB; index values need grey"),
         ("picture cut", "pictures/train/0.png", "damaged picture"),
         ("twice", "pictures/train/0.png", "has the same name as pictures/train/0.bmp"),
+        ("tiff map", "pictures/train/0.png", "its label map labels/train/0.TIF is not a PNG file; convert it"),
         ("map outside", "labels/train/0.png", "a link to a place outside the folder"),
     ],
 )
@@ -198,6 +202,13 @@ def test_a_bad_sample_is_named_and_skipped_up_to_the_limit(tmp_path, caplog, wha
     assert found["train"].num_samples == 1 and found["val"].num_skipped == 0
     with pytest.raises(ValueError, match="more than 0 bad samples .*--max-bad"):
         prepared(root, tmp_path / "strict", max_bad=0)
+
+
+def test_two_pictures_with_one_label_map_are_both_bad(tmp_path, caplog):
+    root = write_label_maps(tmp_path / "own", 3)
+    shutil.copy(root / "pictures/train/1.png", root / "pictures/train/0.bmp")  # of the same size, but not labelled
+    assert prepared(root, tmp_path / "out")["train"].num_samples == 1
+    assert "skipped pictures/train/0.bmp: has the same name as pictures/train/0.png" in caplog.text
 
 
 def test_pictures_without_maps_can_be_kept_as_void(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from egic.training.crops import decode_jpeg
 from jobs.data.preparation import PrepareConfig, prepare
 from jobs.data.shards import load_manifest, read_index, read_samples
-from jobs.data.sources.splits import choose, split_of
+from jobs.data.sources.splits import LISTS, choose, split_of
 from tests.own_data import TABLE, classes_of, index_values, picture_of, write_map
 
 
@@ -33,16 +33,83 @@ def write_pair(picture: Path, labels: Path | None, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "split"),
+    ("name", "alone", "words"),
     [
-        ("train2017/a.jpg", "train"), ("a/val2017/b.jpg", "val"), ("Training/x/val/a.jpg", "train"),
-        ("images/validation/a.jpg", "val"), ("valid/a.jpg", "val"), ("val_256/a.jpg", "val"),
-        ("trains/a.jpg", None), ("valley/a.jpg", None), ("a/train.jpg", None), ("val.jpg", None),
+        ("train2017/a.jpg", "train", "train"), ("a/val2017/b.jpg", "val", "val"), ("val_256/a.jpg", "val", "val"),
+        ("Training/x/val/a.jpg", "train", "train"), ("images/validation/a.jpg", "val", "val"),
+        ("valid/a.jpg", "val", "val"), ("test-dev2017/a.jpg", "test", "test"), ("valset/a.jpg", "val", "val"),
+        ("DIV2K_train_HR/a.jpg", None, "train"), ("images_val/train/a.jpg", "train", "val"),
+        ("Training_Set/a.jpg", None, "train"), ("TestImages/a.jpg", None, "test"), ("train_val/a.jpg", None, None),
+        ("trainval/a.jpg", None, None), ("trains/a.jpg", None, None), ("valley/a.jpg", None, None),
+        ("a/train.jpg", None, None), ("val.jpg", None, None),
     ],
 )  # fmt: skip
-def test_folder_names_that_mean_a_split(name, split):
-    found = split_of(name)
-    assert (found and found[0]) == split
+def test_folder_names_that_mean_a_split(name, alone, words):
+    for expected, found in ((alone, split_of(name)), (words, split_of(name, words=True))):
+        assert (found and found[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "left"),
+    [
+        ("DIV2K_train_HR", "DIV2K_valid_HR", "DIV2K_test_LR"), ("train_images", "val_images", "test_images"),
+        ("images_train", "images_val", "images_test"), ("trainset", "valset", "testset"), ("trn", "dev", "tst"),
+        ("professional_train_2020", "professional_valid_2020", "other"), ("TrainImages", "ValImages", "TestImages"),
+        ("train_a", "validation", "x"), ("train", "val", "train_extra"),
+        ("test_project/train", "test_project/val", "x"),
+        ("training_data/images_train", "training_data/images_val", "training_data/y"),
+    ],
+)  # fmt: skip
+def test_names_of_official_folders_are_recognised(tmp_path, caplog, train, val, left):
+    """No picture is used for training unless its folder says so."""
+    every = [f"{train}/1.png", f"{train}/2.png", f"{val}/3.png", f"{left}/4.png"]
+    for names in (every, every[:3]):
+        assert choose(names, "train", 0.3, tmp_path) == every[:2]
+        assert choose(names, "val", 0.3, tmp_path) == [every[2]]
+    assert caplog.text.count("1 pictures beside") == 1
+
+
+@pytest.mark.parametrize("test", ["Test", "images/testing", "a/test_set"])
+def test_test_pictures_are_never_used(tmp_path, caplog, test):
+    names = [f"Training_Set/{n}.png" for n in range(6)]
+    every = [*names, *(f"{test}/{n}.png" for n in range(3))]
+    assert sorted(choose(every, "train", 0.3, tmp_path) + choose(every, "val", 0.3, tmp_path)) == names
+    assert [text.count(": 3 pictures in") for text in caplog.messages] == [1, 0]
+    assert "has pictures in Training_Set/ and none in val/; all are split by --val-share" in caplog.text
+    with pytest.raises(ValueError, match=f"has pictures in {test}/ and none in train/; add some"):
+        choose(every[6:], "train", 0.3, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("train.txt", "val.txt"), ("train.txt", "test.txt"), ("splits/train_list.txt", "splits/val_list.txt"),
+        ("ImageSets/Main/train.txt", "ImageSets/Main/val.txt"), ("train.csv", "valid.csv"),
+    ],
+)  # fmt: skip
+def test_lists_at_other_places_stop(tmp_path, paths):
+    root = tmp_path / "own"
+    for number in range(4):
+        write_pair(root / f"pictures/{number}.png", root / f"labels/{number}.png", number)
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(f"{number}\n")
+    for kind in ("photographs", "label maps"):
+        if kind == "label maps":
+            (root / "classes.yaml").write_text(TABLE)
+        else:
+            (root / "labels").rename(tmp_path / "labels")
+        with pytest.raises(ValueError, match=r"lists of official splits that are not read there: .*; for label maps"):
+            prepared(root, tmp_path / "out")
+        if kind == "photographs":
+            (tmp_path / "labels").rename(root / "labels")
+
+
+def test_texts_beside_pictures_are_no_lists(tmp_path):
+    names = ["train 1.jpg", "test 1.jpg", "val 1.jpg"]
+    for name in names:
+        (tmp_path / name).with_suffix(".txt").write_text("a caption")
+    assert sorted(choose(names, "train", 0.1, tmp_path) + choose(names, "val", 0.1, tmp_path)) == sorted(names)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +174,44 @@ def test_lists_of_pascal_voc_are_the_splits_and_pictures_without_a_map_are_void(
     assert "1 labelled pictures that ImageSets/Segmentation does not list are left out" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("\ufeff0\r\n1\r\n2\r\n", "3\n4\n"), ("0.jpg\n1.jpg\n2.jpg\n", "./3.jpg\n4.jpg\n\n"),
+        ("/JPEGImages/0.jpg /SegmentationClass/0.png\nJPEGImages/1.jpg\n2 x\n", "3  1\n4 -1\n"),
+    ],
+)  # fmt: skip
+def test_lists_are_read_in_every_form(tmp_path, train, val):
+    root = write_voc(tmp_path / "voc")
+    (root / f"{LISTS}/train.txt").write_text(train, encoding="utf-8"), (root / f"{LISTS}/val.txt").write_text(val)
+    found = prepared(root, tmp_path / "out")
+    assert sorted(found["val"]) == ["JPEGImages/3.jpg", "JPEGImages/4.jpg"]
+    assert sorted(found["train"]) == [f"JPEGImages/{n}.jpg" for n in (0, 1, 2, 6, 7)]
+
+
+@pytest.mark.parametrize("name", ["test", "private_test", "more"])
+def test_pictures_of_other_lists_are_left_out(tmp_path, caplog, name):
+    root = write_voc(tmp_path / "voc")
+    (root / f"{LISTS}/{name}.txt").write_text("5\n7\n")
+    assert sorted(prepared(root, tmp_path / "out")["train"]) == [f"JPEGImages/{n}.jpg" for n in (0, 1, 2, 6)]
+    assert "2 pictures that only other lists in ImageSets/Segmentation have" in caplog.text
+
+
+def test_label_maps_beside_official_splits_count_for_none(tmp_path):
+    """As in Cityscapes, if its pictures for testing were not downloaded."""
+    root = tmp_path / "own"
+    for number, split in enumerate(["train", "train", "val"]):
+        write_pair(root / f"pictures/{split}/{number}.png", root / f"labels/{split}/{number}.png", number)
+    for place in ("test/3", "extra/4", "5"):
+        write_map(root / f"labels/{place}.png", index_values(classes_of(0)))
+    (root / "classes.yaml").write_text(TABLE)
+    found = prepared(root, tmp_path / "out")
+    assert [len(found[split]) for split in ("train", "val")] == [2, 1]
+
+
 def test_contradicting_lists_are_refused(tmp_path):
     root = write_voc(tmp_path / "voc")
-    lists = root / "ImageSets/Segmentation"
+    lists = root / LISTS
     (lists / "train.txt").write_text("0\n3\n")
     with pytest.raises(ValueError, match=r"1 names, such as 3, are in both train.txt and val.txt"):
         prepared(root, tmp_path / "out")
