@@ -26,7 +26,16 @@ from egic.training.crops import Sample, decode_panoptic_png
 from jobs.data.sources.coco_classes import CATEGORIES
 from jobs.data.sources.photographs import read_unlabelled
 from jobs.data.sources.picture_files import read_picture
-from jobs.data.sources.source import MAX_CLASSES, Bad, SourceSample, SourceSplit, index_ids, is_inside
+from jobs.data.sources.source import (
+    MAX_CLASSES,
+    Bad,
+    SourceSample,
+    SourceSplit,
+    ambiguous,
+    index_ids,
+    is_inside,
+    plain_path,
+)
 
 
 def read_split(root: Path, split: str, *, allow_unlabelled: bool = False) -> SourceSplit:
@@ -45,6 +54,7 @@ def read_split(root: Path, split: str, *, allow_unlabelled: bool = False) -> Sou
         png_sizes = file_sizes(pngs, (".png",)) if pngs.is_dir() else {}
         if content["annotations"] and not png_sizes:
             raise UserError(f"{pngs} holds no label PNGs; unpack {pngs.name}.zip into {pngs.parent}")
+        _check_pngs(content, pngs, png_sizes, json_path)
     elif not allow_unlabelled:
         raise UserError(f"{json_path} does not exist; labels are needed (unless --allow-unlabelled is given)")
     categories = _categories(content, json_path)
@@ -132,19 +142,41 @@ def checked_categories(found: list[dict[str, Any]], path: Path) -> tuple[dict, .
     return tuple(sorted(found, key=lambda category: category["id"]))
 
 
+def _check_pngs(content: dict, pngs: Path, png_sizes: dict, json_path: Path) -> None:
+    """Raise UserError if the folder has none of the label PNGs that the JSON names: they are at another place."""
+    find = Finder(png_sizes)
+    named = [name for annotation in content["annotations"] if isinstance(name := annotation.get("file_name"), str)]
+    if named and not any(find(name, pngs.name) for name in named):
+        raise UserError(f"{pngs} has none of the label PNGs that {json_path.name} names, such as {named[0]}; it has "
+                        f"{next(iter(png_sizes))}: move them to where the JSON says")  # fmt: skip
+
+
 def _pair(
     content: dict, pictures: Path, picture_sizes: dict, pngs: Path, png_sizes: dict, categories: tuple[dict, ...]
 ) -> tuple[list[SourceSample], Bad]:
-    """Samples by ascending image id, and (name, reason) of the others."""
+    """Samples by ascending image id, and (name, reason) of the others. What several items name is nobody's."""
     images = {id_of(image.get("id")): (number, image) for number, image in enumerate(content["images"])}
     numbered = all(isinstance(key, int) and 0 <= key < 1 << 63 for key in images)  # else by order
     find_picture, find_png = Finder(picture_sizes), Finder(png_sizes)
+    shared_ids = ambiguous(content["images"], lambda image: id_of(image.get("id")))
+    shared_pictures = ambiguous(content["images"], lambda image: find_picture(image.get("file_name"), pictures.name))
+    shared_annotations = ambiguous(content["annotations"], lambda annotation: id_of(annotation.get("image_id")))
+    shared_pngs = ambiguous(content["annotations"], lambda each: find_png(each.get("file_name"), pngs.name))
     samples: list[SourceSample] = []
-    bad: Bad = []
+    bad: dict[str, str] = {}
+    for image in content["images"]:
+        key, name = id_of(image.get("id")), image.get("file_name")
+        if key is None or key in shared_ids:
+            reason = f"two images of the JSON have the id {key}"
+            if key is None:
+                reason = f"the JSON gives it the id {image.get('id')!r}, which is not a number or text"
+            bad[find_picture(name, pictures.name) or str(name)] = reason
     seen: set[int | str | None] = set()
     for annotation in content["annotations"]:
         segments = annotation.get("segments_info")
         key = id_of(annotation.get("image_id"))
+        if key in shared_ids:
+            continue
         number, image = images.get(key, (0, {}))
         given, given_png = image.get("file_name"), annotation.get("file_name")
         name = str(given or given_png or key)
@@ -153,14 +185,20 @@ def _pair(
             reason = f"its annotation has the image_id {annotation.get('image_id')!r}, which is not a number or text"
         elif not image:
             reason = f"annotation of image {key}, which the JSON does not list"
+        elif key in shared_annotations:
+            reason = f"image {key} has two different annotations"
         elif not isinstance(segments, list):
             reason = "its annotation has no list `segments_info`, as panoptic annotations have"
-        elif not is_inside(given) or not is_inside(given_png):
-            reason = f"file name {given!r} or {given_png!r} is not a path inside its folder"
+        elif wrong := _wrong_name(image, f"image {key}") or _wrong_name(annotation, "its annotation"):
+            reason = wrong
         elif picture is None:
-            reason = missing(pictures, str(given))
+            reason = missing(pictures, given)
         elif png is None:
             reason = f"panoptic PNG {given_png} is missing"
+        elif picture in shared_pictures:
+            reason = "two images of the JSON have this picture"
+        elif png in shared_pngs:
+            reason = f"two annotations have the panoptic PNG {png}"
         elif key in seen:
             reason = f"second annotation of image {key}"
         else:
@@ -168,8 +206,16 @@ def _pair(
             read = partial(_read, pictures / picture, pngs / png, segments, categories)
             samples.append(SourceSample(number=int(key) if numbered else number, name=picture, read=read))
             continue
-        bad.append((picture or name, reason))
-    return samples, bad
+        bad[picture or name] = reason
+    return samples, list(bad.items())
+
+
+def _wrong_name(item: dict, what: str) -> str:
+    """What is wrong with the file_name of an image or annotation; empty if nothing is."""
+    name = item.get("file_name")
+    if not isinstance(name, str):
+        return f"{what} has no file_name" if name is None else f"{what} has the file_name {name!r}, which is not text"
+    return "" if is_inside(plain_path(name)) else f"file name {name!r} is not a path inside its folder"
 
 
 class Finder:
@@ -186,6 +232,7 @@ class Finder:
         """The file's path below the folder; None if it is missing, or if several files differ in case only."""
         if not isinstance(name, str):
             return None
+        name = plain_path(name)
         for path in (name, name.removeprefix(f"{folder}/")):
             found = [path] if path in self.files else self.by_lower.get(path.lower(), [])
             if len(found) == 1:
@@ -220,7 +267,9 @@ def _index_segments(
             raise UserError(f"a segment has the id {segment.get('id')!r}, which is not a number")
         if category not in classes:
             raise UserError(f"segment {number} has the unknown category {segment.get('category_id')!r}")
-        table[number + 1] = (*classes[category], 1 if segment.get("iscrowd") in (1, "1", True) else 0)
+        row = (*classes[category], 1 if segment.get("iscrowd") in (1, "1", True) else 0)
+        if table.setdefault(number + 1, row) != row:
+            raise UserError(f"segments_info lists segment {number} twice, with different categories or iscrowd")
     table[0] = (0, 0, 1)
     shifted = ids + 1
     if 1 not in table:  # 0 is void, unless the JSON lists it as a segment

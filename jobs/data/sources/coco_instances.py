@@ -26,8 +26,8 @@ from egic.errors import UserError
 from egic.pictures import READ_SUFFIXES
 from jobs.data.sources.coco import checked_categories, file_sizes, id_of, missing, read_json
 from jobs.data.sources.coco_masks import draw, index_of, outline_of
-from jobs.data.sources.source import Bad, SourceSample, SourceSplit, digest
-from jobs.data.sources.splits import choose, split_of, split_of_file
+from jobs.data.sources.source import Bad, SourceSample, SourceSplit, ambiguous, digest, plain_path
+from jobs.data.sources.splits import choose, official, split_in, split_of, split_of_file
 
 log = logging.getLogger(__name__)
 PATTERNS = (
@@ -114,6 +114,8 @@ def _add(merged: _Merged, content: dict, path: Path) -> None:
     stuff = "stuff" in re.split(r"[^a-z]+", path.stem.lower())
     classes = _add_categories(merged, content["categories"], stuff, path)
     images: dict[int | str | None, dict] = {}
+    shared_ids = ambiguous(content["images"], lambda image: id_of(image.get("id")))
+    shared_names = ambiguous(content["images"], lambda image: str(image.get("file_name")))
     for image in content["images"]:
         name, key = image.get("file_name"), id_of(image.get("id"))
         if not isinstance(name, str) or not name or key is None:
@@ -121,6 +123,9 @@ def _add(merged: _Merged, content: dict, path: Path) -> None:
             continue
         size = [id_of(image.get(side)) for side in ("height", "width")]
         images[key] = merged.images.setdefault(name, {"id": len(merged.images) + 1, "file_name": name, "key": key})
+        if key in shared_ids or name in shared_names:
+            what = f"the id {key}" if key in shared_ids else "this file_name"
+            images[key].setdefault("bad", f"two images of {path.name} have {what}")
         images[key].setdefault("size", tuple(size) if all(isinstance(side, int) for side in size) else (0, 0))
     for annotation in content["annotations"]:
         image = images.get(id_of(annotation.get("image_id")))
@@ -178,26 +183,30 @@ def _find_pictures(
 ) -> tuple[dict[str, dict], Bad]:
     """The images by the path of their picture below the folder, and (name, reason) of images without one."""
     by_name: dict[str, list[str]] = {}
+    folders = official(sizes)
     for path in sizes:
-        by_name.setdefault(path.rpartition("/")[2].lower(), []).append(path)
-    found: dict[str, dict] = {}
+        if not split or not folders or split_in(folders, path) in (split, None):  # no picture of another split
+            by_name.setdefault(path.rpartition("/")[2].lower(), []).append(path)
+    claims: dict[str, list[dict]] = {}
     bad = list(merged.bad)
     for name, image in merged.images.items():
-        wanted = name.replace("\\", "/").lower()
+        wanted = plain_path(name).lower()
         alike = by_name.get(wanted.rpartition("/")[2], [])
         ways = (
             [path for path in alike if f"/{path.lower()}".endswith(f"/{wanted}")] or alike,
-            [path for path in alike if split and (split_of(path) or ("",))[0] == split],
+            [path for path in alike if split and (split_of(path, words=True) or ("",))[0] == split],
         )
         best = ways[0] if len(ways[0]) == 1 else [path for path in ways[1] if path in ways[0]] or ways[0]
         if not best:
             bad.append((name, missing(folder, name)))
         elif len(best) > 1:
             bad.append((name, f"{len(best)} pictures have this name: {', '.join(sorted(best)[:3])}"))
-        elif best[0] in found:
-            bad.append((name, f"{best[0]} is already the picture of {found[best[0]]['file_name']}"))
         else:
-            found[best[0]] = image
+            claims.setdefault(best[0], []).append(image)
+    found = {path: images[0] for path, images in claims.items() if len(images) == 1 and "bad" not in images[0]}
+    for path in sorted(claims.keys() - found.keys()):
+        names = " and ".join(image["file_name"] for image in claims[path][:2])
+        bad.append((path, claims[path][0].get("bad", f"it is the picture of two images of the JSON, {names}")))
     if unlisted := len(sizes) - len(found):
         of_split = f" of {split}" if split else ""
         log.info("%s: %d pictures that the annotations%s do not list are left out of it", folder, unlisted, of_split)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import posixpath
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,17 @@ def is_plain(name: object) -> bool:
 def is_inside(name: object) -> bool:
     """Whether `name` is a relative path, with slashes, that stays inside its folder."""
     return isinstance(name, str) and all(map(is_plain, name.split("/")))
+
+
+def plain_path(name: str) -> str:
+    """A path as labelling tools write it, in its plain form: `./a/1.jpg`, `a//1.jpg` and `a\\1.jpg` are `a/1.jpg`."""
+    return posixpath.normpath(name.replace("\\", "/"))
+
+
+def ambiguous(items: Iterable[dict], key_of: Callable[[dict], Hashable | None]) -> set:
+    """The keys that two different items share. Items whose key is None have none."""
+    first: dict[Hashable, dict] = {}
+    return {key for item in items if (key := key_of(item)) is not None and first.setdefault(key, item) != item}
 
 
 def digest(content: object) -> str:

@@ -83,6 +83,9 @@ def rename_pictures(root: Path, how, in_json=None) -> None:
         (lambda n: n, lambda n: n.replace(".jpg", ".JPG")),
         (lambda n: f"city/{n}", None),
         (lambda n: n, lambda n: f"train2017/{n}"),
+        (lambda n: n, lambda n: f"./{n}"),
+        (lambda n: f"city/{n}", lambda n: f"city\\{n}"),
+        (lambda n: f"city/{n}", lambda n: f"city//{n}"),
     ],
 )
 def test_pictures_are_found_in_subfolders_and_with_another_case(tmp_path, how, in_json):
@@ -142,6 +145,11 @@ def test_id_0_is_a_segment_only_if_the_json_lists_it(tmp_path):
         (lambda a: a["segments_info"][0].update(id="sky"), "a segment has the id 'sky', which is not a number"),
         (lambda a: a["segments_info"][0].pop("category_id"), "segment 1000000 has the unknown category None"),
         (lambda a: a.update(file_name="other.png"), "panoptic PNG other.png is missing"),
+        (lambda a: a.pop("file_name"), "000000000000.jpg: its annotation has no file_name"),
+        (lambda a: a.update(file_name=7), "its annotation has the file_name 7, which is not text"),
+        (lambda a: a.update(file_name="../1.png"), "file name '../1.png' is not a path inside its folder"),
+        (lambda a: a["segments_info"].append({"id": 300, "category_id": SKY}), "lists segment 300 twice"),
+        (lambda a: a["segments_info"].append(a["segments_info"][1] | {"iscrowd": 1}), "lists segment 300 twice"),
     ],
 )
 def test_errors_name_the_cause(tmp_path, caplog, change, reason):
@@ -149,6 +157,71 @@ def test_errors_name_the_cause(tmp_path, caplog, change, reason):
     edit_json(root, lambda c: change(c["annotations"][0]))
     prepared(root, tmp_path / "out", max_bad=2)
     assert reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c["images"][0].pop("file_name"), "000000000000.png: image 0 has no file_name"),
+        (
+            lambda c: c["images"][0].update(id=[1]),
+            "000000000000.jpg: the JSON gives it the id [1], which is not a number",
+        ),
+    ],
+)
+def test_errors_of_images_name_the_cause(tmp_path, caplog, change, reason):
+    root = write_tree(tmp_path / "coco")
+    edit_json(root, change)
+    assert prepared(root, tmp_path / "out", max_bad=2).num_samples == 2
+    assert reason in caplog.text
+
+
+def ids_01_and_1(content: dict) -> None:
+    for number, key in enumerate(["01", "1"]):
+        content["images"][number]["id"] = content["annotations"][number]["image_id"] = key
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c["images"][1].update(id=0), "two images of the JSON have the id 0"),
+        (ids_01_and_1, "two images of the JSON have the id 1"),
+        (lambda c: c["images"][1].update(file_name="000000000000.jpg"), "two images of the JSON have this picture"),
+        (lambda c: c["annotations"][1].update(image_id=0), "image 0 has two different annotations"),
+        (lambda c: c["annotations"][1].update(file_name="000000000000.png"), "two annotations have the panoptic PNG"),
+    ],
+)
+def test_labels_that_may_be_of_two_pictures_are_of_none(tmp_path, caplog, change, reason):
+    root = write_tree(tmp_path / "coco", num=4)
+    edit_json(root, change)
+    found = samples(prepared(root, tmp_path / "out", max_bad=4))
+    assert sorted(found) == [f"{n:012d}.jpg" for n in (2, 3)]
+    assert f"skipped 000000000000.jpg: {reason}" in caplog.text
+
+
+def test_an_image_that_is_listed_twice_alike_is_one(tmp_path):
+    root = write_tree(tmp_path / "coco")
+    edit_json(root, lambda c: c["images"].append(dict(c["images"][0])))
+    assert prepared(root, tmp_path / "out").num_samples == 3
+
+
+def test_label_pngs_in_another_folder_are_one_line(tmp_path, caplog):
+    root = write_tree(tmp_path / "coco", num=12)
+    pngs = root / "annotations/panoptic_train2017"
+    pngs.rename(root / "moved"), pngs.mkdir(), (root / "moved").rename(pngs / "panoptic_train2017")
+    with pytest.raises(
+        ValueError, match=r"has none of the label PNGs that panoptic_train2017.json names, such as 0{12}"
+    ):
+        prepared(root, tmp_path / "out")
+    assert not caplog.messages
+
+
+def test_more_bad_samples_than_the_limit_are_one_line(tmp_path, caplog):
+    root = write_tree(tmp_path / "coco", num=12)
+    edit_json(root, lambda c: c["annotations"].clear())
+    with pytest.raises(ValueError, match=r"more than 10 bad samples \(000000000000.jpg: picture without annotation; "):
+        prepared(root, tmp_path / "out", max_bad=None)
+    assert not caplog.messages
 
 
 def test_a_byte_order_mark_is_accepted(tmp_path):

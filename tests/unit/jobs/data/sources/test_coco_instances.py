@@ -217,7 +217,7 @@ def test_the_layout_of_roboflow_is_read(tmp_path, caplog):
     ("in_json", "on_disk"),
     [
         ("images/1.jpg", "images/1.jpg"), ("1.jpg", "images/a/1.JPG"), ("images\\1.jpg", "images/1.jpg"),
-        ("/data/upload/1.jpg", "images/1.jpg"), ("1.PNG", "images/1.png"),
+        ("./images//1.jpg", "images/1.jpg"), ("/data/upload/1.jpg", "images/1.jpg"), ("1.PNG", "images/1.png"),
     ],
 )  # fmt: skip
 def test_pictures_are_found_by_name(tmp_path, in_json, on_disk):
@@ -240,6 +240,43 @@ def test_ambiguous_and_missing_pictures_are_named(tmp_path, caplog):
     assert "skipped 1.jpg: 2 pictures have this name: a/1.jpg, b/1.jpg" in caplog.text
     assert "skipped 9.jpg: annotation without picture" in caplog.text
     assert "3 pictures that the annotations do not list are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ({"id": 7}, {"id": "07"}, "two images of result.json have the id 7"),
+        ({"file_name": "1.jpg"}, {"file_name": "1.jpg"}, "two images of result.json have this file_name"),
+        (
+            {"file_name": "a/1.jpg"},
+            {"file_name": "b/1.jpg"},
+            "it is the picture of two images of the JSON, a/1.jpg and",
+        ),
+    ],
+)
+def test_outlines_that_may_be_of_two_pictures_are_of_none(tmp_path, caplog, first, second, reason):
+    root = tmp_path / "own"
+    write_pictures(root, [f"{i}.jpg" for i in range(1, 6)])
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(1, 6)]
+    images[0] |= first
+    images[1] |= second
+    write_json(root / "result.json", [annotation(3, [box(0, 0, 9, 9)])], images=images)
+    found, _ = prepared(root, tmp_path / "out", max_bad=2)
+    assert {name for samples in found.values() for name in samples} == {"3.jpg", "4.jpg", "5.jpg"}
+    assert f"skipped 1.jpg: {reason}" in caplog.text
+
+
+@pytest.mark.parametrize("train, val", [("train", "valid"), ("train_images", "val_images")])
+def test_outlines_of_one_split_get_no_picture_of_the_other(tmp_path, caplog, train, val):
+    root = tmp_path / "own"
+    write_pictures(root, [f"{train}/1.jpg", f"{val}/1.jpg", f"{val}/2.jpg"])
+    for split in ("train", "val"):
+        write_json(root / f"annotations/instances_{split}.json", [annotation(3, [box(0, 0, 9, 9)])], num=2)
+    found, _ = prepared(root, tmp_path / "out", max_bad=1)
+    assert {split: sorted(samples) for split, samples in found.items()} == {
+        "train": [f"{train}/1.jpg"], "val": [f"{val}/1.jpg", f"{val}/2.jpg"],
+    }  # fmt: skip
+    assert "skipped 2.jpg: annotation without picture" in caplog.text
 
 
 def test_a_file_of_one_split_needs_the_other(tmp_path):
