@@ -32,6 +32,7 @@ from jobs.data.shards import (
     MANIFEST,
     StoredSample,
     load_manifest,
+    read_index,
     write_index,
     write_shard,
 )
@@ -163,11 +164,15 @@ def _finished(part: SourceSplit, out: files.Place, config: PrepareConfig) -> str
         return None
     try:
         content = json.loads(files.read(path))
-        load_manifest(path)
+        stored = {
+            *read_index(load_manifest(path)).file_name.to_pylist(),
+            *(bad["name"] for bad in content.get("skipped", [])),
+        }
     except ValueError as error:
         log.warning("%s; preparing it again", error)
         return None
-    if content.get("source") != _source(part, config):
+    listed = {*(sample.name for sample in part.samples), *(name for name, _ in part.bad)}
+    if content.get("source") != _source(part, config) or stored != listed:  # the rules of what is listed may change
         return None
     _check_limit(content.get("skipped", []), _limit(part, config), part.split)
     log.info("%s: unchanged, reused", path)
@@ -209,9 +214,9 @@ def _write_split(
     """Write shards, index and manifest, in this order; `send` is called with each file when it is complete."""
     limit = _limit(part, config)
     skipped = [{"name": name, "reason": reason} for name, reason in part.bad]
+    _check_limit(skipped, limit, part.split)
     for bad in skipped:
         log.warning("%s: skipped %s: %s", part.split, bad["name"], bad["reason"])
-    _check_limit(skipped, limit, part.split)
     shards: list[dict] = []
     index, counts = [], _Counts(part)
     for rows in _chunks(_good_samples(part, config, skipped, limit), config.samples_per_shard):

@@ -127,6 +127,19 @@ def test_unchanged_input_is_reused_and_changed_input_is_not(tmp_path):
     assert sorted(p.name for p in out.iterdir()) == ["train"]
 
 
+def test_samples_that_are_no_longer_listed_are_not_reused(tmp_path):
+    """As after an update of the program that splits the same files otherwise."""
+    root, out = write_tree(tmp_path / "coco"), tmp_path / "out"
+    path = run(root, out)
+    source = json.loads(path.read_text())["source"]
+    edit_json(root, lambda c: (c["images"].pop(), c["annotations"].pop()))
+    (root / "train2017/000000000002.jpg").unlink()
+    assert load_manifest(run(root, out)).num_samples == 2
+    path.write_text(path.read_text().replace(json.loads(path.read_text())["source"], source))
+    write_tree(tmp_path / "same").rename(tmp_path / "again"), shutil.rmtree(root), (tmp_path / "again").rename(root)
+    assert load_manifest(run(root, out)).num_samples == 3
+
+
 def test_more_than_255_segments_are_stored(tmp_path):
     root = write_tree(tmp_path / "coco", num=1)
     ids = np.arange(1, 48 * 40 + 1).reshape(48, 40) % 400 + 1
