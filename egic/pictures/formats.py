@@ -1,0 +1,70 @@
+"""Formats and names of picture files."""
+
+import io
+from collections import Counter
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import PurePath
+
+from PIL import Image, features
+
+from egic.errors import UserError
+from egic.pictures import heif
+
+_HEIC = (".heic", ".heif", ".hif")
+
+_SUFFIXES = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "GIF": (".gif",),
+    **({"AVIF": (".avif",)} if find_spec("PIL._avif") else {}),
+    **({"JPEG2000": (".jp2", ".j2k", ".jpx")} if features.check_codec("jpg_2000") else {}),
+    **({"HEIF": _HEIC} if find_spec("pillow_heif") else {}),
+}
+"""File suffixes by Pillow's name of the format, for all formats that can be read.
+
+Pillow may be built without two of them, and reads HEIF through pillow-heif, of the extra `heic`.
+"""
+READS = tuple(_SUFFIXES)
+READ_SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+_OTHERS = (
+    ".heic .heif .hif .avif .jp2 .j2k .jpx .jxl .jxr .psd .tga .ico .icns .svg .exr .hdr .pfm .qoi .dds .dng .raw .cr2 "
+    ".cr3 .nef .arw .orf .raf .rw2 .srw .pef"
+).split()
+"""Suffixes of pictures in formats that cannot be read, or only with an optional part of Pillow or pillow-heif."""
+
+
+def open_file(data: bytes) -> Image.Image:
+    """A picture file as a Pillow image whose pixels are not decoded yet. Raises what Pillow's plugins raise.
+
+    Registers pillow-heif with Pillow for a HEIC file. Raises UserError for one if pillow-heif is not installed.
+    """
+    if not heif.is_heic(data):
+        return Image.open(io.BytesIO(data), formats=[form for form in READS if form != "HEIF"])
+    try:
+        from pillow_heif import register_heif_opener
+    except ModuleNotFoundError as error:
+        raise UserError("HEIC pictures need the package pillow-heif: pip install 'egic[heic]'") from error
+    register_heif_opener()
+    return Image.open(io.BytesIO(data), formats=["HEIF"])
+
+
+def left_out(names: Iterable[str]) -> str:
+    """Counts of picture files in formats that cannot be read: "3 .cr2, 1 .dng"; empty for none.
+
+    If HEIC files are among them, the text ends with the command that installs their reader.
+    """
+    kinds = Counter(PurePath(name).suffix.lower() for name in names)
+    unread = {kind: n for kind, n in kinds.most_common() if kind in _OTHERS and kind not in READ_SUFFIXES}
+    counts = ", ".join(f"{n} {kind}" for kind, n in unread.items())
+    fix = not unread.keys().isdisjoint(_HEIC) and "HEIF" not in READS
+    return f"{counts}; for HEIC: pip install 'egic[heic]'" if fix else counts
+
+
+def printable(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8 become \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
