@@ -6,30 +6,56 @@ import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from egic.errors import UserError
-from egic.pictures import cicp, tiff
+from egic.pictures import cicp, jpeg2000, png, tiff
+
+_SRGB_CHROMATICITY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+"""x and y of the white, red, green and blue of sRGB, as in a PNG's cHRM."""
 
 
 def to_rgb(image: Image.Image, data: bytes, notes: list[str]) -> Image.Image:
     """Any image -> RGB of 8 bits in sRGB. data: its file; empty if that is not known."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tiff.check(image)
-    profile = _profile(image, data)
+    is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+    if is_tiff:
+        tiff.check(image.tag_v2)
+    if image.format == "JPEG2000":
+        jpeg2000.check(data, image.mode)
+    profile = _profile(image, data, notes)
     image.load()
-    if data.startswith(b"\x89PNG"):
+    if is_tiff:
+        image = tiff.with_palette(image)
+    if data.startswith(png.START):
         image = _with_key(image, depth=data[24], kind=data[25])
     return _to_srgb(_to_8_bits(image), profile, notes)
 
 
-def _profile(image: Image.Image, data: bytes) -> bytes | None:
+def _profile(image: Image.Image, data: bytes, notes: list[str]) -> bytes | None:
     """The ICC profile of a picture's colours; None for sRGB. Raises UserError for colours that are not read."""
     profile = image.info.get("icc_profile")
     if image.format == "PNG":
         colours = cicp.of_png(data)  # has precedence over a profile (PNG, third edition, section 4.3)
+        profile = None if colours else _png_profile(image, data, notes)
     elif profile is None and (stated := image.info.get("nclx_profile")):  # of pillow-heif
         colours = stated["color_primaries"], stated["transfer_characteristics"]
     else:
         colours = cicp.of_avif(data) if profile is None and image.format == "AVIF" else None
     return profile if colours is None else cicp.icc_profile(*colours)
+
+
+def _png_profile(image: Image.Image, data: bytes, notes: list[str]) -> bytes | None:
+    """The ICC profile of a PNG without cICP: that of iCCP, or one of gAMA; None for sRGB."""
+    try:
+        if profile := image.info.get("icc_profile") or png.profile(data):
+            return profile
+    except ValueError as error:
+        notes.append(f"its colour profile is ignored ({error})")
+    if "srgb" in image.info:
+        return None
+    stated = image.info.get("chromaticity", _SRGB_CHROMATICITY)
+    if max(abs(a - b) for a, b in zip(stated, _SRGB_CHROMATICITY, strict=True)) > 0.01:
+        notes.append("its primaries (cHRM) are read as those of sRGB")
+    gamma = image.info.get("gamma", 0)
+    usual = not 0.1 < gamma < 10 or abs(gamma * 2.2 - 1) < 0.05  # 1 / 2.2 stands for the transfer function of sRGB
+    return None if usual else cicp.gamma_profile(gamma)
 
 
 def _with_key(image: Image.Image, *, depth: int, kind: int) -> Image.Image:
@@ -91,6 +117,8 @@ def _convert_profile(image: Image.Image, profile: bytes | None, notes: list[str]
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if image.mode == "L" and source.profile.xcolor_space == "RGB ":
+                image = image.convert("RGB")
             to_srgb = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), image.mode, "RGB")
             if image.mode == "RGB" and _changes_nothing(to_srgb):
                 return image

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from PIL import Image, features
 
 from egic.errors import UserError
-from egic.pictures import heif
+from egic.pictures import heif, jpeg, jpeg2000, png, tiff
 
 _HEIC = (".heic", ".heif", ".hif")
 
@@ -38,19 +38,43 @@ _OTHERS = (
 """Suffixes of pictures in formats that cannot be read, or only with an optional part of Pillow or pillow-heif."""
 
 
-def open_file(data: bytes) -> Image.Image:
+def open_file(data: bytes, *, upright: bool = True) -> Image.Image:
     """A picture file as a Pillow image whose pixels are not decoded yet. Raises what Pillow's plugins raise.
 
     Registers pillow-heif with Pillow for a HEIC file. Raises UserError for one if pillow-heif is not installed.
+    upright: whether decoding a TIFF applies its orientation. Of other formats, Pillow decodes the pixels as stored.
     """
     if not heif.is_heic(data):
-        return Image.open(io.BytesIO(data), formats=[form for form in READS if form != "HEIF"])
+        file = io.BytesIO(tiff.main_page(data, upright=upright))
+        return Image.open(file, formats=[form for form in READS if form != "HEIF"])
     try:
         from pillow_heif import register_heif_opener
     except ModuleNotFoundError as error:
         raise UserError("HEIC pictures need the package pillow-heif: pip install 'egic[heic]'") from error
     register_heif_opener()
     return Image.open(io.BytesIO(data), formats=["HEIF"])
+
+
+_STARTS = {
+    "PNG": (png.START,),
+    "JPEG": (jpeg.START,),
+    "TIFF": tiff.STARTS,
+    "BMP": (b"BM",),
+    "PPM": (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "JPEG2000": jpeg2000.STARTS,
+}
+
+
+def format_of(data: bytes) -> str:
+    """Pillow's name of the format that the first bytes of a file state; empty for others than those that are read."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if heif.is_heic(data):
+        return "HEIF"
+    if heif.is_avif(data):
+        return "AVIF"
+    return next((form for form, starts in _STARTS.items() if data.startswith(starts)), "")
 
 
 def left_out(names: Iterable[str]) -> str:

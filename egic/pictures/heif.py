@@ -16,3 +16,8 @@ def is_heic(data: bytes) -> bool:
     """Whether a file is HEIC, or another HEIF that is not AVIF: both can have the brand `mif1`."""
     listed = brands(data)
     return bool(listed & _HEIC_BRANDS) and not listed & _AVIF_BRANDS
+
+
+def is_avif(data: bytes) -> bool:
+    """Whether a file is AVIF."""
+    return bool(brands(data) & _AVIF_BRANDS)

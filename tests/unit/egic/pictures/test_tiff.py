@@ -4,6 +4,7 @@ import io
 import itertools
 import struct
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -84,23 +85,31 @@ def test_common_kinds_are_read(alpha):
         assert np.abs(pictures.read(data)[0] - wanted(values, "rgb", alpha)).max() <= 1.5
 
 
+def baseline(strip: bytes, tags: dict[int, tuple[int, tuple[int, ...]]]) -> bytes:
+    """A little-endian TIFF of one strip (TIFF 6.0, section 2). tags: type and values by tag; types 1 to 4 and 7."""
+    tags = {256: (4, (W,)), 257: (4, (H,)), 278: (4, (H,)), 279: (4, (len(strip),)), 273: (4, (0,))} | tags
+    at, body = 8 + 2 + 12 * len(tags) + 4, b""
+    tags[273], table = (4, (at,)), b""
+    body += strip + bytes(len(strip) % 2)
+    for tag, (kind, values) in sorted(tags.items()):
+        value = struct.pack(f"<{len(values)}{' BBHI  B'[kind]}", *values)
+        if len(value) > 4:
+            body, value = body + value, struct.pack("<I", at + len(body))
+        table += struct.pack("<HHI", tag, kind, len(values)) + value.ljust(4, b"\0")
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + table + bytes(4) + body
+
+
+def of_kind(photometric: int | None, bits: tuple[int, ...], **others: int) -> dict[int, tuple[int, tuple[int, ...]]]:
+    """Tags of a TIFF of this kind; others: tag_NUMBER=value."""
+    tags = {258: (3, bits), 259: (3, (1,)), 277: (3, (len(bits),))}
+    tags |= {} if photometric is None else {262: (3, (photometric,))}
+    return tags | {int(name.removeprefix("tag_")): (3, (value,)) for name, value in others.items()}
+
+
 def grey_tiff(values: np.ndarray, bits: int, photometric: int) -> bytes:
-    """A baseline TIFF of grey samples with any number of bits, in one strip (TIFF 6.0, section 4)."""
+    """A TIFF of grey samples with any number of bits."""
     packed = (values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).reshape(H, -1)
-    strip = np.packbits(packed, axis=1).tobytes()
-    tags = {
-        256: W,
-        257: H,
-        258: bits,
-        259: 1,
-        262: photometric,
-        273: 8 + 2 + 12 * 9 + 4,
-        277: 1,
-        278: H,
-        279: len(strip),
-    }
-    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + table + bytes(4) + strip
+    return baseline(np.packbits(packed, axis=1).tobytes(), of_kind(photometric, (bits,)))
 
 
 @pytest.mark.parametrize("photometric", [0, 1])
@@ -112,19 +121,99 @@ def test_grey_of_every_depth_is_right_or_refused(bits, photometric):
     try:
         x, _ = pictures.read(data)
     except UserError as error:
-        assert (bits, photometric) == (12, 0) and "this kind of TIFF" in str(
-            error
-        )  # Pillow reads 12 bits only if 0 is black
+        assert (bits, photometric) == (12, 0)  # Pillow reads 12 bits only if 0 is black
+        assert "WhiteIsZero, 12 bits, Uncompressed, little-endian" in str(error)
     else:
         assert np.abs(x[..., 0] - (grey if photometric else 255 - grey)).max() <= 0.51
 
 
-@pytest.mark.parametrize("photometric", ["cielab", "icclab", "ycbcr"])
-def test_colour_spaces_that_pillow_decodes_wrongly_are_refused(photometric):
-    """Uncompressed YCbCr is wrong only if it is stored in planes."""
-    values, planar, out = (RGB * 255).astype(np.uint8), "contig", io.BytesIO()
-    if photometric == "ycbcr":
-        values, planar = np.ascontiguousarray(np.moveaxis(values, 2, 0)), "separate"
-    tifffile.imwrite(out, values, photometric=photometric, planarconfig=planar)
-    with pytest.raises(UserError, match="kind of TIFF is not read.*PNG"):
-        pictures.read(out.getvalue())
+BYTES = (RGB * 255).astype(np.uint8)
+GREY = np.ascontiguousarray(BYTES[..., 2])
+
+
+@pytest.mark.parametrize("top", [255, 65535])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_palettes_of_8_and_of_16_bits_are_read(bits, top):
+    """Some old programs write 8-bit values; libtiff, by which imagecodecs decodes, detects that, too."""
+    rng = np.random.default_rng(bits)
+    palette, index = rng.integers(0, 256, (2**bits, 3)), rng.integers(0, 2**bits, (H, W))
+    packed = (index[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).reshape(H, -1)
+    colours = (3, tuple((palette.T * (top // 255)).ravel().tolist()))
+    data = baseline(np.packbits(packed, axis=1).tobytes(), of_kind(3, (bits,)) | {320: colours})
+    x, notes = pictures.read(data)
+    assert np.array_equal(x, palette[index]) and not notes
+    assert np.array_equal(x, imagecodecs.tiff_decode(data, asrgb=True)[..., :3])
+
+
+@pytest.mark.parametrize(
+    "samples, tags, reason",
+    [
+        (3, of_kind(8, (8,) * 3), "CIE Lab"),
+        (3, of_kind(9, (8,) * 3), "CIE Lab"),
+        (3, of_kind(6, (8,) * 3), "uncompressed YCbCr"),
+        (3, of_kind(6, (8,) * 3, tag_284=2), "uncompressed YCbCr"),
+        (4, of_kind(5, (8,) * 4, tag_332=2), "inks"),
+        (1, of_kind(None, (8,)), "does not state its colours"),
+        (2, of_kind(1, (8, 8), tag_284=2, tag_338=2), "transparency .* plane"),
+        (2, of_kind(3, (8, 8), tag_284=2, tag_338=2) | {320: (3, tuple(range(768)))}, "transparency .* plane"),
+        (4, of_kind(1, (16, 16), tag_338=2), "BlackIsZero, 2 samples of 16 bits, Uncompressed, little-endian"),
+        (4, of_kind(2, (10,) * 3), "RGB, 3 samples of 10 bits"),
+        (1, of_kind(32803, (8,)), "CFA, 8 bits"),
+        (1, of_kind(0, (8,), tag_266=2), "WhiteIsZero, 8 bits, Uncompressed, bits in reverse order"),
+        (1, of_kind(1, (8,)) | {259: (3, (12345,))}, "Compression 12345"),
+    ],
+)
+def test_kinds_that_are_not_read_are_named(samples, tags, reason):
+    """Pillow cannot decode them, or decodes them to wrong pixels."""
+    with pytest.raises(UserError, match=f"this kind of TIFF is not read.*{reason}.*PNG"):
+        pictures.read(baseline(GREY.tobytes() * samples, tags))
+
+
+def pages(*writes: tuple[np.ndarray, dict], **options) -> bytes:
+    """A file of tifffile with one page per (pixels, options of `write`)."""
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out, **options) as file:
+        for x, each in writes:
+            file.write(x, **{"photometric": "rgb"} | each)
+    return out.getvalue()
+
+
+BESIDE = {
+    "a mask": (GREY > 128, {"photometric": 4, "subfiletype": 4}),
+    "64-bit floats": (GREY.astype("f8"), {"photometric": 1}),
+    "a colour filter array": (GREY, {"photometric": 32803}),
+    "a thumbnail": (BYTES[::4, ::4], {"subfiletype": 1}),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}], ids=str)
+@pytest.mark.parametrize("other", BESIDE.values(), ids=BESIDE)
+def test_a_page_of_any_kind_after_the_picture_is_no_error(other, options):
+    x, notes = pictures.read(pages((BYTES, {}), other, **options))
+    assert np.array_equal(x, BYTES) and notes == ["it has 2 frames, only the first is used"]
+
+
+@pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}], ids=str)
+@pytest.mark.parametrize("upright", [True, False])
+def test_a_thumbnail_before_the_picture_is_not_the_picture(upright, options):
+    turned = (BYTES, {"extratags": [(274, 3, 1, 3, True)]})
+    x, notes = pictures.read(pages(BESIDE["a thumbnail"], turned, **options), upright=upright)
+    assert np.array_equal(x, BYTES[::-1, ::-1] if upright else BYTES) and "number 2 is used" in notes[0]
+
+
+def test_thumbnails_without_their_picture_are_noted_or_refused():
+    data = pages(BESIDE["a thumbnail"])
+    x, notes = pictures.read(data)
+    assert x.shape == (H // 4, W // 4, 3) and "smaller copy" in notes[0]
+    data = pages((BYTES[::4, ::4], {"subfiletype": 1, "subifds": 1}), (BYTES, {"subfiletype": 0}))
+    with pytest.raises(UserError, match="only a thumbnail"):
+        pictures.read(data)
+
+
+@pytest.mark.parametrize("tag", [270, 282, 305, 700, 33723, 34377, 34665, 34853, 65000])
+@pytest.mark.parametrize("kind", [1, 2, 3, 4, 7, 99])
+def test_no_type_of_a_tag_of_metadata_stops_a_picture(tag, kind):
+    data = baseline(BYTES.tobytes(), of_kind(2, (8,) * 3) | {tag: (min(kind, 7), (200, 3))})
+    data = data.replace(struct.pack("<HH", tag, 7), struct.pack("<HH", tag, kind)) if kind == 99 else data
+    x, notes = pictures.read(data)
+    assert np.array_equal(x, BYTES) and not notes
