@@ -157,7 +157,7 @@ def run_alone(config: AloneConfig | FoldersConfig) -> None:
         if "codec" not in read_config(local_copy(artifact, output)):
             raise UserError(f"--model {refs[name]} has no codec; name an MSE-codec, GAN or ORP model")
     if config.images:
-        pictures, skipped = of_folders(config.images)
+        pictures, skipped = of_folders(config.images, output)
         data = hashlib.sha256(json.dumps([(p.name, p.digest) for p in pictures]).encode()).hexdigest()
         job = EvaluationJob(
             models=models, pictures=pictures, skipped=skipped, evaluate=settings, compute=config.compute,

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from egic import listing
 from egic.cli import files, model_refs
 from egic.cli.files import Task
 from egic.coding import bitstream
@@ -98,8 +99,7 @@ def compress(args: argparse.Namespace) -> int:
     from egic import pictures
 
     rate_of(args.quality, args.bpp, args.max_bytes)
-    folders = [Path(name) for name in args.inputs if Path(name).is_dir()]
-    if left := pictures.left_out(path.name for folder in folders for path in files.files_below(folder)):
+    if left := pictures.left_out(path.name for path in _below(args.inputs)):
         print(f"warning: left out, because their formats cannot be read: {left}", file=sys.stderr)
     tasks = files.plan(args.inputs, args.output, SUFFIX, pictures.READ_SUFFIXES)
     return _run(args, tasks, pictures.READ_SUFFIXES, _compressor)
@@ -109,11 +109,20 @@ def decompress(args: argparse.Namespace) -> int:
     """`egic decompress`; returns the exit status."""
     from egic import pictures
 
+    _below(args.inputs)
     tasks = files.plan(args.inputs, args.output, ".png", (SUFFIX,))
     for task in tasks:
         pictures.check_suffix(task.target.suffix if task.target else ".png")
     check_alpha(args.alpha)
     return _run(args, tasks, (SUFFIX,), _decompressor)
+
+
+def _below(inputs: Iterable[str]) -> list[Path]:
+    """All files in folders among the inputs. Prints a warning about links and others that are left out."""
+    found = [listing.below(Path(name)) for name in inputs if Path(name).is_dir()]
+    if left := listing.shown([each for _, others in found for each in others]):
+        print(f"warning: left out: {left}", file=sys.stderr)
+    return [path for paths, _ in found for path in paths]
 
 
 Work = Callable[[Task, Result], None]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from egic import listing
 from egic.errors import UserError
 
 STD = "-"
@@ -63,18 +64,11 @@ def _sources(inputs: Iterable[str], takes: tuple[str, ...]) -> Iterator[tuple[Pa
         if name == STD:
             yield None, None
         elif path.is_dir():
-            for found in files_below(path):
+            for found in listing.below(path)[0]:
                 if found.suffix.lower() in takes:
                     yield found, found.relative_to(path)
         else:
             yield path, Path(path.name)
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, sorted by path, without hidden files and those in hidden folders."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
 
 
 def targets(places: Sequence[Path | None], suffix: str) -> list[Path | None]:

@@ -121,7 +121,9 @@ def _add_reports(commands: Any) -> None:
         help="other codecs at the sizes of the model's files: jpeg,webp,avif,jxl,bpg,vtm, and compressai's learned "
         "bmshj2018-hyperprior,mbt2018-mean,cheng2020-attn (downloaded, or files in EGIC_WEIGHTS)",
     )
-    report.add_argument("--images", metavar="FOLDER", type=Path, help="folder of the evaluated pictures, for --anchors")
+    report.add_argument(
+        "--images", metavar="FOLDER", type=Path, nargs="+", help="the --images of the evaluation, for --anchors"
+    )
 
 
 def _add_models(commands: Any) -> None:
@@ -223,7 +225,7 @@ def _described(folder: Path) -> str:
 
 def _report(args: argparse.Namespace) -> None:
     if (args.anchors is None) != (args.images is None):
-        raise UserError("--anchors (names of codecs) and --images (folder of the evaluated pictures) need each other")
+        raise UserError("--anchors (names of codecs) and --images (of the evaluation) need each other")
     try:
         import bjontegaard  # noqa: F401
         import jinja2  # noqa: F401

@@ -13,6 +13,7 @@ from egic.metrics.measures import Measures, find_measures
 from egic.report import anchors, evaluation_folder, panels
 from egic.report.curves import METRICS
 from egic.report.evaluation_folder import CODEC, Evaluation
+from egic.report.picture_names import named
 
 log = logging.getLogger(__name__)
 
@@ -139,13 +140,13 @@ def _bytes(each: Mapping) -> int:
     return each.get("bytes") or round(each["bpp"] * each["height"] * each["width"] / 8)
 
 
-def below(images: Path) -> Callable[[str], np.ndarray]:
-    """The argument `read` of `add` for pictures below a folder."""
-    paths = {pictures.printable(path.relative_to(images).as_posix()): path for path in images.rglob("*")}
+def below(images: Sequence[Path]) -> Callable[[str], np.ndarray]:
+    """The argument `read` of `add` for the pictures of an evaluation's `--images`: folders and files."""
+    paths, _ = named(images)
 
     def read(name: str) -> np.ndarray:
-        if name not in paths or not paths[name].is_file():
-            raise UserError(f"{images / name} is missing; --images must name the folder of the evaluated pictures")
+        if name not in paths:
+            raise UserError(f"{name} is not in {', '.join(map(str, images))}; name the --images of the evaluation")
         return pictures.read(paths[name].read_bytes())[0]
 
     return read

@@ -164,7 +164,7 @@ def code_missing(archive: Archive, folder: Path) -> Progress:
     index.forget_failed(place)
     done = index.read(place)
     plan = list(chunks(archive.missing(done, ignored)))
-    if left := pictures.left_out(ignored.elements()):
+    if left := pictures.left_out(f"_{suffix}" for suffix in ignored.elements()):
         log.warning("left out, because their formats cannot be read: %s", left)
     progress = Progress(num=sum(len(unpacked(chunk)) for chunk in plan))
     log.info("%d pictures, %d of them to code", done.totals.pictures + progress.num, progress.num)

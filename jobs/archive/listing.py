@@ -1,16 +1,20 @@
 """The pictures of an archive and the names of their files, listed folder by folder."""
 
 import json
+import logging
+import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from egic import pictures
+from egic import listing, pictures
 from egic.cli.files import targets
 from egic.errors import UserError
 from jobs.storage import files
+
+log = logging.getLogger(__name__)
 
 CHUNK_PICTURES, CHUNK_BYTES = 4, 16_000_000
 """Limits of a chunk: small, so that workers end at the same time; not one picture, so that a million fit in memory."""
@@ -38,8 +42,8 @@ def listed(
 
     Outputs are named as `egic compress FOLDER` names them: `suffix` in place of the file's own, or after it where two
     files of a folder differ only in their suffixes. Only the names of one folder are in memory. Suffixes of other files
-    are counted in `ignored`. Raises FileNotFoundError for an input that does not exist, and UserError for two
-    pictures of one name.
+    are counted in `ignored`, and a warning names links and devices.
+    Raises FileNotFoundError for an input that does not exist, and UserError for two pictures of one name.
     """
     folders = [place for place in inputs if files.is_folder(place)]
     single = {place: files.size(place) for place in inputs if place not in folders}
@@ -53,6 +57,8 @@ def listed(
                 continue
             sizes, names = files.list_folder(place)
             deeper |= set(names)
+            if os.path.isdir(place):
+                _warn_of_others(place, {*sizes, *names})
             _add(found, folder, sizes, below)
         if below == PurePosixPath():
             for place, size in single.items():
@@ -75,6 +81,14 @@ def _add(found: dict[str, tuple[str, int]], folder: str, sizes: dict[str, int], 
                 "name a folder that holds both, or use two outputs"
             )
         found[name] = folder, size
+
+
+def _warn_of_others(place: str, known: Collection[str]) -> None:
+    """Log a warning about what a local folder has besides these files and folders: links and devices."""
+    names = sorted(name for name in os.listdir(place) if name not in known and name[0] != ".")
+    paths = [Path(place, name) for name in names]
+    if left := listing.shown([(path, listing.no_file(path)) for path in paths]):
+        log.warning("left out: %s", left)
 
 
 def chunks(pictures_: Iterable[Picture], num: int = CHUNK_PICTURES) -> Iterator[bytes]:

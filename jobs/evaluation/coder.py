@@ -42,9 +42,10 @@ class Coder:
     """Names of the pictures whose decoded versions are stored."""
     manifest: Manifest | None = None
 
-    def __call__(self, picture: Picture) -> str:
+    def __call__(self, picture: Picture, notes: list[str] | None = None) -> str:
         """Evaluate one picture; returns "", or the reason why it could not be read or coded.
 
+        notes: receives what the picture's file has that is not used.
         Any other error, such as one of the storage, is raised: what is finished by then is not computed again.
         """
         shown = picture.name in self.shown
@@ -52,7 +53,7 @@ class Coder:
         for name, why in missing.items():
             raise UserError(f"this node lacks {name}, which the driver has: {why}")
         try:
-            x = picture.read(self.manifest)
+            x = picture.read(self.manifest, notes)
         except (UserError, OSError, MemoryError) as error:
             return reason(error) or type(error).__name__
         try:
@@ -124,7 +125,7 @@ class Coder:
 
 
 class Worker:
-    """A `Coder` in one process of the cluster; Ray Data calls it with batches of picture numbers.
+    """A `Coder` in one process of the cluster; Ray Data calls it with batches of one picture number.
 
     models: files of each model by its digest. measures: `Measures`. coder: the rest of `Coder`'s fields.
     """
@@ -147,6 +148,7 @@ class Worker:
         self.coder = Coder(models=loaded, quality=given.quality(device), features=given.features(device), **coder)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        chosen, began = [self.pictures[int(i)] for i in batch["id"]], time.perf_counter()
-        reasons = [self.coder(p) for p in chosen]
-        return {"name": [p.name for p in chosen], "reason": reasons, "time_s": [time.perf_counter() - began]}
+        (number,), began, notes = batch["id"], time.perf_counter(), list[str]()
+        picture = self.pictures[int(number)]
+        why, time_s = self.coder(picture, notes), time.perf_counter() - began
+        return {"name": [picture.name], "reason": [why], "notes": ["; ".join(notes)], "time_s": [time_s]}

@@ -123,6 +123,8 @@ def code_pictures(
     with raised_as_in_the_task():
         for done, row in enumerate(dataset.iter_rows(), 1):
             busy_s += row["time_s"] / compute.max_workers
+            if row["notes"]:
+                log.warning("%s: %s", row["name"], row["notes"])
             if row["reason"]:
                 failed.append({"name": row["name"], "reason": row["reason"]})
             if time.monotonic() - logged > 30 and done < num:

@@ -1,7 +1,6 @@
 """The pictures of an evaluation: files in folders, or samples of prepared data."""
 
 import hashlib
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ import numpy as np
 
 from egic import pictures
 from egic.errors import UserError, reason
+from egic.report.picture_names import named
 from egic.training.crops import decode_jpeg
 from jobs.data.shards import Manifest, read_index, read_samples
-
-log = logging.getLogger(__name__)
+from jobs.storage.files import is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +26,13 @@ class Picture:
     path: str = ""
     sample: int = -1
 
-    def read(self, manifest: Manifest | None = None) -> np.ndarray:
-        """uint8 RGB (H, W, 3). Raises UserError or OSError."""
+    def read(self, manifest: Manifest | None = None, notes: list[str] | None = None) -> np.ndarray:
+        """uint8 RGB (H, W, 3). notes: receives what a file has that is not used. Raises UserError or OSError."""
         if self.path:
-            return pictures.read(Path(self.path).read_bytes())[0]
+            x, found = pictures.read(Path(self.path).read_bytes())
+            if notes is not None:
+                notes += found
+            return x
         assert manifest is not None  # which a sample comes from
         return decode_jpeg(next(iter(read_samples(manifest, [self.sample]))).jpeg)
 
@@ -48,42 +50,21 @@ def of_data(manifest: Manifest, limit: int) -> list[Picture]:
     ]
 
 
-def of_folders(places: Sequence[str]) -> tuple[list[Picture], list[dict]]:
-    """Picture files in folders (and below) and single files, by name; and those that cannot be opened, with the reason.
+def of_folders(places: Sequence[str], output: str = "") -> tuple[list[Picture], list[dict]]:
+    """Picture files by name, as `egic.report.picture_names` lists them; and what cannot be read, with the reason.
 
-    A name is the path below the folder, with the folder's own name in front where two would be equal.
-    Raises UserError for a place that does not exist, for one without pictures, and for names that stay equal.
+    output: local or remote folder of the results, which are no pictures to evaluate. Raises UserError.
     """
-    found: list[tuple[Path, Path]] = []
-    for place in map(Path, places):
-        if not place.exists():
-            raise UserError(f"--images {place} does not exist; name folders with pictures")
-        if place.is_file():
-            found.append((place.parent, place))
-            continue
-        below = [p for p in sorted(place.rglob("*")) if not p.name.startswith(".") and p.is_file()]
-        if kinds := pictures.left_out(p.name for p in below):
-            log.warning("--images %s: left out %s, which cannot be read", place, kinds)
-        files = [p for p in below if p.suffix.lower() in pictures.READ_SUFFIXES]
-        found += [(place, p) for p in files]
-        if not files:
-            raise UserError(f"--images {place} has no {', '.join(pictures.READ_SUFFIXES)} files")
-    paths = [pictures.printable(p.relative_to(root).as_posix()) for root, p in found]
-    names = [
-        f"{pictures.printable(root.resolve().name)}/{name}" if paths.count(name) > 1 else name
-        for (root, _), name in zip(found, paths, strict=True)
-    ]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"--images has {twice[0]} twice; every picture needs a name of its own")
-    listed, skipped = [], []
-    for name, (_, path) in sorted(zip(names, found, strict=True)):
+    files, left = named(places, "" if is_remote(output) else output)
+    listed, skipped = [], [{"name": name, "reason": why} for name, why in left.items()]
+    for name, path in files.items():
         try:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             listed.append(Picture(name=name, digest=digest, path=str(path.resolve())))
         except OSError as error:
             skipped.append({"name": name, "reason": reason(error)})
-    return listed, skipped
+    return listed, sorted(skipped, key=lambda each: each["name"])
 
 
 def first_readable(listed: Iterable[Picture], num: int, manifest: Manifest | None) -> list[Picture]:

@@ -126,6 +126,20 @@ def test_a_warning_counts_files_of_unsupported_formats(pictures, model, capsys):
     assert "2 .cr2, 1 .dng" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["compress", "decompress"])
+def test_links_and_devices_in_folders_are_named(command, pictures, model, tmp_path, capsys):
+    assert run("compress", pictures, "-m", model, "-o", tmp_path / "coded") == 0
+    folder = pictures if command == "compress" else tmp_path / "coded"
+    (folder / "deeper" / "linked").symlink_to(tmp_path)
+    (folder / "gone.png").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.egic")
+    capsys.readouterr()
+    assert run(command, folder, "-m", model, "-o", tmp_path / "out") == 0
+    warning = capsys.readouterr().err.splitlines()[0]
+    assert warning.startswith("warning: left out: ") and "linked (a link to a folder, " in warning
+    assert "gone.png (a broken link)" in warning and "pipe.egic (no regular file)" in warning
+
+
 NAMES = [b"caf\xe9.png", b"100%.png", b"what?.png", b"#1 of 2.png", "日本.png".encode()]
 
 

@@ -13,7 +13,7 @@ LAYERS = ["egic", "jobs", "pipelines"]  # each may import itself and those to it
 TRACKING = "jobs/tracking"
 ROOMS = {
     "egic": "__main__ cli demo reference report compat pillow __init__ model artifact coding training metrics networks "
-    "pictures shipped cache file_size errors",
+    "listing pictures shipped cache file_size errors",
     "jobs": "segmentation mse_codec gan orp evaluate prepare registry serve compress decompress / commands evaluation "
     "training archive data cluster tracking config storage",
 }

@@ -161,7 +161,7 @@ def folder(tmp_path):
 
 def test_rows_at_the_models_rates_are_added_to_the_folder(folder):
     for _ in range(2):  # the second call replaces the rows of the first
-        matched_rates.add(folder, matched_rates.below(folder.parent / "images"), ["jpeg"])
+        matched_rates.add(folder, matched_rates.below([folder.parent / "images"]), ["jpeg"])
     found = evaluation_folder.read(folder)
     jpeg = [row for row in found.rows if row["codec"] == "jpeg"]
     more = ["1.5 x the largest file", "2 x the largest file"]
@@ -179,7 +179,7 @@ def test_rows_at_the_models_rates_are_added_to_the_folder(folder):
 
 
 def test_a_codec_that_is_given_twice_is_used_once(folder):
-    found = matched_rates.add(folder, matched_rates.below(folder.parent / "images"), ["jpeg", "jpeg"])
+    found = matched_rates.add(folder, matched_rates.below([folder.parent / "images"]), ["jpeg", "jpeg"])
     assert {entry["num_pictures"] for entry in found.sets} == {2}
 
 
@@ -196,10 +196,10 @@ def test_other_pictures_are_refused(folder):
     images = folder.parent / "images"
     Image.new("RGB", (5, 5)).save(images / "0.png")
     with pytest.raises(ValueError, match="0.png has 5 x 5 pixels, the evaluated one has 96 x 64"):
-        matched_rates.add(folder, matched_rates.below(images), ["jpeg"])
+        matched_rates.add(folder, matched_rates.below([images]), ["jpeg"])
     (images / "0.png").unlink()
     with pytest.raises(ValueError, match="0.png is missing; --images"):
-        matched_rates.add(folder, matched_rates.below(images), ["jpeg"])
+        matched_rates.add(folder, matched_rates.below([images]), ["jpeg"])
 
 
 def test_other_and_damaged_folders_are_refused(folder, tmp_path):

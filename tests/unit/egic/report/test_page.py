@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from egic.cli import main
 from egic.report import anchors, evaluation_folder, picture_crops
@@ -135,14 +136,16 @@ def test_the_crop_has_the_most_detail():
     assert top in (160, 128) and left in (128, 160)
 
 
-def test_the_command_adds_anchors_to_the_page(folder, capsys):
-    from PIL import Image
-
-    images = folder.parent / "images"
-    images.mkdir()
-    for name in ("0.png", "1.png"):
-        Image.open(folder / "pictures" / name / "original.png").save(images / name)
-    assert main.main(["report", str(folder), "--anchors", "jpeg", "--images", str(images)]) == 0
+def test_the_command_adds_anchors_to_the_page(tmp_path, capsys):
+    """Pictures of several folders have the names that `egic evaluate` gives them."""
+    shown = {}
+    for number, name in enumerate(("one/0.png", "two/0.png", "two/deep/1.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shown[name.removeprefix("two/") if "deep" in name else name] = x = evaluation_folders.photograph(number, 64, 96)
+        Image.fromarray(x).save(tmp_path / name)
+    folder = evaluation_folders.make(tmp_path / "evaluation", shown)
+    images = [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert main.main(["report", str(folder), "--anchors", "jpeg", "--images", *images]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     page = (folder / "report.html").read_text()
     assert "JPEG, rate of EGIC" in page and anchors.find(["jpeg"])[0][0].label in page

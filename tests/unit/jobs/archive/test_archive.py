@@ -50,6 +50,16 @@ def test_a_folder_with_other_files_is_refused(tmp_path, model, name):
     assert not (tmp_path / "archive.json").exists()
 
 
+def test_pictures_of_formats_that_are_not_read_are_counted(tmp_path, model, caplog):
+    for name in ("in/a.cr2", "in/deep/b.CR2", "in/c.dng", "in/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    archive = archives.Archive(inputs=(str(tmp_path / "in"),), work=work(tmp_path / "out"), model=None, workers=0)
+    with pytest.raises(UserError, match="no .png, .* files in"):
+        archives.code_missing(archive, model)
+    assert "formats cannot be read: 2 .cr2, 1 .dng" in caplog.text
+
+
 def test_options_without_meaning_are_refused(tmp_path, model):
     archives.check_options(work(tmp_path), model)
     archives.check_options(work(tmp_path, "decompress"), model)

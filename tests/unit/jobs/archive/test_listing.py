@@ -59,6 +59,15 @@ def test_a_missing_input_is_an_error(tmp_path):
         list(listed([str(tmp_path / "none")], TAKES, ".egic", Counter()))
 
 
+def test_links_and_devices_are_named(folder, tmp_path, caplog):
+    (folder / "linked").symlink_to(tmp_path)
+    (folder / "deep" / "gone.png").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.png")
+    assert len(list(listed([str(folder)], TAKES, ".egic", Counter()))) == 5
+    for name in ("linked (a link to a folder, ", "deep/gone.png (a broken link)", "pipe.png (no regular file)"):
+        assert f"{folder / name}" in caplog.text
+
+
 def test_chunks_are_limited_and_keep_every_name(tmp_path):
     names = [os.fsdecode(name) for name in (b"caf\xe9.png", b"1.png", b"2.png", b"3.png", b"4.png")]
     for name in names:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from egic import pictures
 from egic.cli import main
 from egic.errors import UserError
 from egic.metrics import fid_kid, measures, quality
@@ -83,14 +84,51 @@ def test_pictures_are_listed_by_name(folder, tmp_path):
     (other / "a.png").write_bytes((folder / "b.png").read_bytes())
     names = [p.name for p in of_folders([str(folder), str(other)])[0]]
     assert names == ["b.png", "broken.png", "more/c.png", "other/a.png", "pictures/a.png"]
-    (folder / "gone.png").symlink_to("nowhere")  # rglob lists it, but it is not a file
-    assert len(of_folders([str(folder)])[0]) == 4
     for places, message in (
         (["nowhere"], "--images nowhere does not exist"),
         ([str(folder), str(folder)], "has pictures/a.png twice"),
     ):
         with pytest.raises(UserError, match=message):
             of_folders(places)
+
+
+def test_what_is_no_picture_of_the_user_is_not_measured(folder, tmp_path, caplog, monkeypatch):
+    """Hidden files and folders, results of this command, and, with the reason, links and devices."""
+    picture = (folder / "a.png").read_bytes()
+    for name in (
+        ".hidden.png",
+        ".thumbnails/a.png",
+        ".ipynb_checkpoints/b.png",
+        "out/evaluate/k/pictures/original.png",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture)
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "gone.png").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.png")
+    monkeypatch.chdir(folder)
+    for images, output in ((str(folder), "out"), (".", str(folder / "out"))):
+        caplog.clear()
+        listed, skipped = of_folders([images], output)
+        assert [p.name for p in listed] == ["a.png", "b.png", "broken.png", "more/c.png"]
+        assert [s["name"] for s in skipped] == ["gone.png", "linked", "pipe.png"]
+        assert [s["reason"].split(",")[0] for s in skipped] == [
+            "a broken link",
+            "a link to a folder",
+            "no regular file",
+        ]
+        assert f"left out 1 file in the folder of --output {output}" in caplog.text
+    with pytest.raises(UserError, match="--output . is a folder of --images"):
+        of_folders([str(folder)], ".")
+    assert len(of_folders([str(folder / "out" / "evaluate")], "out")[0]) == 1  # asked for
+
+
+def test_notes_about_pictures_are_reported(models, tmp_path):
+    Image.new("RGBA", (40, 40), (0, 0, 255, 128)).save(tmp_path / "see-through.png")
+    notes: list[str] = []
+    work, picture = coder(models, tmp_path / "parts"), of_folders([str(tmp_path / "see-through.png")])[0][0]
+    assert work(picture, notes) == "" and notes == pictures.read((tmp_path / "see-through.png").read_bytes())[1] != []
 
 
 def test_rows_count_the_bits_of_real_files(folder, models, tmp_path):
