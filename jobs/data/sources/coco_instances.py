@@ -88,6 +88,10 @@ def read_splits(place: Path, splits: tuple[str, ...], *, val_share: float, backg
         merged = _merge(mine or paths, folder, background)
         pictures, bad = _find_pictures(merged, folder, sizes, split) if mine else ({}, [])
         listed.append(_listed(merged, folder, sizes, split, pictures, sorted(pictures), bad))
+    names = [{sample.name for sample in part.samples} for part in listed]
+    if both := sorted(set.intersection(*names)) if len(names) > 1 else []:
+        raise UserError(f"{place}: {len(both)} pictures, such as {both[0]}, are in the annotation files of both train "
+                        "and val; remove them from one")  # fmt: skip
     return listed
 
 

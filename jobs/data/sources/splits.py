@@ -54,7 +54,7 @@ def _split_of_word(word: str) -> str | None:
 def split_of_file(path: Path, place: Path) -> str | None:
     """The split of an annotation file, from its folder below `place` or its name: train, val, test or None."""
     below = path.relative_to(place).as_posix() if path != place else f"{path.parent.name}/{path.name}"
-    found = split_of(below) or split_of(f"{path.stem}/", words=True) or split_of(below, words=True)
+    found = split_of(below) or split_of(f"{path.stem}/", words=True)
     return found[0] if found else None
 
 

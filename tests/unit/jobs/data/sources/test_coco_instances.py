@@ -279,6 +279,28 @@ def test_outlines_of_one_split_get_no_picture_of_the_other(tmp_path, caplog, tra
     assert "skipped 2.jpg: annotation without picture" in caplog.text
 
 
+def test_a_picture_of_both_splits_is_refused(tmp_path):
+    root = tmp_path / "own"
+    write_pictures(root, [f"images/{i}.jpg" for i in (1, 2, 3)])
+    for split, numbers in (("train", (1, 2)), ("val", (2, 3))):
+        images = [{"id": i, "file_name": f"{i}.jpg"} for i in numbers]
+        write_json(root / f"annotations/instances_{split}.json", [annotation(3, [box(0, 0, 9, 9)])], images=images)
+    with pytest.raises(ValueError, match=r"1 pictures, such as images/2.jpg, are in the annotation files of both"):
+        prepared(root, tmp_path / "out")
+
+
+def test_folders_with_more_words_than_their_split_are_kept(tmp_path):
+    root = tmp_path / "own"
+    for folder in ("images_train", "images_val", "images_test"):
+        write_pictures(root / folder, ["1.jpg", "2.jpg"])
+        images = [{"id": i, "file_name": f"{folder}/{i}.jpg"} for i in (1, 2)]
+        write_json(root / folder / "_annotations.coco.json", [annotation(3, [box(0, 0, 9, 9)])], images=images)
+    found, _ = prepared(root, tmp_path / "out")
+    assert {split: sorted(names) for split, names in found.items()} == {
+        split: [f"images_{split}/{i}.jpg" for i in (1, 2)] for split in ("train", "val")
+    }
+
+
 def test_a_file_of_one_split_needs_the_other(tmp_path):
     root = tree(tmp_path / "coco", [annotation(3, [box(0, 0, 9, 9)])])
     train, val = (root / f"annotations/instances_{split}2017.json" for split in ("train", "val"))
