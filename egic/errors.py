@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable
 
@@ -48,8 +49,12 @@ def run_main(main: Callable[[], object]) -> int | None:
     - The reader of stdout, such as `head`, has ended: no output, status 141, the usual status of SIGPIPE.
     - Otherwise the integer that `main` returned, or None for success.
 
-    Bytes of file names that are not valid UTF-8 are printed as \\x.. or \\udc...
+    Bytes of file names that are not valid UTF-8 are printed as \\x.. or \\udc... Where the caller has closed stdout or
+    stderr (`>&-`), what is printed there is lost, as with the null device.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -60,7 +65,7 @@ def run_main(main: Callable[[], object]) -> int | None:
         if isinstance(error, BrokenPipeError) and _reader_ended():
             return 128 + signal.SIGPIPE
         _show_traceback(error)
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print("; ".join(("stopped", *map(str, error.args))), file=sys.stderr)
@@ -102,7 +107,17 @@ def reason(error: Exception) -> str:
         return "not enough memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split())
+    return one_line(error)
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error as one line without control characters."""
+    return visible(" ".join(str(error).split()))
+
+
+def visible(text: str) -> str:
+    """The text with control characters as \\x..: names of files can have newlines and the escape codes of terminals."""
+    return "".join(f"\\x{ord(each):02x}" if unicodedata.category(each) == "Cc" else each for each in text)
 
 
 def quiet(*loggers: str) -> None:

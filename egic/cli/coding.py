@@ -14,7 +14,7 @@ from egic.cli import files, model_refs
 from egic.cli.files import Task
 from egic.coding import bitstream
 from egic.coding.bitstream import MAX_QUALITY
-from egic.errors import UserError, out_of_memory, reason
+from egic.errors import UserError, out_of_memory, reason, visible
 from egic.file_size import bpp, parse_size
 
 if TYPE_CHECKING:
@@ -188,14 +188,14 @@ def report(tasks: Sequence[Task], results: Iterable[Result], quiet: bool = False
     for number, (task, result) in enumerate(zip(tasks, results, strict=True), 1):
         place = f"[{number}/{len(tasks)}] " if len(tasks) > 1 else ""
         for note in result.notes:
-            print(f"warning: {task.name}: {note}", file=sys.stderr)
+            print(visible(f"warning: {task.name}: {note}"), file=sys.stderr)
         if result.stats:
-            print(f"{task.name}: {result.stats}", file=sys.stdout if task.target else sys.stderr)
+            print(visible(f"{task.name}: {result.stats}"), file=sys.stdout if task.target else sys.stderr)
         if result.error:
             failed += 1
-            print(f"{place}error: {task.name}: {result.error}", file=sys.stderr)
+            print(visible(f"{place}error: {task.name}: {result.error}"), file=sys.stderr)
         elif result.line and not quiet and not (result.stats and sys.stdout.isatty()):  # there, --stats has a line
-            print(f"{place}{task.name} -> {result.line}", file=sys.stderr)
+            print(visible(f"{place}{task.name} -> {result.line}"), file=sys.stderr)
     if failed and len(tasks) > 1:
         print(f"{failed} of {len(tasks)} failed", file=sys.stderr)
     return 2 if failed else 0

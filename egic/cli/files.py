@@ -105,12 +105,16 @@ def _check_distinct(tasks: list[Task]) -> None:
 
 
 def read(task: Task) -> bytes:
-    """The input's bytes."""
+    """The input's bytes. Raises UserError for stdin if it is closed."""
+    if task.source is None and sys.stdin is None:
+        raise UserError("stdin is closed; name a file")
     return sys.stdin.buffer.read() if task.source is None else task.source.read_bytes()
 
 
 def check_free(task: Task, force: bool) -> None:
-    """Raise UserError if the output exists already, unless `force`."""
+    """Raise UserError if the output exists already, unless `force`, or if it is stdout and that is closed."""
+    if task.target is None and sys.__stdout__ is None:
+        raise UserError("stdout is closed; name a file with -o")
     if task.target and task.target.is_dir():
         raise UserError(f"{task.target} is a folder")
     if task.target and task.target.is_file() and not force:

@@ -8,21 +8,21 @@ from pathlib import PurePath
 
 from PIL import Image, features
 
-from egic.errors import UserError
+from egic.errors import UserError, visible
 from egic.pictures import heif, jpeg, jpeg2000, png, tiff
 
 _HEIC = (".heic", ".heif", ".hif")
 
 _SUFFIXES = {
-    "PNG": (".png",),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".mpo"),
     "WEBP": (".webp",),
     "TIFF": (".tif", ".tiff"),
-    "BMP": (".bmp",),
+    "BMP": (".bmp", ".dib"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "GIF": (".gif",),
-    **({"AVIF": (".avif",)} if find_spec("PIL._avif") else {}),
-    **({"JPEG2000": (".jp2", ".j2k", ".jpx")} if features.check_codec("jpg_2000") else {}),
+    **({"AVIF": (".avif", ".avifs")} if find_spec("PIL._avif") else {}),
+    **({"JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")} if features.check_codec("jpg_2000") else {}),
     **({"HEIF": _HEIC} if find_spec("pillow_heif") else {}),
 }
 """File suffixes by Pillow's name of the format, for all formats that can be read.
@@ -32,8 +32,10 @@ Pillow may be built without two of them, and reads HEIF through pillow-heif, of 
 READS = tuple(_SUFFIXES)
 READ_SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 _OTHERS = (
-    ".heic .heif .hif .avif .jp2 .j2k .jpx .jxl .jxr .psd .tga .ico .icns .svg .exr .hdr .pfm .qoi .dds .dng .raw .cr2 "
-    ".cr3 .nef .arw .orf .raf .rw2 .srw .pef"
+    ".heic .heif .hif .heics .avif .avifs .jp2 .j2k .j2c .jpc .jpf .jpx .jpm .jxl .jxr .wdp .hdp .jxs .jls .psd "
+    ".psb .xcf .kra .ora .ai .eps .ps .pdf .svg .svgz .tga .pcx .sgi .rgb .ras .pam .pfm .xbm .xpm .ico .icns .cur "
+    ".dds .exr .hdr .qoi .flif .bpg .mng .jng .wmf .emf .fits .dcm .dng .raw .cr2 .cr3 .crw .nef .nrw .arw .srf "
+    ".sr2 .orf .raf .rw2 .rwl .srw .pef .3fr .fff .x3f .erf .mef .mos .mrw .iiq .dcr .kdc .gpr"
 ).split()
 """Suffixes of pictures in formats that cannot be read, or only with an optional part of Pillow or pillow-heif."""
 
@@ -90,5 +92,5 @@ def left_out(names: Iterable[str]) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name as valid Unicode: bytes that are not UTF-8 become \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file name as valid Unicode on one line: bytes that are not UTF-8, and control characters, become \\xNN."""
+    return visible(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))

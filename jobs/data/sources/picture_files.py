@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,9 @@ def read_picture(
             "keeps its pixels as stored, without EXIF's orientation, since its labels belong to them")  # fmt: skip
         log.info("%s %s", path, how)
     if keep_jpeg and data.startswith(b"\xff\xd8") and not (upright and pictures.is_turned(data)):
-        height, width, _ = decode_jpeg(data).shape
-        return data, (height, width)
+        with suppress(UserError):  # else it is encoded again, or `read` has the reason
+            height, width, _ = decode_jpeg(data).shape
+            return data, (height, width)
     x, notes = pictures.read(data, MAX_PIXELS, upright=upright)
     for note in notes:
         log.info("%s: %s", path, note)

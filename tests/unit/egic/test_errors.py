@@ -79,3 +79,27 @@ def test_a_known_warning_of_a_package_is_hidden_and_others_are_shown():
     env = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     done = subprocess.run([sys.executable, "-c", WARNS, "parent"], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr.count("alpha is deprecated") == 2 and "torch" not in done.stderr
+
+
+CLOSED = """
+import sys
+from egic.errors import run_main
+def main():
+    print("out", flush=True)
+    print("err", file=sys.stderr, flush=True)
+    return 3 + sys.stdout.isatty() + sys.stderr.isatty()
+raise SystemExit(run_main(main))
+"""
+
+
+@pytest.mark.parametrize("closed, shown", [(">&-", "err\n"), ("2>&-", "out\n"), (">&- 2>&-", "")])
+def test_a_closed_output_is_no_error(closed, shown):
+    command = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, CLOSED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == (3, shown)
+
+
+def test_control_characters_in_messages_are_shown_as_text(capsys):
+    assert run_main(failing(UserError("a\x1b[31m\nb.png is damaged"))) == 2
+    assert capsys.readouterr().err == "error: a\\x1b[31m b.png is damaged\n"
+    assert reason(UserError("\x07bell")) == "\\x07bell"

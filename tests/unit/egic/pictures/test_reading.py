@@ -1,7 +1,6 @@
 """Picture files of every supported kind are read as upright 8-bit sRGB."""
 
 import io
-import os
 import struct
 import zlib
 
@@ -183,17 +182,6 @@ def test_a_profile_of_a_grey_picture_is_applied(mode, form, space):
     assert not notes and x.mean() > (GREY // 2).mean() * 1.3
 
 
-@pytest.mark.parametrize(
-    "suffix", [s for s in pictures.READ_SUFFIXES if s not in (".pbm", ".gif", ".mpo", ".heic", ".heif", ".hif")]
-)
-def test_every_suffix_in_read_suffixes_can_be_read(suffix, tmp_path):
-    smooth = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (64, 64, 3))
-    image = Image.fromarray(np.ascontiguousarray(smooth)).convert("L" if suffix in (".pgm",) else "RGB")
-    image.save(tmp_path / f"x{suffix}")
-    x, notes = pictures.read((tmp_path / f"x{suffix}").read_bytes())
-    assert x.shape == smooth.shape and np.abs(x.astype(int) - smooth).mean() < 6 and not notes
-
-
 def test_1_bit_pictures_and_the_first_picture_of_mpo_files_are_read(tmp_path):
     black = np.random.default_rng(0).integers(0, 2, (9, 17)).astype(bool)
     Image.fromarray(black).save(tmp_path / "x.pbm")
@@ -202,15 +190,6 @@ def test_1_bit_pictures_and_the_first_picture_of_mpo_files_are_read(tmp_path):
     x, notes = pictures.read(saved(Image.fromarray(RGB), "MPO", save_all=True, append_images=[second], quality=95))
     assert np.abs(x.astype(int) - RGB).mean() < np.abs(x.astype(int) - (255 - RGB)).mean()
     assert notes == ["it has 2 pictures, only the main one is used"]
-
-
-def test_files_of_unsupported_formats_are_counted():
-    names = ["a.JPG", "b.cr2", "d/c.CR2", "e.dng", "notes.txt", "f.egic"]
-    assert pictures.left_out(names) == "2 .cr2, 1 .dng" and pictures.left_out(["a.png"]) == ""
-
-
-def test_names_that_are_not_utf_8_become_printable():
-    assert pictures.printable(os.fsdecode(b"caf\xe9 \xc3\xa9.jpg")) == r"caf\xe9 é.jpg"
 
 
 def test_colour_profiles_become_srgb():

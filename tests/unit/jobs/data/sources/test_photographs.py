@@ -90,6 +90,27 @@ def test_a_plain_jpeg_keeps_its_bytes_and_others_are_turned_upright_and_stored_a
     assert decode_jpeg(read_picture(path)[0]).shape == (40, 64, 3)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_labels_stay_on_the_pixels_that_they_were_made_for(tmp_path, form, orientation):
+    """Upright, the picture has the size of its labels, too, so only its pixels show whether it was turned."""
+    x = np.zeros((40, 64, 3), np.uint8)
+    x[:20, :32] = 255
+    turned = Image.Exif()
+    turned[0x0112] = orientation
+    Image.fromarray(x).save(tmp_path / "x", form, exif=turned)
+    stored, shape = read_picture(tmp_path / "x", (40, 64))
+    assert shape == (40, 64) and np.abs(decode_jpeg(stored).astype(int) - x).mean() < 4
+
+
+def test_a_jpeg_that_training_cannot_open_is_encoded_again(tmp_path):
+    """Its metadata is damaged; COCO's JPEGs are otherwise kept."""
+    plain = jpeg(Image.fromarray(np.full((40, 64, 3), 90, np.uint8)))
+    (tmp_path / "x").write_bytes(plain[:2] + b"\xff\xe0\0\x07JFIF\0" + plain[2:])
+    stored, shape = read_picture(tmp_path / "x", keep_jpeg=True)
+    assert shape == (40, 64) and np.abs(decode_jpeg(stored).astype(int) - 90).max() < 3
+
+
 def test_bad_files_are_named_and_left_out(tmp_path, caplog, monkeypatch):
     root = write_photographs(tmp_path / "mine", 4)
     (tmp_path / "secret.jpg").write_bytes((root / "0.jpg").read_bytes())
