@@ -14,14 +14,13 @@ _SRGB_CHROMATICITY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 
 def to_rgb(image: Image.Image, data: bytes, notes: list[str]) -> Image.Image:
     """Any image -> RGB of 8 bits in sRGB. data: its file; empty if that is not known."""
-    is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
-    if is_tiff:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         tiff.check(image.tag_v2)
     if image.format == "JPEG2000":
         jpeg2000.check(data, image.mode)
     profile = _profile(image, data, notes)
     image.load()
-    if is_tiff:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         image = tiff.with_palette(image)
     if data.startswith(png.START):
         image = _with_key(image, depth=data[24], kind=data[25])

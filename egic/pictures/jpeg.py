@@ -5,7 +5,7 @@ import struct
 START = b"\xff\xd8\xff"
 _SOS = 0xDA
 _APP, _COM = range(0xE0, 0xF0), 0xFE
-_NEEDED = {
+_NEEDED: dict[int, tuple[bytes | tuple[bytes, ...], int]] = {
     0xE0: (b"JFIF\0", 14),
     0xE1: ((b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"), 6),
     0xE2: (b"ICC_PROFILE\0", 14),

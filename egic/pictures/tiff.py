@@ -116,6 +116,8 @@ def refusal(data: bytes) -> UserError:
     """Why a TIFF that Pillow cannot decode is not read: the reason if it is known, else the kind of its main page."""
     if not pages(data):
         return UserError("damaged TIFF picture")
+    if data.startswith(b"MM\0+"):
+        return UserError(f"this kind of TIFF is not read: it is a big-endian BigTIFF. {_ADVICE}")
     kind = ""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2] == ord("+") else 8])
@@ -144,9 +146,9 @@ def with_palette(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
     palette = image.tag_v2.get(TiffImagePlugin.COLORMAP, ())
     if image.mode not in ("P", "PA") or max(palette, default=256) >= 256:
         return image
-    image = image.copy()  # the other one may be the caller's
-    image.putpalette(bytes(palette), "RGB;L")
-    return image
+    corrected = image.copy()  # the other one may be the caller's
+    corrected.putpalette(bytes(palette), "RGB;L")
+    return corrected
 
 
 def _reason(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:

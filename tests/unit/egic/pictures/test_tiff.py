@@ -178,6 +178,11 @@ def pages(*writes: tuple[np.ndarray, dict], **options) -> bytes:
     return out.getvalue()
 
 
+def test_a_kind_that_pillow_takes_for_another_is_named():
+    with pytest.raises(UserError, match="big-endian BigTIFF"):
+        pictures.read(pages((BYTES, {}), bigtiff=True, byteorder=">"))
+
+
 BESIDE = {
     "a mask": (GREY > 128, {"photometric": 4, "subfiletype": 4}),
     "64-bit floats": (GREY.astype("f8"), {"photometric": 1}),
