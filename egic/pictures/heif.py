@@ -1,4 +1,6 @@
-"""Which of HEIC and AVIF a file is."""
+"""Which of HEIC and AVIF a file is; its metadata."""
+
+import re
 
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -21,3 +23,11 @@ def is_heic(data: bytes) -> bool:
 def is_avif(data: bytes) -> bool:
     """Whether a file is AVIF."""
     return bool(brands(data) & _AVIF_BRANDS)
+
+
+def without_metadata(data: bytes) -> bytes:
+    """The file with its items of EXIF and XMP under a type that decoders ignore.
+
+    Types are in the boxes `infe` (ISO/IEC 14496-12), after version, flags, number of the item and its protection.
+    """
+    return re.sub(rb"(infe.{4}(?:.{2}|.{4}).{2})(?:Exif|mime)", rb"\1skip", data, flags=re.DOTALL)

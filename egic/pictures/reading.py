@@ -51,8 +51,8 @@ def read(data: bytes, max_pixels: int | None = None, *, upright: bool = True) ->
 def _attempts(data: bytes) -> Iterator[tuple[bytes, list[str]]]:
     """(a file to decode, notes about it): the file itself, and if that fails, without the metadata that may be why."""
     yield data, []
-    form = format_of(data)
-    bare = {"PNG": png.without_metadata, "JPEG": jpeg.without_metadata}.get(form, bytes)(data)
+    ways = {"PNG": png.without_metadata, "JPEG": jpeg.without_metadata, "AVIF": heif.without_metadata}
+    bare = ways.get(format_of(data), bytes)(data)
     if bare != data:
         yield bare, ["part of its metadata is damaged or too large, and is ignored"]
 

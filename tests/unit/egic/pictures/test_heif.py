@@ -58,6 +58,20 @@ def test_pictures_are_read_upright(form, orientation):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_no_damage_to_exif_stops_a_picture(form):
+    """libavif refuses a file whose EXIF has no TIFF header where it should be; the rotation is no part of EXIF."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Camera"
+    data = written(form, exif=exif.tobytes())
+    plain, _ = pictures.read(data)
+    at, rng = data.index(b"Camera"), np.random.default_rng(0)
+    start = data.rindex(b"II*\0" if b"II*\0" in data[:at] else b"MM\0*", 0, at)
+    for _ in range(20):
+        damaged = data[:start] + rng.bytes(8) + data[start + 8 :]
+        assert np.array_equal(pictures.read(damaged)[0], plain)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("how", ["icc", "numbers"])
 def test_display_p3_becomes_srgb(form, how):
     x = (64 + SMOOTH // 3).astype(np.uint8)  # colours that sRGB has
