@@ -103,7 +103,11 @@ def small() -> Config:
             rates=6,
         ),  # fmt: skip
         discriminator=replace(
-            p.discriminator, down=(32, 64, 64, 128, 128, 128), up=(128, 128, 128, 64, 64, 32), latent_channels=128
+            p.discriminator,
+            encoder="tf_efficientnet_lite0",
+            down=(32, 64, 64, 128, 128, 128),
+            up=(128, 128, 128, 64, 64, 32),
+            latent_channels=128,
         ),
         segmentation=replace(p.segmentation, steps=5_000, lr=1e-3, **rhythm),
         mse_codec=replace(
@@ -115,7 +119,7 @@ def small() -> Config:
             steps=8_000,
             warmup_steps=6_000,
             lr=5e-4,
-            adversarial_lr=1e-4,
+            adversarial_lr=3e-4,
             loss=replace(p.gan.loss, k_m=0.0005),  # a sixth of HiFiC's: measured, docs/training.md
             **rhythm | {"optimizer": "muon"},
         ),
