@@ -212,7 +212,7 @@ def damage(root: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("truncated", "truncated or damaged JPEG"),
+        ("truncated", "image file is truncated"),
         ("no image", "not a picture of a format that is read"),
         ("no picture", "annotation without picture"),
         ("no png", "000000000000.png is missing"),

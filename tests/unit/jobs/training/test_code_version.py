@@ -152,6 +152,8 @@ OUTSIDE = {
     "egic/metrics/measures.py": "measures what was learned",
     "jobs/cluster/ray_internals.py": "how Ray runs the data tasks, not what they make",
     "jobs/cluster/task_errors.py": "says what went wrong",
+    "egic/listing.py": "which pictures there are; their names and digests are in the key",
+    "egic/report/picture_names.py": "which pictures there are; their names and digests are in the key",
 }
 
 
