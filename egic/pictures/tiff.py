@@ -65,7 +65,7 @@ def note(data: bytes) -> str:
     main = _main(found)
     if found and found[main].kind & _REDUCED:
         if _SUB_IFDS in found[main].entries:
-            raise UserError("this kind of TIFF is not read: its picture is not a page, only a thumbnail is. " + _ADVICE)
+            raise _not_read("its picture is not a page, only a thumbnail is")
         return "it is marked as a smaller copy of another picture"
     if main:
         return f"it has {len(found)} frames, number {main + 1} is used, since those before it are thumbnails or masks"
@@ -112,12 +112,16 @@ def _layout(data: bytes) -> tuple[str, str, str, int, int]:
 _ADVICE = "Convert it to PNG first"
 
 
+def _not_read(reason: str) -> UserError:
+    return UserError(f"this kind of TIFF is not read: {reason}. {_ADVICE}")
+
+
 def refusal(data: bytes) -> UserError:
     """Why a TIFF that Pillow cannot decode is not read: the reason if it is known, else the kind of its main page."""
     if not pages(data):
         return UserError("damaged TIFF picture")
     if data.startswith(b"MM\0+"):
-        return UserError(f"this kind of TIFF is not read: it is a big-endian BigTIFF. {_ADVICE}")
+        return _not_read("it is a big-endian BigTIFF")
     kind = ""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2] == ord("+") else 8])
@@ -125,7 +129,7 @@ def refusal(data: bytes) -> UserError:
         file.seek(tags.next)
         tags.load(file)
         if reason := _reason(tags):
-            return UserError(f"this kind of TIFF is not read: {reason}. {_ADVICE}")
+            return _not_read(reason)
         kind = f" ({_description(tags)})"
     except Exception:  # Pillow's reader raises whatever its parts do
         pass
@@ -135,7 +139,7 @@ def refusal(data: bytes) -> UserError:
 def check(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
     """Raise UserError for TIFFs that Pillow decodes to wrong pixels without an error (tests compare with tifffile)."""
     if reason := _reason(tags):
-        raise UserError(f"this kind of TIFF is not read: {reason}. {_ADVICE}")
+        raise _not_read(reason)
 
 
 def with_palette(image: TiffImagePlugin.TiffImageFile) -> Image.Image:

@@ -25,7 +25,7 @@ from tenacity import (
     wait_exponential,
 )
 
-from egic.errors import UserError
+from egic.errors import UserError, one_line
 from jobs.tracking import moved_folder
 
 if TYPE_CHECKING:
@@ -174,9 +174,8 @@ def requests_accepted() -> Iterator[None]:
     try:
         yield
     except mlflow().MlflowException as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"MLflow at {shown_uri()} refuses a request ({reason[:300]}). If it needs a login, set "
+            f"MLflow at {shown_uri()} refuses a request ({one_line(error)[:300]}). If it needs a login, set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; otherwise see its log, "
             "or correct MLFLOW_TRACKING_URI"
         ) from error
